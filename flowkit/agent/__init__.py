@@ -1,0 +1,23 @@
+"""Agents: what users write, how it is declared, checked and arranged into tasks. Nothing here runs anything."""
+
+from flowkit.agent.plan import Group, Plan, make_plan
+from flowkit.agent.spec import AgentSpec, Retry
+from flowkit.agent.stream import END, EVENT, Need, Stream
+from flowkit.agent.topic import Getter, Outlet, Sink, Takes, Topic
+
+__all__ = [
+    "END",
+    "EVENT",
+    "AgentSpec",
+    "Getter",
+    "Group",
+    "Need",
+    "Outlet",
+    "Plan",
+    "Retry",
+    "Sink",
+    "Stream",
+    "Takes",
+    "Topic",
+    "make_plan",
+]

@@ -1,0 +1,96 @@
+"""Configuration: typed settings from the environment, and the options of a worker with defaults right for production."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, dataclass_transform
+
+import msgspec
+
+from flowkit.errors import ConfigError
+
+
+@dataclass_transform(field_specifiers=(msgspec.field,))
+class _SettingsMeta(type(msgspec.Struct)):  # type: ignore[misc]
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], prefix: str = "", **kw: Any) -> Any:
+        namespace["__settings_prefix__"] = prefix
+        return super().__new__(mcs, name, bases, namespace, **kw)
+
+
+class Settings(msgspec.Struct, metaclass=_SettingsMeta, frozen=True, kw_only=True):
+    """Typed configuration of a service, from the environment.
+
+    >>> class Limits(Settings, prefix="FRAUD_"):
+    ...     threshold: float = 0.8
+    ...     regions: list[str] = []
+    >>> Limits.load({"FRAUD_THRESHOLD": "0.9", "FRAUD_REGIONS": '["EU","US"]'})
+    Limits(threshold=0.9, regions=['EU', 'US'])
+    """
+
+    __settings_prefix__: ClassVar[str] = ""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read `PREFIX_FIELD` for every field. Raises ConfigError naming every variable that is missing or wrong."""
+        found = os.environ if environ is None else environ
+        values, problems = {}, []
+        for item in msgspec.structs.fields(cls):
+            variable = f"{cls.__settings_prefix__}{item.name}".upper()
+            if variable not in found:
+                if item.required:
+                    problems.append(f"{variable} is not set ({cls.__name__}.{item.name})")
+                continue
+            try:
+                values[item.name] = parse_text(found[variable], item.type)
+            except ValueError as error:
+                problems.append(f"{variable}: {error}")
+        if problems:
+            raise ConfigError(*problems)
+        return cls(**values)
+
+
+def parse_text(text: str, type_: Any) -> Any:
+    """A value of `type_` from text: as it is, or as JSON for lists and other structures. Raises ValueError."""
+    try:
+        return msgspec.convert(text, type_, strict=False)
+    except msgspec.ValidationError as error:
+        try:
+            return msgspec.json.decode(text, type=type_)
+        except msgspec.MsgspecError:
+            raise ValueError(str(error)) from None
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker runs. Every field can be set by environment (`FLOWKIT_…`) and most by flag.
+
+    `commit_every` events or `commit_interval` ms, whichever comes first, end a commit interval. `batch_size` records
+    are fetched at once. `grace` ms is what a stop by SIGTERM may take. `stall_after` ms without progress make the
+    watchdog speak up and restart the task. `lease_ttl` ms after its last sign of life a worker's tasks are taken over.
+    """
+
+    commit_every: int = 5_000
+    commit_interval: int = 1_000
+    batch_size: int = 5_000
+    grace: int = 25_000
+    stall_after: int = 60_000
+    lease_ttl: int = 10_000
+    live_objects: int = 1_000_000
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> Self:
+        """Flags that are not None over `FLOWKIT_…` variables over the defaults. Raises ConfigError."""
+        found = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        problems = []
+        for name in cls.__struct_fields__:
+            variable = f"FLOWKIT_{name.upper()}"
+            if flags.get(name) is not None:
+                values[name] = flags[name]
+            elif variable in found:
+                try:
+                    values[name] = int(found[variable])
+                except ValueError:
+                    problems.append(f"{variable}={found[variable]!r} is no whole number")
+        problems += [f"{name} must be at least 1" for name, value in values.items() if value < 1]
+        if problems:
+            raise ConfigError(*problems)
+        return cls(**values)

@@ -1,0 +1,126 @@
+"""What flows: records, the events that tables make of them, and what can be subscribed to.
+
+Times are integer milliseconds since the epoch, UTC; durations are integer milliseconds made by `milliseconds` … `days`.
+"""
+
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+T_co = TypeVar("T_co", covariant=True)
+K = TypeVar("K")
+V = TypeVar("V")
+
+MIN_TIME = -(2**63)
+END_OF_TIME = 2**63 - 1
+"""The watermark at the end of a bounded run, as in Flink: everything is closed."""
+
+EARLIEST = -62_135_596_800_000
+LATEST = 253_402_300_799_999
+"""The first and last millisecond of the years 1 … 9999: no record's own time may lie outside."""
+
+Pane = Literal["early", "on_time", "late"]
+
+
+class Record(msgspec.Struct):
+    """Base of the values that flow and are stored: a typed, mutable struct, checked when it is decoded.
+
+    >>> class Reading(Record):
+    ...     sensor: str
+    ...     value: float = 0.0
+    >>> Reading("a")
+    Reading(sensor='a', value=0.0)
+    """
+
+
+class Closed(msgspec.Struct, Generic[K, V]):
+    """A window's result: `value` of `key` over `[start, end)` (ms).
+
+    `pane` tells whether it was sent before the watermark passed the window (`early`), when it did (`on_time`), or
+    because of a late record within the allowed lateness (`late`).
+    """
+
+    key: K
+    value: V
+    start: int
+    end: int
+    pane: Pane = "on_time"
+
+
+class Change(msgspec.Struct, Generic[K, V]):
+    """A table's value changed by one event, from `old` (None: new) to `new` (None: deleted).
+
+    For windowed tables `start` and `end` (ms) say of which window. `time` (ms) is that of the causing event.
+    """
+
+    key: K
+    old: V | None
+    new: V | None
+    time: int
+    start: int = MIN_TIME
+    end: int = END_OF_TIME
+
+
+class DeadLetter(msgspec.Struct):
+    """A record that could not be used, as it came in, with where it lay and what was wrong with it.
+
+    `position` is what a person needs to find it (`FILE:12` or `offset 34`); `offset` its number in the partition, or
+    the line's in a file. `time` is in ms, None if the record had none. `attempts` counts runs of the agent; 0 if no
+    agent saw it.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    position: str
+    key: bytes | None
+    value: bytes | None
+    time: int | None
+    error: str
+    reason: str
+    traceback: str = ""
+    agent: str = ""
+    attempts: int = 0
+
+
+class Events(Generic[T_co]):
+    """Anything that an agent can subscribe to: a topic, or what a table sends (closed windows, changes, late records).
+
+    `name` is unique in the app; `type` is the type of one event.
+    """
+
+    def __init__(self, name: str, type_: Any) -> None:
+        self.name = name
+        self.type = type_
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+def milliseconds(n: float) -> int:
+    """`n` milliseconds as a duration (ms)."""
+    return round(n)
+
+
+def seconds(n: float) -> int:
+    """`n` seconds as a duration (ms).
+
+    >>> seconds(1.5)
+    1500
+    """
+    return round(n * 1000)
+
+
+def minutes(n: float) -> int:
+    """`n` minutes as a duration (ms)."""
+    return round(n * 60_000)
+
+
+def hours(n: float) -> int:
+    """`n` hours as a duration (ms)."""
+    return round(n * 3_600_000)
+
+
+def days(n: float) -> int:
+    """`n` days of 24 hours as a duration (ms)."""
+    return round(n * 86_400_000)

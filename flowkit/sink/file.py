@@ -1,0 +1,152 @@
+"""Files and standard output as a sink: a hand-off says which bytes stand where, so delivering it twice changes nothing.
+
+    .jsonl .ndjson .json    one JSON value a line; a tombstone is the line `null`
+    .csv                    RFC 4180 with a header; tombstones are left out
+    .txt                    one text a line; tombstones are left out
+    … .gz, … .zst           the same, compressed in blocks
+    -                       standard output: one JSON value a line
+
+A compressed file must not show where commits fell. So the lines are cut into blocks of a fixed length, each a gzip
+member or Zstandard frame of its own; what does not fill a block yet waits in the state. At a stop it is written as a
+short block, which the next run replaces: also a file that was written in several runs is that of an unbroken one.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio.to_thread
+
+from flowkit.codec import csv_line
+from flowkit.errors import ConfigError
+from flowkit.sink.file_target import DiskFile, Stdout
+
+CODECS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+
+BLOCK_BYTES = 256 << 10
+"""How many bytes of lines make a compressed block. Part of the format: another number gives another file."""
+
+
+class Encoded(Protocol):
+    """A record in the codec's bytes."""
+
+    value: bytes | None
+
+
+class FileSink:
+    """Writes records to the file `path`.
+
+    `fields` are the columns of CSV, which its header names; they may be set until `open`. With `sync` a delivery
+    returns once the data is on disk: only then does the guarantee outlive a power failure. Without stored state to go
+    on from, `sync=False` loses nothing. Raises ConfigError if the name tells no format.
+    """
+
+    def __init__(self, path: str, fields: Sequence[str] | None = None, *, sync: bool = True) -> None:
+        self.path = path
+        self.codec: str | None
+        self.codec, compression = format_of(path)
+        self.fields = fields
+        self._target: DiskFile | Stdout = Stdout() if path == "-" else DiskFile(path, sync=sync)
+        self.guarantee = self._target.guarantee
+        self._compress = COMPRESSIONS.get(compression)
+        self._null = b"null" if self.codec == "json" else None
+        self._offset = 0
+        """Where the next hand-off begins."""
+        self._start = 0
+        """Where the last hand-off begins: what lies before was delivered when it was committed."""
+        self._end = 0
+        """How long the file is once everything staged is delivered: `_offset` and, after a stop, the short block."""
+        self._tail = b""
+
+    async def open(self, state: Any) -> None:
+        """Begin a new file (state None: an existing one is emptied), or go on with one.
+
+        Bytes behind those that `state` knows are an uncommitted rest of a killed run, and cut off. Raises ConfigError
+        if the file cannot be written there at all, StoreError if committed bytes are missing.
+        """
+        if self.codec == "csv" and not self.fields:
+            raise ConfigError(f"{self.path}: CSV needs columns, and the type of the records names none")
+        known = state or {"offset": 0, "start": 0, "end": 0, "tail": b""}
+        self._offset, self._start, self._end = known["offset"], known["start"], known["end"]
+        self._tail = known["tail"]
+        await anyio.to_thread.run_sync(self._target.open, None if state is None else (self._start, self._end))
+
+    def stage(self, records: Sequence[Encoded], final: bool) -> Any:  # noqa: FBT001 - as the seam has it
+        """The hand-off {offset, data}: `data` are the file's bytes from `offset` to its end. None if there are none."""
+        data = self._lines(records, final)
+        last = b""
+        if self._compress is not None:
+            data, last = self._blocks(data, self._compress, final)
+        self._start = self._offset
+        if not data and not last:
+            return None
+        self._offset += len(data)
+        self._end = self._offset + len(last)
+        return {"offset": self._start, "data": data + last}
+
+    def state(self) -> Any:
+        """What `open` needs: the file's lengths, and the lines that do not fill a compressed block yet."""
+        return {"offset": self._offset, "start": self._start, "end": self._end, "tail": self._tail}
+
+    async def deliver(self, handoff: Any) -> None:
+        """Write a hand-off where it belongs, and cut off what lies behind it. None does nothing.
+
+        Raises StoreError if the disk does not take it (it may be delivered again), or if bytes before it are missing;
+        OutputClosed if nobody reads standard output any more.
+        """
+        if handoff is not None:
+            await anyio.to_thread.run_sync(self._target.write, handoff["offset"], handoff["data"])
+
+    async def close(self) -> None:
+        """Let go of the file."""
+        self._target.close()
+
+    def _lines(self, records: Sequence[Encoded], final: bool) -> bytes:  # noqa: FBT001
+        values = [record.value for record in records]
+        if None in values:
+            lines = [self._null if value is None else value for value in values]
+            present = [line for line in lines if line is not None]
+        else:
+            present = values  # type: ignore[assignment]
+        if self.codec == "csv" and not self._offset and not self._tail and (values or final):
+            present = [csv_line(self.fields or ()), *present]
+        return b"\n".join([*present, b""]) if present else b""
+
+    def _blocks(self, lines: bytes, compress: Callable[[bytes], bytes], final: bool) -> tuple[bytes, bytes]:  # noqa: FBT001
+        """Whole blocks, and at a stop what is left as a short one."""
+        lines = self._tail + lines
+        whole = len(lines) - len(lines) % BLOCK_BYTES
+        blocks = b"".join([compress(lines[at : at + BLOCK_BYTES]) for at in range(0, whole, BLOCK_BYTES)])
+        self._tail = lines[whole:]
+        # Not even an empty file may be without a block: gzip takes one of no bytes for a broken archive.
+        short = final and (self._tail or not (self._offset or blocks))
+        return blocks, compress(self._tail) if short else b""
+
+
+def format_of(path: str) -> tuple[str, str]:
+    """Codec and compression ("" for none) by the name of a file. Raises ConfigError for a name that tells neither."""
+    if path == "-":
+        return "json", ""
+    name = Path(path)
+    compression = name.suffix if name.suffix in COMPRESSIONS else ""
+    suffix = Path(name.stem).suffix if compression else name.suffix
+    if suffix not in CODECS:
+        known = " ".join(CODECS)
+        raise ConfigError(f"{path}: a name must end in one of {known}, with or without .gz or .zst; or be - for stdout")
+    return CODECS[suffix], compression
+
+
+def _gzip(data: bytes) -> bytes:
+    """A member without name or time (RFC 1952): the same bytes at any time."""
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+def _zstd(data: bytes) -> bytes:
+    import cramjam
+
+    return bytes(cramjam.zstd.compress(data, 3))
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {".gz": _gzip, ".zst": _zstd}

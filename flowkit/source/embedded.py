@@ -1,0 +1,210 @@
+"""`embedded://DIR`: durable partitioned topics, exactly-once commits and placement by leases in one SQLite file.
+
+Several processes share the directory; any of them may be killed at any time. Outputs, positions, identity and the
+epoch check of a commit are one transaction, which is why it is one file: SQLite's transactions over several files are
+not atomic in WAL mode.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from flowkit.clock import Clock
+from flowkit.source import embedded_log as log
+from flowkit.source import embedded_tasks as tasks
+from flowkit.source.embedded_file import BrokerFile, FileThread
+from flowkit.source.local import LogSource, Records
+from flowkit.source.rules import Claimed, KeyValueTime, Lease, Output, check_topic
+
+POLL_MS = 5
+"""How often `wait` looks whether the file has changed; a look costs about 0.1 ms in another thread."""
+
+
+class EmbeddedBroker:
+    """A broker in `directory`, which it makes if need be. Use it within `async with`, or `open` and `close` it.
+
+    Reads and writes have a connection and a thread each: a fetch never waits for a commit's fsync. Every method may
+    raise StoreError (StoreLocked, StoreCorrupt), naming the file; those that write may raise OutcomeUnknown as well.
+    `sync="normal"` saves the fsync a commit: a power cut may then take the last commits, a killed process none.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        clock: Clock,
+        *,
+        sync: Literal["full", "normal"] = "full",
+        wait_ms: int = 30_000,
+    ) -> None:
+        self.directory = Path(directory)
+        self.url = f"embedded://{self.directory}"
+        self._clock = clock
+        self._sync = sync
+        self._wait_ms = wait_ms
+        self._worker = f"process {os.getpid()}"
+        self._writer, self._reader = FileThread(), FileThread()
+        self._version, self._looked_at = 0, float("-inf")
+
+    async def open(self) -> None:
+        """Open the file, or make it.
+
+        Raises ConfigError if the directory cannot be used or is of a newer format, StoreCorrupt if it is damaged.
+        """
+        make: Callable[..., BrokerFile] = partial(BrokerFile, self.directory, sync=self._sync, wait_ms=self._wait_ms)
+        await self._writer.open(make)
+        try:
+            await self._reader.open(partial(make, writes=False))
+            await self._look()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Finish what has been asked for and close the file. Leases stay until they expire or are released."""
+        await self._reader.close()
+        await self._writer.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- topics ---
+
+    async def topics(self) -> dict[str, int]:
+        """The number of partitions by topic."""
+        return await self._reader.run(log.topics)
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; 0 if it does not exist."""
+        return await self._reader.run(log.partitions, topic)
+
+    async def create(self, topic: str, partitions: int) -> None:
+        """Make a topic. Raises ConfigError if it exists with another number, or the name cannot be one."""
+        check_topic(topic, partitions)
+        await self._writer.run(log.create, self.url, topic, partitions)
+
+    async def end_offsets(self, topic: str) -> list[int]:
+        """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic."""
+        return await self._reader.run(log.end_offsets, self.url, topic)
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """The offsets of the oldest record that is left, and of the next one to come."""
+        _, start, end = await self._reader.run(log.log_of, self.url, topic, partition)
+        return start, end
+
+    async def put(self, topic: str, records: Sequence[KeyValueTime], partition: int | None = None) -> None:
+        """Append (key, value, time in ms) from outside, all or none: to `partition`, or by key, or round robin.
+
+        Raises ConfigError if there is no such topic or partition.
+        """
+        await self._writer.run(log.put, self.url, topic, records, partition)
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int) -> Records:
+        """At most `limit` records from `offset` on, or from the oldest that is left; fewer if they are big."""
+        return await self._reader.run(log.read, self.url, topic, partition, offset, limit)
+
+    async def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Forget the records before `offset`; their room in the file is used again."""
+        await self._writer.run(log.delete_before, self.url, topic, partition, offset)
+
+    def source(self, topic: str) -> LogSource:
+        """The topic as the worker reads it."""
+        return LogSource(self, topic)
+
+    async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
+        """Return once anyone has written anything, in this or another process, or after `timeout_ms`.
+
+        The answer is a mark; given as `seen` to the next call it makes that return at once if something was written
+        in between. So: fetch everything after one call, then call again with its mark, and nothing is overlooked.
+        """
+        if seen is None:
+            seen = await self._look()
+        until = self._clock.now_ms() + timeout_ms
+        while (version := await self._look()) == seen:
+            left = until - self._clock.now_ms()
+            if left <= 0:
+                break
+            await self._clock.sleep(min(POLL_MS, left))
+        return version
+
+    async def _look(self) -> int:
+        """SQLite's mark of the last change by another connection (the writer's is another one, too)."""
+        self._version = await self._reader.run(_data_version)
+        return self._version
+
+    # --- tasks ---
+
+    async def claim(self, task: str, state: str, *, worker: str | None = None, seen: int | None = None) -> Claimed:
+        """Become the task's owner: fences every earlier one. `state` is where the task's state will be kept.
+
+        The owner's name is `worker`, or that of the last `join`. Given `seen`, the epoch that made the task look free
+        (0: never claimed), a claim that comes second raises Fenced instead of taking the task from the first.
+        """
+        owner = self._worker if worker is None else worker
+        return await self._writer.run(tasks.claim, task, owner, state, self._clock.now_ms(), seen)
+
+    async def last_commit(self, task: str) -> tuple[int, bytes | None]:
+        """Number and id of the last commit of `task` that counts (0, None: none yet)."""
+        return await self._writer.run(tasks.last_commit, task)
+
+    async def positions(self, task: str) -> Any:
+        """The positions in the last commit that counts; None if there is none yet."""
+        return await self._reader.run(tasks.positions, task)
+
+    async def commit(
+        self,
+        task: str,
+        epoch: int,
+        number: int,
+        commit_id: bytes,
+        positions: Any,
+        outputs: Sequence[Output],
+    ) -> None:
+        """Outputs, positions and identity in one transaction. A commit that counts already succeeds and does nothing.
+
+        Raises Fenced if `epoch` is not the task's any more, CommitError if another commit has the number,
+        OutcomeUnknown if nobody knows what became of the transaction, ConfigError if a topic or partition is missing.
+        """
+        await self._writer.run(tasks.commit, self.url, task, epoch, number, commit_id, positions, outputs)
+
+    async def leases(self, prefix: str = "") -> list[Lease]:
+        """The tasks whose name begins with `prefix` and that were ever claimed, by name."""
+        return await self._reader.run(tasks.leases, prefix)
+
+    async def renew(self, worker: str, tasks_: Sequence[str]) -> list[str]:
+        """Prolong the worker's leases. The answer: which of the tasks it does not own any more."""
+        return await self._writer.run(tasks.renew, worker, tasks_, self._clock.now_ms())
+
+    async def release(self, task: str, epoch: int) -> None:
+        """Give the task up; does nothing if another has claimed it. Commits under `epoch` are fenced from now on."""
+        await self._writer.run(tasks.release, task, epoch)
+
+    async def join(self, worker: str, ttl_ms: int) -> None:
+        """Become a member until `ttl_ms` after the last heartbeat. Claims are made under this name from now on."""
+        await self._writer.run(tasks.join, worker, ttl_ms, self._clock.now_ms())
+        self._worker = worker
+
+    async def heartbeat(self, worker: str) -> None:
+        """A sign of life. Raises Fenced if the worker is unknown (it left, or was dead for a day)."""
+        await self._writer.run(tasks.heartbeat, worker, self._clock.now_ms())
+
+    async def leave(self, worker: str) -> None:
+        """Be no member any more, and give all tasks up."""
+        await self._writer.run(tasks.leave, worker)
+
+    async def members(self, prefix: str = "") -> list[str]:
+        """The living workers whose name begins with `prefix`, by name."""
+        return await self._reader.run(tasks.members, prefix, self._clock.now_ms())
+
+
+def _data_version(file: BrokerFile) -> int:
+    (version,) = file.sql.execute("PRAGMA data_version").fetchone()
+    return int(version)

@@ -1,0 +1,11 @@
+"""The durable state of a task: spaces of sorted keys, changed only by whole frames. Bytes in, bytes out, no streams.
+
+`async with open_store(path) as store` opens it. Today the tables lie in memory over a log of frames that is read in
+full at the start; the interface is that of the LSM tree which takes its place.
+"""
+
+from flowkit.store.frame import Frame, Space, SpaceChange
+from flowkit.store.state_dir import claim_directory, open_directory
+from flowkit.store.store import Store, open_store
+
+__all__ = ["Frame", "Space", "SpaceChange", "Store", "claim_directory", "open_directory", "open_store"]

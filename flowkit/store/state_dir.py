@@ -1,0 +1,86 @@
+"""A state directory belongs to one app and, while a process uses it, to that process.
+
+DIR/flowkit.json     the app's name and the directory's format version
+DIR/LOCK             held by the owner as long as it lives; its text is the owner's pid
+"""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flowkit.errors import ConfigError, StoreLocked
+
+FORMAT = 1
+
+
+def open_directory(path: Path, app: str) -> None:
+    """Check that `path` is this app's state directory, or make it one.
+
+    Raises ConfigError if it is another app's, of a newer format, not empty, not a directory or not writable.
+    """
+    label = path / "flowkit.json"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not label.exists():
+            strangers = [entry.name for entry in path.iterdir() if entry.name != "LOCK"]
+            if strangers:
+                raise ConfigError(f"{path}: not empty and not a flowkit state directory (it holds {strangers[0]!r})")
+            draft = path / f".flowkit.json.{os.getpid()}"
+            draft.write_text(json.dumps({"format": FORMAT, "app": app}) + "\n")
+            draft.replace(label)
+            sync_directory(path)
+        found = json.loads(label.read_text())
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{path}: is a file; the state needs a directory") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be used as state directory: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{label}: damaged ({error})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+        raise ConfigError(f"{label}: damaged (no format version)")
+    if found["format"] > FORMAT:
+        raise ConfigError(
+            f"{path}: written by a newer flowkit (format {found['format']}; this one reads up to {FORMAT}): upgrade flowkit"
+        )
+    if found.get("app") != app:
+        raise ConfigError(
+            f"{path}: belongs to the app {found.get('app')!r}, not to {app!r}: give each app its own --state"
+        )
+
+
+@contextmanager
+def claim_directory(path: Path) -> Iterator[None]:
+    """Own `path` as long as this context lasts (or the process lives: kill -9 frees it).
+
+    Raises StoreLocked with the owner's pid if another process owns it.
+    """
+    try:
+        fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be used as state directory: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ConfigError(f"{path}: cannot be locked: {error.strerror}") from error
+            owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
+            raise StoreLocked(f"{path}: in use by process {owner}: stop it, or give this one its own --state") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

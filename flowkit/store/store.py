@@ -1,0 +1,271 @@
+"""The store: tables in memory over a durable log of frames, with at most one frame undecided."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StorePoisoned
+from flowkit.store.frame import HEADER, Frame, Space, SpaceChange, decode_log, encode_frame
+from flowkit.store.state_dir import sync_directory
+
+REWRITE_ABOVE = 64 * 2**20
+"""A log smaller than this (bytes) is never rewritten."""
+
+REWRITE_GROWTH = 4
+"""A log this many times the size of the state in it is rewritten as one frame."""
+
+
+class Store:
+    """Committed state of one task. Made by `open_store`.
+
+    A frame is first *prepared* (durable, undecided: its changes can be read here but may yet be taken back), then
+    *resolved*. `meta` is that of the last frame which counts.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.meta: dict[str, Any] = {}
+        self.number = 0
+        self.commit_id = b""
+        self.undecided: Frame | None = None
+        self.log_bytes = 0
+        self._spaces: dict[Space, dict[bytes, bytes]] = {}
+        self._pending: dict[Space, dict[bytes, bytes | None]] = {}
+        self._pending_drops: set[Space] = set()
+        self._fd = -1
+        self._sequence = 0
+        self._base_bytes = 0
+        self._poison: str | None = None
+
+    # Reading
+
+    def get(self, space: Space, key: bytes) -> bytes | None:
+        """The value of `key`, the undecided frame's included; None if there is none."""
+        if self._pending:
+            pending = self._pending.get(space)
+            if pending is not None and key in pending:
+                return pending[key]
+        if space in self._pending_drops:
+            return None
+        keys = self._spaces.get(space)
+        return None if keys is None else keys.get(key)
+
+    def scan(self, space: Space) -> list[tuple[bytes, bytes]]:
+        """All keys and values of a space in key order."""
+        merged: dict[bytes, bytes | None] = {}
+        if space not in self._pending_drops:
+            merged.update(self._spaces.get(space, {}))
+        merged.update(self._pending.get(space, {}))
+        return sorted((key, value) for key, value in merged.items() if value is not None)
+
+    def ends(self, table: str) -> list[int]:
+        """The window ends of which `table` has a space, in order."""
+        spaces = (self._spaces.keys() - self._pending_drops) | self._pending.keys()
+        return sorted(end for name, end in spaces if name == table and end is not None)
+
+    def tables(self) -> list[str]:
+        """The tables that have any key."""
+        return sorted({name for name, _ in self._spaces.keys() | self._pending.keys()})
+
+    def size(self) -> int:
+        """How many keys there are in all spaces."""
+        return sum(map(len, self._spaces.values()))
+
+    # Writing
+
+    async def prepare(self, frame: Frame) -> None:
+        """Make `frame` durable, undecided. At most one frame may be.
+
+        Raises StorePoisoned after a failed write or sync: nothing later can be promised.
+        """
+        if self.undecided is not None:
+            raise StoreError(f"frame {self.undecided.number} is still undecided")
+        if self._poison:
+            raise StorePoisoned(self._poison)
+        self.undecided = frame
+        for change in frame.changes:
+            space = self._pending.setdefault((change.table, change.end), {})
+            space.update(zip(change.keys, change.values, strict=True))
+        self._pending_drops = set(map(tuple, frame.drops))  # type: ignore[arg-type]
+        if self.path is not None:
+            record = encode_frame(frame)
+            await anyio.to_thread.run_sync(self._append, record)
+
+    async def resolve(self, commit_id: bytes, applied: bool) -> None:
+        """Say whether the undecided frame counts. If not, it leaves no trace."""
+        frame = self.undecided
+        if frame is None or frame.commit_id != commit_id:
+            raise StoreError(f"no undecided frame {commit_id.hex()}")
+        if applied:
+            self._apply(frame)
+        else:
+            self.log_bytes -= len(encode_frame(frame)) if self.path is not None else 0
+            if self.path is not None:
+                await anyio.to_thread.run_sync(self._truncate, self.log_bytes)
+        self.undecided, self._pending, self._pending_drops = None, {}, set()
+        if applied and self.log_bytes > max(REWRITE_ABOVE, REWRITE_GROWTH * self._base_bytes):
+            await anyio.to_thread.run_sync(self._rewrite)
+
+    def _apply(self, frame: Frame) -> None:
+        spaces = self._spaces
+        for drop in frame.drops:
+            spaces.pop((drop[0], drop[1]), None)
+        for change in frame.changes:
+            _update(spaces.setdefault((change.table, change.end), {}), change)
+        self.meta, self.number, self.commit_id = frame.meta, frame.number, frame.commit_id
+
+    # The log
+
+    def _name(self, sequence: int) -> Path:
+        assert self.path is not None
+        return self.path / f"log-{sequence:08}"
+
+    def _append(self, record: bytes) -> None:
+        try:
+            _write_all(self._fd, record)
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._poison = (
+                f"{self._name(self._sequence)}: write failed ({error.strerror}); everything up to commit {self.number} "
+                "is safe: make room or mend the disk, then start again"
+            )
+            raise StorePoisoned(self._poison) from error
+        self.log_bytes += len(record)
+
+    def _truncate(self, length: int) -> None:
+        os.ftruncate(self._fd, length)
+        os.fdatasync(self._fd)
+
+    def _rewrite(self) -> None:
+        """Put the whole state into a new log of one frame; the old log goes only once the new one is durable."""
+        changes = [SpaceChange(t, end, list(keys), list(keys.values())) for (t, end), keys in self._spaces.items()]
+        record = encode_frame(Frame(self.number, self.commit_id, b"", 0, self.meta, changes))
+        try:
+            self._start_log(self._sequence + 1, record)
+        except OSError as error:
+            self._poison = f"{self._name(self._sequence + 1)}: write failed ({error.strerror})"
+            raise StorePoisoned(self._poison) from error
+
+    def _start_log(self, sequence: int, record: bytes) -> None:
+        assert self.path is not None
+        draft = self.path / f".log-{sequence:08}"
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            _write_all(fd, HEADER + record)
+            os.fsync(fd)
+            draft.rename(self._name(sequence))
+            sync_directory(self.path)
+        except OSError:
+            os.close(fd)
+            raise
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._name(self._sequence).unlink(missing_ok=True)
+        self._fd, self._sequence = fd, sequence
+        self.log_bytes = self._base_bytes = len(HEADER) + len(record)
+
+    def _recover(self) -> None:
+        """Read the newest log. Its last frame may be undecided: whoever opens the store resolves it."""
+        assert self.path is not None
+        logs = sorted(self.path.glob("log-*"))
+        if not logs:
+            self._start_log(1, b"")
+            return
+        newest = logs[-1]
+        data = newest.read_bytes()
+        end, last = len(HEADER), None
+        for end, frame in decode_log(data, str(newest)):
+            if last is not None:
+                self._check_chain(last, frame, newest)
+                self._apply(last)
+            last = frame
+        self._sequence = int(newest.name.removeprefix("log-"))
+        self._fd = os.open(newest, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        if len(data) < len(HEADER):
+            os.ftruncate(self._fd, 0)
+            _write_all(self._fd, HEADER)
+        elif end < len(data):
+            os.ftruncate(self._fd, end)
+        os.fsync(self._fd)
+        self.log_bytes = end
+        self._base_bytes = sum(len(k) + len(v) for space in self._spaces.values() for k, v in space.items())
+        for old in logs[:-1]:
+            old.unlink()
+        if last is not None:
+            self.undecided = last
+            for change in last.changes:
+                self._pending.setdefault((change.table, change.end), {}).update(
+                    zip(change.keys, change.values, strict=True)
+                )
+            self._pending_drops = {(drop[0], drop[1]) for drop in last.drops}
+
+    @staticmethod
+    def _check_chain(previous: Frame, frame: Frame, log: Path) -> None:
+        if frame.parent != previous.commit_id:
+            raise StoreCorrupt(f"{log}: commit {frame.number} does not follow commit {previous.number}")
+
+    def close(self) -> None:
+        """Let go of the files. What was resolved is durable already."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _update(space: dict[bytes, bytes], change: SpaceChange) -> None:
+    if None in change.values:
+        for key, value in zip(change.keys, change.values, strict=True):
+            if value is None:
+                space.pop(key, None)
+            else:
+                space[key] = value
+    else:
+        space.update(zip(change.keys, change.values, strict=True))  # type: ignore[arg-type]
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@asynccontextmanager
+async def open_store(path: str | os.PathLike[str] | None) -> AsyncIterator[Store]:
+    """A store in the directory `path` (None: in memory, for tests and for runs without `--state`).
+
+    The last frame found may be undecided (`store.undecided`): resolve it before anything else. The caller owns the
+    directory (`claim_directory`). Raises StoreCorrupt, or ConfigError if the directory cannot be used.
+    """
+    store = Store(None if path is None else Path(path))
+    if store.path is not None:
+        try:
+            store.path.mkdir(parents=True, exist_ok=True)
+            await anyio.to_thread.run_sync(store._recover)
+        except OSError as error:
+            store.close()
+            raise ConfigError(f"{store.path}: cannot be used: {error.strerror}") from error
+        except BaseException:
+            store.close()
+            raise
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def read_store(path: Path) -> Store:
+    """A look at a store whose owner may be running: what its log says now, the undecided frame left out."""
+    store = Store(None)
+    logs = sorted(path.glob("log-*"))
+    last: Frame | None = None
+    if logs:
+        for _, frame in decode_log(logs[-1].read_bytes(), str(logs[-1])):
+            if last is not None:
+                store._apply(last)
+            last = frame
+        if last is not None:
+            store._apply(last)
+    return store

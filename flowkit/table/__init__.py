@@ -1,0 +1,64 @@
+"""Tables: keyed state that agents change as plain objects, by window or not, saved whole at each commit."""
+
+from flowkit.table.aggregates import (
+    CountDistinct,
+    Custom,
+    First,
+    Last,
+    Max,
+    Mean,
+    Min,
+    Quantile,
+    Sum,
+    TopK,
+    Variance,
+)
+from flowkit.table.aligned import AlignedState
+from flowkit.table.build import check_schema, compiled_of, default_factory, make_state, migrate_cell, schema_of
+from flowkit.table.cursor import Cursor, Mode, current
+from flowkit.table.definition import (
+    AnyTable,
+    OverlappingTable,
+    Table,
+    TableEvents,
+    WindowedTable,
+    overlaps,
+)
+from flowkit.table.fused import BatchLoop, Compiled, batch_loop
+from flowkit.table.state import NEVER, Open, State
+
+__all__ = [
+    "NEVER",
+    "AlignedState",
+    "AnyTable",
+    "BatchLoop",
+    "Compiled",
+    "CountDistinct",
+    "Cursor",
+    "Custom",
+    "First",
+    "Last",
+    "Max",
+    "Mean",
+    "Min",
+    "Mode",
+    "Open",
+    "OverlappingTable",
+    "Quantile",
+    "State",
+    "Sum",
+    "Table",
+    "TableEvents",
+    "TopK",
+    "Variance",
+    "WindowedTable",
+    "batch_loop",
+    "check_schema",
+    "compiled_of",
+    "current",
+    "default_factory",
+    "make_state",
+    "migrate_cell",
+    "overlaps",
+    "schema_of",
+]

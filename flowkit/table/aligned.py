@@ -1,0 +1,288 @@
+"""Tables by aligned windows: tumbling, sliding, cumulative. One space of the store a window end, dropped whole.
+
+watermark passes end - 1                  the window fires
+… and, with allowed lateness, end - 1 + lateness: its space is dropped; until then a late event fires it again
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flowkit.record import MIN_TIME, Closed, Pane
+from flowkit.store import SpaceChange
+from flowkit.table.cells import Cells, no_event
+from flowkit.table.cursor import Mode
+from flowkit.table.state import NEVER, Open, State
+from flowkit.window import Aligned
+
+
+class AlignedState(State):
+    """Windows by their ends. `live` serves the one window of a tumbling table; others use `windows`."""
+
+    def __init__(self, *args: Any, window: Aligned, early: int | None = None, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self.window = window
+        self.size: int = window.size  # type: ignore[attr-defined]
+        self.early = early
+        self.by_end: dict[int, Cells] = {}
+        self.starts: dict[int, int] = {}
+        self.unfired: list[int] = []
+        self.moving = early is not None
+        self.due = MIN_TIME + 1
+        self.touched_early: dict[int, set[Any]] = {}
+        self.early_done: set[int] = set()
+        self.dropped: list[tuple[str, int | None]] = []
+        # The window of the last event, so that the next one in it costs one comparison; empty while lo == hi.
+        self.lo = self.hi = 0
+
+    # Seen by agents
+
+    def live(self, key: Any) -> Any:
+        if not self.lo <= self.cursor.time < self.hi:
+            self._turn(self.now())
+        try:
+            return self.fresh[key]
+        except KeyError:
+            return self._load(key)
+
+    def _turn(self, t: int) -> None:
+        """Make the window at `t` the one that `fresh` belongs to."""
+        if self.shape.mode is not Mode.WRITE:
+            if self.shape.mode is Mode.OUTSIDE:
+                raise no_event(self.name)
+            self.fresh = {}
+            return
+        ((start, end),) = self.window.windows(t)
+        if end - 1 + self.lateness <= self.watermark:
+            raise self.closed_error(t)
+        self.fresh = self.cells(start, end).fresh
+        self.lo, self.hi = start, end
+
+    def cells(self, start: int, end: int) -> Cells:
+        """The cells of a window, opened if need be."""
+        cells = self.by_end.get(end)
+        if cells is None:
+            cells = self.by_end[end] = Cells(self.shape, self.store, (self.name, end))
+            self.starts[end] = start
+            if end - 1 > self.watermark:
+                heapq.heappush(self.unfired, end)
+        return cells
+
+    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
+        ((start, end),) = self.window.windows(t)
+        cells = self.cells(start, end)
+        return cells.fresh, cells.cache(), cells.load, start, end
+
+    def _load(self, key: Any) -> Any:
+        if self.shape.mode is Mode.WRITE:
+            return self.by_end[self.hi].load(key)
+        value = self.find(key)
+        return self.shape.present(value) if value is not None else self.shape.new(key)
+
+    def put(self, key: Any, value: Any) -> None:
+        self.check_write()
+        cells = self._here()
+        if value is None:
+            cells.delete(key)
+            return
+        if key not in cells.fresh:
+            self.shape.check_key(key)
+        cells.fresh[key] = value
+
+    def delete(self, key: Any) -> None:
+        self.check_write()
+        self._here().delete(key)
+
+    def _here(self) -> Cells:
+        if not self.lo <= self.cursor.time < self.hi:
+            self._turn(self.now())
+        return self.by_end[self.hi]
+
+    def find(self, key: Any) -> Any:
+        for _, end in self.window.windows(self.cursor.time):
+            if end in self.by_end:
+                return self.by_end[end].find(key)
+            return None
+        return None
+
+    def open_at(self, t: int) -> list[tuple[int, int]]:
+        """The windows at `t` that are not closed."""
+        closed = self.watermark - self.lateness
+        return [(start, end) for start, end in self.window.windows(t) if end - 1 > closed]
+
+    def windows(self, key: Any) -> list[Open[Any]]:
+        mode = self.shape.mode
+        if mode is Mode.OUTSIDE:
+            raise no_event(self.name)
+        spans = self.open_at(self.now())
+        if not spans and self.is_late(self.cursor.time):
+            raise self.closed_error(self.cursor.time)
+        if mode is Mode.READ:
+            found = [(s, e, self.by_end[e].find(key)) for s, e in spans if e in self.by_end]
+            return [Open(self.shape.present(value), s, e) for s, e, value in found if value is not None]
+        result = []
+        for start, end in spans:
+            cells = self.cells(start, end)
+            value = cells.fresh.get(key)
+            result.append(Open(cells.load(key) if value is None else value, start, end))
+        return result
+
+    def scan(self) -> Iterator[Any]:
+        if self.shape.mode is Mode.OUTSIDE:
+            raise no_event(self.name)
+        for end in sorted(self.by_end):
+            for _, key, value in self.by_end[end].items():
+                yield key, Open(self.shape.present(value), self.starts[end], end)
+
+    def refresh(self) -> None:
+        self.fresh = {}
+        self.lo = self.hi = 0
+
+    # Boundaries
+
+    def all_cells(self) -> Iterator[Cells]:
+        return iter(list(self.by_end.values()))
+
+    def bounds(self, end: int | None) -> tuple[int, int]:
+        assert end is not None
+        return self.starts[end], end
+
+    def keep(self) -> None:
+        self._note_early()
+        super().keep()
+
+    def mark(self) -> None:
+        self._note_early()
+        super().mark()
+
+    def _note_early(self) -> None:
+        if self.early is not None:
+            for end, cells in self.by_end.items():
+                if end - 1 > self.watermark and (touched := cells.touched()):
+                    self.touched_early.setdefault(end, set()).update(touched)
+
+    def cut(self) -> tuple[list[SpaceChange], list[tuple[str, int | None]]]:
+        self._note_early()
+        changes, _ = super().cut()
+        dropped, self.dropped = self.dropped, []
+        return changes, dropped
+
+    def rollback(self, meta: dict[str, Any]) -> None:
+        self.dropped = []
+        super().rollback(meta)
+
+    def open(self, meta: dict[str, Any]) -> None:
+        super().open(meta)
+        starts = dict(meta.get("open", []))
+        stored = self.store.ends(self.name)
+        self.by_end = {e: self.by_end.get(e) or Cells(self.shape, self.store, (self.name, e)) for e in stored}
+        self.starts = {end: starts[end] for end in stored}
+        self.unfired = [end for end in stored if end - 1 > self.watermark]
+        encoded = meta.get("early", [])
+        self.touched_early = {end: {self.shape.decode_key(key) for key in keys} for end, keys in encoded}
+        self._set_due()
+
+    def meta(self) -> dict[str, Any]:
+        saved: dict[str, Any] = {"watermark": self.watermark, "open": list(self.starts.items())}
+        if self.touched_early:
+            encode = self.shape.encode_key
+            saved["early"] = [[end, sorted(map(encode, keys))] for end, keys in self.touched_early.items()]
+        return saved
+
+    # Time
+
+    def is_late(self, t: int) -> bool:
+        return t < self.window.late_before(self.watermark + 1 - self.lateness)
+
+    def peek(self, watermark: int) -> int | None:
+        if self.unfired and self.unfired[0] - 1 <= watermark:
+            return self.unfired[0]
+        if self.early is not None:
+            due = (end for end in self.unfired if end not in self.early_done and self._early_due(end) <= watermark)
+            return min(due, default=None)
+        return None
+
+    def _early_due(self, end: int) -> int:
+        """The watermark at which the window ending at `end` gives its next early result."""
+        assert self.early is not None
+        start = self.start_of(end)
+        k = max((self.watermark + 1 - start) // self.early, 0) + 1
+        at = start + k * self.early
+        return at - 1 if at < end and start > MIN_TIME else NEVER
+
+    def start_of(self, end: int) -> int:
+        """The start of the window that ends at `end`."""
+        return self.starts[end]
+
+    def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
+        if end - 1 > watermark:
+            return self._fire_early(end, watermark)
+        heapq.heappop(self.unfired)
+        self.touched_early.pop(end, None)
+        results = self.results(end, "on_time") if self.wants_closed else []
+        self.watermark = max(self.watermark, end - 1)
+        if self.lateness == 0:
+            self._drop(end)
+        return results
+
+    def results(self, end: int, pane: Pane) -> list[Closed[Any, Any]]:
+        """All results of a window, in order of key bytes; copies if the window lives on."""
+        hand_over = self.shape.present if self.lateness else self.shape.final
+        start = self.starts[end]
+        return [Closed(key, hand_over(value), start, end, pane) for _, key, value in self.by_end[end].items()]
+
+    def _fire_early(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
+        self._note_early()
+        for cells in self.all_cells():
+            cells.seal()
+        self.refresh()
+        keys = self.touched_early.pop(end, set())
+        self.early_done.add(end)
+        if not self.wants_closed:
+            return []
+        cells = self.by_end[end]
+        rows = sorted((self.shape.encode_key(key), key) for key in keys)
+        found = [(key, cells.find(key)) for _, key in rows]
+        return [Closed(k, self.shape.present(v), self.starts[end], end, "early") for k, v in found if v is not None]
+
+    def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
+        fired = []
+        for end, cells in self.by_end.items():
+            if end - 1 <= self.watermark:
+                for key in cells.touched():
+                    value = cells.find(key)
+                    if value is not None:
+                        late = Closed(key, self.shape.present(value), self.starts[end], end, "late")
+                        fired.append((end, self.shape.encode_key(key), late))
+        return fired
+
+    def _drop(self, end: int) -> None:
+        del self.by_end[end], self.starts[end]
+        self.touched_early.pop(end, None)
+        self.dropped.append((self.name, end))
+        if self.hi == end:
+            self.refresh()
+
+    def settle(self, watermark: int) -> None:
+        super().settle(watermark)
+        self.early_done.clear()
+        if self.lateness:
+            for end in [end for end in self.by_end if end - 1 + self.lateness <= watermark]:
+                self._drop(end)
+        self._set_due()
+
+    def _set_due(self) -> None:
+        """Between two ends of windows nothing changes, so the engine need not ask before the next one."""
+        if self.watermark == MIN_TIME:
+            # Before the first watermark: come back as soon as there is one.
+            self.careful_before, self.due = MIN_TIME, MIN_TIME + 1
+            return
+        fired, closed = self.watermark + 1, self.watermark + 1 - self.lateness
+        self.due = self.window.next_end(fired) - 1
+        if self.lateness:
+            self.careful_before = self.window.last_end(fired)
+            self.due = min(self.due, self.window.next_end(closed) - 1 + self.lateness)
+        else:
+            self.careful_before = self.window.late_before(closed)
+        if self.early is not None:
+            self.due = self.watermark + 1

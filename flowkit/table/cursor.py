@@ -1,0 +1,40 @@
+"""Where a task is just now: the event that its agents see. Tables and sinks ask it what "now" means."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from enum import Enum
+from typing import Any
+
+from flowkit.record import MIN_TIME
+
+
+class Mode(Enum):
+    """What may be done with tables just now."""
+
+    WRITE = "write"
+    READ = "read"
+    OUTSIDE = "outside"
+
+
+class Cursor:
+    """One task's present event.
+
+    `time` (ms) is the event's; `ordinal` counts events, so that a count window counts one once; `ready` is set by a
+    table that has something to fire without the watermark's help.
+    """
+
+    __slots__ = ("agent", "batch_times", "emit", "event", "ordinal", "ready", "time", "watermark")
+
+    def __init__(self) -> None:
+        self.time = MIN_TIME
+        self.watermark = MIN_TIME
+        self.event: Any = None
+        self.ordinal = 0
+        self.ready = False
+        self.agent: Any = None
+        self.batch_times: dict[int, int] | None = None
+        self.emit: Callable[[Any, Any, Any, int | None], None]
+
+
+current: ContextVar[Cursor] = ContextVar("flowkit_cursor")
+"""The cursor of the flowkit task in whose asyncio task this code runs."""

@@ -1,0 +1,359 @@
+"""Aggregates as code: the statements of all of a table's aggregates, fused into one function without a call inside.
+
+The state of one key is a flat list of builtins, one or more slots for each part:
+
+    n=Count(), total=Sum("amount"), mean=Mean("amount")        def update(s, e, t):
+                                                                   v0 = e.amount
+    slot   0       1                                               s[0] += 1
+           count   sum of amount                                   s[1] += v0
+
+Parts that are equal are kept once: the mean above is made of the other two. Every function here is generated as text
+from parts and compiled by Python; the text is `Compiled.source`, and tracebacks show its lines.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from flowkit.record import Record
+from flowkit.table.fields import Value, is_builtin, may_be_wide, optional, shown, value_of
+
+State = list[Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring slots of a state, and the text that keeps them.
+
+    In the texts `{0}`, `{1}` … are the numbers of the slots, `{v}` is the event's value (never None), and other names
+    are `objects`. Names for passing use begin with an underscore.
+
+    - `new`: the slots' first values, as items of a list.
+    - `update`: statements over the state `s`, the event `e` and its time `t` (ms). They may raise: then the state is
+      half changed, and of no more use.
+    - `merge`: the slots of two states `a` and `b` together, as items of a list; nothing in it may be shared with `a`
+      or `b` and change later. `a` began before `b`.
+    - `types`: of those slots that hold what events hold.
+    """
+
+    kind: str
+    new: tuple[str, ...]
+    update: str
+    merge: str
+    value: Value | None = None
+    types: Mapping[int, Any] = field(default_factory=dict)
+    objects: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> str:
+        """What stored slots mean, in words: it must not change while they are stored."""
+        return self.kind if self.value is None else f"{self.kind} of {self.value.label}: {shown(self.value.type)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one aggregate is kept and told: `result` is text over `s` with the slots of all `parts`; `type` its type."""
+
+    parts: tuple[Part, ...]
+    result: str
+    type: Any
+    objects: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A table's aggregates, ready to run on states, which are lists of builtins.
+
+    - `update(s, e, t)` counts the event `e` of time `t` (ms). If it raises, `s` is half changed: drop it.
+    - `merge(a, b)` is a new state of two, `a` the one that began earlier; neither is changed, nor shared.
+    - `result(s)` is a `result_type`; it is not changed by later updates.
+    - `encode` and `decode` turn a state into msgpack and back; the same updates then give the same results.
+    - `key(e)` is the key by which an event is counted, and `key_type` its type; None and Any if there is no `by`.
+    - `fields` are the names of all fields that are looked at, or None if a function looks at the event.
+    - `layout` says what the slots hold: stored states of another layout cannot be read.
+    """
+
+    table: str
+    new: Callable[[], State]
+    update: Callable[[State, Any, int], None]
+    merge: Callable[[State, State], State]
+    result: Callable[[State], Any]
+    result_type: type[Record]
+    encode: Callable[[State], bytes]
+    decode: Callable[[bytes], State]
+    key: Callable[[Any], Any] | None
+    key_type: Any
+    fields: frozenset[str] | None
+    layout: tuple[str, ...]
+    source: str
+    names: Mapping[str, Any] = field(repr=False)
+    """What the generated text refers to."""
+    lines: tuple[str, ...] = field(repr=False)
+    event_type: Any = field(repr=False)
+    key_source: str | None = field(repr=False)
+
+    def update_source(self, indent: int) -> str:
+        """The statements of `update`, for a larger generated function that has `s`, `e`, `t` and these `names`."""
+        return "".join(f"{' ' * indent}{line}\n" for line in self.lines)
+
+
+def fuse(table: str, plans: Mapping[str, Plan], event_type: Any, by: Value | None) -> Compiled:
+    """Compiles the aggregates of one table; `by` is the key's value, where events have one."""
+    parts: list[Part] = []
+    for plan in plans.values():
+        parts += [part for part in plan.parts if part not in parts]
+    first: list[int] = []
+    size = 0
+    for part in parts:
+        first.append(size)
+        size += len(part.new)
+    text = _Text(parts, first)
+    new = ", ".join(text.of(part, item) for part in parts for item in part.new)
+    merged = ", ".join(text.of(part, part.merge) for part in parts)
+    results = ", ".join(text.result(plan) for plan in plans.values())
+    lines = text.updates()
+    key_source = None if by is None else text.source(by)
+    title = "".join(filter(str.isalnum, table.title()))
+    result_type: Any = msgspec.defstruct(
+        title if title.isidentifier() else "Result",
+        [(name, plan.type) for name, plan in plans.items()],
+        bases=(Record,),
+        module=__name__,
+    )
+    names = {**text.names, "Result": result_type}
+    source = f"def new():\n    return [{new}]\n\n"
+    source += "def update(s, e, t):\n" + "".join(f"    {line}\n" for line in lines) + "\n"
+    source += f"def merge(a, b):\n    return [{merged}]\n\n"
+    source += f"def result(s):\n    return Result({results})\n"
+    if key_source is not None:
+        source += f"\ndef key(e):\n    return {key_source}\n"
+    made = run_source(f"<aggregates of table {table}>", source, names)
+    encode, decode = _codec(
+        {at + i: kind for part, at in zip(parts, first, strict=True) for i, kind in part.types.items()}
+    )
+    return Compiled(
+        table=table,
+        new=made["new"],
+        update=made["update"],
+        merge=made["merge"],
+        result=made["result"],
+        result_type=result_type,
+        encode=encode,
+        decode=decode,
+        key=made.get("key"),
+        key_type=Any if by is None else optional(by.type) if by.nullable else by.type,
+        fields=_fields([part.value for part in parts], by),
+        layout=tuple(part.layout for part in parts),
+        source=source,
+        names=names,
+        lines=tuple(lines),
+        event_type=event_type,
+        key_source=key_source,
+    )
+
+
+def run_source(name: str, source: str, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What `source` defines. Tracebacks show its lines under `name`."""
+    made = dict(names)
+    exec(compile(source, name, "exec"), made)  # noqa: S102 - our own text; the fields in it were looked up
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    return made
+
+
+class _Text:
+    """Fills in the texts of parts: numbers of slots, values, and names for objects."""
+
+    def __init__(self, parts: Sequence[Part], first: Sequence[int]) -> None:
+        self.parts, self.first = parts, first
+        self.names: dict[str, Any] = {}
+
+    def bind(self, objects: Mapping[str, Any]) -> dict[str, str]:
+        """A name of its own in the generated module for each object."""
+        bound = {}
+        for name, thing in objects.items():
+            known = (unique for unique, other in self.names.items() if other is thing)
+            bound[name] = next(known, f"{name}_{len(self.names)}")
+            self.names[bound[name]] = thing
+        return bound
+
+    def slots(self, part: Part) -> range:
+        start = self.first[self.parts.index(part)]
+        return range(start, start + len(part.new))
+
+    def of(self, part: Part, text: str, value: str = "") -> str:
+        return text.format(*self.slots(part), v=value, **self.bind(part.objects))
+
+    def result(self, plan: Plan) -> str:
+        slots = [slot for part in plan.parts for slot in self.slots(part)]
+        return plan.result.format(*slots, **self.bind(plan.objects))
+
+    def source(self, value: Value) -> str:
+        # The text may hold the repr of any field name: no format() on it.
+        source = value.source
+        for name, unique in self.bind(value.objects).items():
+            source = source.replace("{" + name + "}", unique)
+        return source
+
+    def updates(self) -> list[str]:
+        """All updates. Values that can be missing, or are used twice, are taken once, before anything changes."""
+        taken: list[str] = []
+        lines: list[str] = []
+        values: list[Value | None] = []
+        for part in self.parts:
+            if part.value not in values:
+                values.append(part.value)
+        for number, value in enumerate(values):
+            members = [part for part in self.parts if part.value == value]
+            source, indent = "", ""
+            if value is not None:
+                source = self.source(value)
+                if value.nullable or value.objects or sum(part.update.count("{v}") for part in members) > 1:
+                    taken.append(f"v{number} = {source}")
+                    source = f"v{number}"
+                if value.nullable:
+                    lines.append(f"if {source} is not None:")
+                    indent = "    "
+            for part in members:
+                lines += [indent + line for line in self.of(part, part.update, source).splitlines()]
+        return taken + lines
+
+
+def _fields(values: Iterable[Value | None], by: Value | None) -> frozenset[str] | None:
+    names = [value.field for value in (*values, by) if value is not None]
+    fields = frozenset(name for name in names if isinstance(name, str))
+    return None if any(callable(name) for name in names) else fields
+
+
+# --- states in the store --------------------------------------------------------------------------------------------
+
+# msgpack has no integers beyond 64 bits. They are stored as extensions:
+WIDE = 1  # an integer, as decimal digits
+WIDE_KEYS = 2  # a dict with such a key, as msgpack of a list of pairs
+
+_pack, _unpack = msgspec.msgpack.encode, msgspec.msgpack.decode
+
+
+def _codec(types: Mapping[int, Any]) -> tuple[Callable[[State], bytes], Callable[[bytes], State]]:
+    """Encoder and decoder of states with `types` in some slots: plain C functions where all are builtins."""
+    wide = [slot for slot, kind in types.items() if may_be_wide(kind)]
+    typed = {slot: kind for slot, kind in types.items() if not is_builtin(kind)}
+    if not wide and not typed:
+        return _pack, _unpack
+
+    def decode(data: bytes) -> State:
+        s: State = _unpack(data)
+        for slot in wide:
+            if type(s[slot]) is msgspec.msgpack.Ext:
+                s[slot] = _widen(s[slot])
+        for slot, kind in typed.items():
+            s[slot] = msgspec.convert(s[slot], kind)
+        return s
+
+    return _encode_wide if wide else _pack, decode
+
+
+def _encode_wide(s: State) -> bytes:
+    try:
+        return _pack(s)
+    except OverflowError:
+        return _pack([_narrow(slot) for slot in s])
+
+
+def _narrow(slot: Any) -> Any:
+    if _is_wide(slot):
+        return msgspec.msgpack.Ext(WIDE, b"%d" % slot)
+    if type(slot) is dict and any(map(_is_wide, slot)):
+        return msgspec.msgpack.Ext(WIDE_KEYS, _pack([(_narrow(key), value) for key, value in slot.items()]))
+    return slot
+
+
+def _is_wide(value: Any) -> bool:
+    return type(value) is int and not -(2**63) <= value < 2**64
+
+
+def _widen(stored: Any) -> Any:
+    if type(stored) is not msgspec.msgpack.Ext:
+        return stored
+    if stored.code == WIDE:
+        return int(stored.data)
+    return {_widen(key): value for key, value in _unpack(stored.data)}
+
+
+# --- the loop over a batch ------------------------------------------------------------------------------------------
+
+Lookup = tuple[dict[Any, State], Mapping[Any, State], Callable[[Any], State], int, int, int]
+"""(fresh, clean, load, lo, hi, due), all times in ms: where the states of events of `lo <= time < hi` are.
+
+A key is looked for in `fresh`; then in `clean`, whence it is put into `fresh`; then `load(key)` has to find or make its
+state and put it into `fresh`. So `fresh` ends up with all that was changed. `clean` may be empty.
+
+`due` is the least event time at which any window fires or closes, whether it has events or not.
+"""
+
+BatchLoop = Callable[[Iterable[Any], int, Callable[[Any, int], Lookup | None]], int]
+
+
+def batch_loop(compiled: Compiled, *, time: str | None = None) -> BatchLoop:
+    """Generates `run(events, high, switch) -> high`: a table's step for many events, as one loop.
+
+    `events` is an iterator of (event, time in ms), or of events alone if `time` names a field of type int which is the
+    time in ms. If the aggregates were compiled without `by`, the key comes second: (event, key, time).
+
+    `switch(event, time)` says where an event's state is; it is called for the first event and for each outside of the
+    last `[lo, hi)`. It returns None for an event that needs no more: it was late, or is done already.
+
+    `high` is the greatest time so far (ms). The new one is returned at the end of `events`, or, with the event which
+    made it so counted, as soon as it is `due` or more: move the watermark, fire, and call again with the same iterator.
+    If it raises, the states in `fresh` are of no use.
+
+    How far it has come is known by the iterators: with `records = iter(batch)` and `zip(records, times)`, it has
+    taken `len(batch) - operator.length_hint(records)`.
+    """
+    target = ["e"]
+    at = takes = ""
+    if compiled.key_source is None:
+        target.append("key")
+    else:
+        takes = f"        key = {compiled.key_source}\n"
+    if time is None:
+        target.append("t")
+    else:
+        at = f"        t = {value_of(compiled.event_type, time, required=True).source}\n"
+    source = _LOOP.format(target=", ".join(target), at=at, key=takes, update=compiled.update_source(8))
+    run: BatchLoop = run_source(f"<batch loop of table {compiled.table}>", source, compiled.names)["run"]
+    return run
+
+
+_LOOP = """\
+def run(events, high, switch):
+    lo = hi = 0
+    for {target} in events:
+{at}\
+        if not lo <= t < hi:
+            found = switch(e, t)
+            if found is None:
+                lo = hi = 0
+                continue
+            fresh, clean, load, lo, hi, due = found
+            fresh_get = fresh.get
+            clean_get = clean.get
+{key}\
+        s = fresh_get(key)
+        if s is None:
+            s = clean_get(key)
+            if s is None:
+                s = load(key)
+            else:
+                fresh[key] = s
+{update}\
+        if t > high:
+            high = t
+            if t >= due:
+                return high
+    return high
+"""

@@ -1,0 +1,83 @@
+"""Watermarks: how far event time has come, by split and for the task that reads the splits.
+
+A split's watermark is the highest time seen in it, less the out-of-orderness, less 1 ms. The task's is the least of
+its splits', idle and ended ones left out; it never goes back, and holds while all are idle.
+"""
+
+from typing import Any
+
+from flowkit.record import END_OF_TIME, MIN_TIME
+
+
+class Split:
+    """What is known of one split. Times in ms."""
+
+    __slots__ = ("ended", "high", "idle", "name", "number", "out_of_order")
+
+    def __init__(self, name: str, number: int, out_of_order: int) -> None:
+        self.name, self.number = name, number
+        self.out_of_order = out_of_order
+        self.high = MIN_TIME
+        self.idle = False
+        self.ended = False
+
+    @property
+    def watermark(self) -> int:
+        return MIN_TIME if self.high == MIN_TIME else self.high - self.out_of_order - 1
+
+
+class Splits:
+    """The splits of one task and their common watermark (ms).
+
+    >>> splits = Splits()
+    >>> a, b = splits.add("a", 5), splits.add("b", 0)
+    >>> a.high = 100
+    >>> splits.watermark() == MIN_TIME          # b has sent nothing yet, and may be far behind
+    True
+    >>> b.idle = True
+    >>> splits.watermark()
+    94
+    """
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Split] = {}
+        self.floor = MIN_TIME
+
+    def add(self, name: str, out_of_order: int, number: int = 0) -> Split:
+        """Start to follow a split; until it has sent something it holds the watermark back."""
+        return self.by_name.setdefault(name, Split(name, number, out_of_order))
+
+    def others(self, name: str) -> int:
+        """The least watermark of all splits but `name`; END_OF_TIME if none of them holds it."""
+        marks = [s.watermark for n, s in self.by_name.items() if n != name and not s.idle and not s.ended]
+        return min(marks, default=END_OF_TIME)
+
+    def watermark(self) -> int:
+        """The task's watermark now."""
+        marks = [s.watermark for s in self.by_name.values() if not s.idle and not s.ended]
+        if marks:
+            self.floor = max(self.floor, min(marks))
+        elif self.by_name and all(split.ended for split in self.by_name.values()):
+            self.floor = END_OF_TIME
+        return self.floor
+
+    def save(self) -> dict[str, Any]:
+        """What a commit keeps."""
+        return {
+            "floor": self.floor,
+            "splits": {name: [s.high, s.idle, s.ended] for name, s in self.by_name.items()},
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Go back to what a commit kept. Splits that are gone by now are forgotten."""
+        self.floor = saved["floor"]
+        for name, (high, idle, ended) in saved["splits"].items():
+            if name in self.by_name:
+                split = self.by_name[name]
+                split.high, split.idle, split.ended = high, idle, ended
+
+    def clear(self) -> None:
+        """Forget what was seen, as before the first record."""
+        self.floor = MIN_TIME
+        for split in self.by_name.values():
+            split.high, split.idle, split.ended = MIN_TIME, False, False

@@ -1,0 +1,82 @@
+"""Puts a task together: engines, outlets and inlets for the groups of an app."""
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from flowkit.agent import Group, Outlet, Topic
+from flowkit.app import App
+from flowkit.clock import Clock
+from flowkit.sink import Sink
+from flowkit.store import Store
+from flowkit.worker.drivers import AggregateDriver
+from flowkit.worker.engine import Counters, Engine
+from flowkit.worker.inlet import Inlet
+from flowkit.worker.outlets import BoundOutlet
+
+
+def make_outlets(app: App, groups: Iterable[Group], sinks: dict[str, Sink]) -> dict[str, BoundOutlet]:
+    """An outlet for everything that the groups emit to, and for the dead letters."""
+    wanted: dict[str, Outlet[Any]] = {app.dead_letters.name: app.dead_letters}
+    for group in groups:
+        wanted |= {outlet.name: outlet for outlet in group.outlets}
+    return {name: BoundOutlet(o, sinks[name].codec if name in sinks else None) for name, o in wanted.items()}
+
+
+def make_engine(
+    app: App,
+    group: Group,
+    store: Store,
+    outlets: dict[str, BoundOutlet],
+    clock: Clock,
+    counters: Counters,
+    *,
+    owns: Callable[[bytes], bool] | None = None,
+    bounded: bool = False,
+    clean_limit: int = 1_000_000,
+) -> Engine:
+    return Engine(
+        app, group, store, outlets, clock, owns=owns, bounded=bounded, counters=counters, clean_limit=clean_limit
+    )
+
+
+def make_inlet(engine: Engine, topic: Topic[Any], number: int, codec: str | None = None, fields: Any = None) -> Inlet:
+    """The decoder of one split of a topic, which decodes only what is used."""
+    inlet = Inlet(topic, codec, fields, only=fields_used(engine, topic))
+    engine.inlets[(topic.name, number)] = inlet
+    return inlet
+
+
+def fields_used(engine: Engine, topic: Topic[Any]) -> frozenset[str] | None:
+    """The fields of a topic's records that anything looks at, or None: all, since an agent may look at any."""
+    used: set[str] = set()
+    for driver in engine.routes.get(topic.name, []):
+        if not isinstance(driver, AggregateDriver) or driver.compiled.fields is None:
+            return None
+        if f"{driver.name}.late" in engine.routes:
+            return None
+        used |= driver.compiled.fields
+        by = driver.table.by
+        if not isinstance(by, str):
+            return None
+        used.add(by)
+    return frozenset(used) if used else None
+
+
+@asynccontextmanager
+async def resources(app: App) -> AsyncIterator[None]:
+    """The app's resources, made in order of declaration and closed in reverse."""
+    async with AsyncExitStack() as stack:
+        for resource in app.resources.values():
+            resource.bound.set(await stack.enter_async_context(resource.factory()))
+        yield
+
+
+def random_ids(seed: int | None = None) -> Callable[[], bytes]:
+    """A maker of commit ids; seeded only in tests."""
+    if seed is None:
+        return lambda: os.urandom(16)
+    generator = random.Random(seed)  # noqa: S311  not for secrets
+    return lambda: generator.randbytes(16)

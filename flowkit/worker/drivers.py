@@ -1,0 +1,274 @@
+"""Drives what users wrote: sends events into agents, follows what they await, and takes what they give."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Generator
+from types import coroutine
+from typing import Any
+
+import structlog
+
+from flowkit.agent import END, EVENT, AgentSpec, Need, Outlet, Retry, Stream
+from flowkit.errors import FlowkitError, RecordError
+from flowkit.table import AnyTable, Compiled, Cursor, Mode, State, batch_loop, overlaps
+from flowkit.window import Count, Sliding, Tumbling
+from flowkit.worker.origin import Origin
+
+log = structlog.get_logger("flowkit.agent")
+
+Done = Awaitable[None] | None
+"""None: the event is done. Else something to await until it is."""
+
+
+class Driver:
+    """What the engine needs of everything that takes events. `feed` handles one event."""
+
+    def __init__(self, name: str, cursor: Cursor, states: list[State], retry: Retry) -> None:
+        self.name, self.cursor, self.retry = name, cursor, retry
+        self.states = states
+        """The states that it writes."""
+        self.drops_late: list[State] = []
+        """Those of them for which a late event is not delivered."""
+        self.modes: list[tuple[State, Mode]] = []
+        """States of the group that it may not write, with what it may do."""
+        self.sinks: frozenset[str] = frozenset()
+        self.need: Need = EVENT
+
+    def feed(self, event: Any) -> Done:
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        """Get ready for the first event."""
+
+    async def end(self) -> None:
+        """The input has ended."""
+
+    async def stop(self) -> None:
+        """Let go without telling that the input has ended."""
+
+    async def restart(self) -> None:
+        """Start afresh: local variables are not state."""
+        await self.stop()
+        await self.start()
+
+
+class Emitter:
+    """Sends what an agent gives to the sinks that take it."""
+
+    def __init__(self, agent: str, sinks: tuple[Outlet[Any], ...], cursor: Cursor) -> None:
+        self.agent, self.sinks, self.cursor = agent, sinks, cursor
+        self.types = [_checkable(sink.element) for sink in sinks]
+
+    def __call__(self, value: Any) -> None:
+        taken = False
+        for sink, type_ in zip(self.sinks, self.types, strict=True):
+            if type_ is None or isinstance(value, type_):
+                self.cursor.emit(sink, value, None, None)
+                taken = True
+        if not taken:
+            expected = ", ".join(f"{sink.name!r} ({sink.element})" for sink in self.sinks) or "none declared"
+            raise TypeError(f"agent {self.agent!r} gave a {type(value).__name__}, which no sink takes: {expected}")
+
+
+def _checkable(type_: Any) -> Any:
+    """What isinstance can check a value of `type_` against, or None."""
+    if type_ is float:
+        return (int, float)
+    return type_ if isinstance(type_, type) and not hasattr(type_, "__total__") else None
+
+
+class StreamDriver(Driver):
+    """Drives an agent that iterates a stream. See `flowkit.agent.stream` for how it and the engine take turns."""
+
+    def __init__(self, spec: AgentSpec, cursor: Cursor, states: list[State]) -> None:
+        super().__init__(spec.name, cursor, states, spec.retry)
+        self.spec = spec
+        self.emit = Emitter(spec.name, spec.sinks, cursor)
+        self.buffer: list[tuple[Any, int, Origin]] = []
+        """Events of an unfinished batch, with their times and where they came from."""
+        self.since = 0
+        self.send: Callable[[Any], Any] = _not_started
+        self._agen: Any = None
+        self._coro: Any = None
+        self.finished = False
+
+    async def start(self) -> None:
+        self.finished = False
+        stream: Stream[Any] = Stream()
+        if self.spec.emits:
+            self._agen = self.spec.function(stream)
+            self._coro = self._agen.__anext__()
+        else:
+            self._agen = None
+            self._coro = self.spec.function(stream)
+        self.send = self._coro.send
+        done = self.feed(None)
+        if done is not None:
+            await done
+
+    def feed(self, event: Any) -> Done:
+        try:
+            got = self.send(event)
+        except StopIteration as stop:
+            return self.emitted(stop.value)
+        except StopAsyncIteration:
+            return self._returned()
+        if got is EVENT:
+            self.need = EVENT
+            return None
+        return self.after(got)
+
+    def after(self, got: Any) -> Done:
+        """The agent has suspended with something else than EVENT."""
+        if isinstance(got, Need):
+            self.need = got
+            return None
+        return self._follow(got)
+
+    def emitted(self, value: Any) -> Done:
+        """The agent has yielded `value`, and perhaps yields more before it asks for the next event."""
+        if self._agen is None:
+            return self._returned()
+        while True:
+            self.emit(value)
+            self._coro = self._agen.__anext__()
+            self.send = self._coro.send
+            try:
+                got = self.send(None)
+            except StopIteration as stop:
+                value = stop.value
+                continue
+            except StopAsyncIteration:
+                return self._returned()
+            if got is EVENT:
+                return None
+            return self.after(got)
+
+    def _returned(self) -> Done:
+        """The agent's function has returned: at the end of the input as it should, or of its own accord."""
+        self._coro = self._agen = None
+        self.send = _not_started
+        if self.finished:
+            return None
+        log.warning("agent returned while its stream goes on; it is started anew", agent=self.name)
+        return self.start()
+
+    @coroutine
+    def _follow(self, got: Any) -> Generator[Any, Any, None]:
+        """Hand what the agent awaits to the event loop, and what comes of it back to the agent."""
+        while True:
+            try:
+                sent = yield got
+            except BaseException as error:
+                resume, argument = self._coro.throw, error
+            else:
+                resume, argument = self._coro.send, sent
+            try:
+                got = resume(argument)
+            except StopIteration as stop:
+                done = self.emitted(stop.value)
+            except StopAsyncIteration:
+                done = self._returned()
+            else:
+                if not isinstance(got, Need):
+                    continue
+                self.need = got
+                return
+            if done is not None:
+                yield from done.__await__()
+            return
+
+    async def end(self) -> None:
+        if self._coro is None:
+            return
+        self.finished = True
+        done = self.feed(END)
+        if done is not None:
+            await done
+        if self._coro is not None:
+            raise FlowkitError(f"agent {self.name!r} asks for more events after the end of its stream")
+
+    async def stop(self) -> None:
+        self.finished = True
+        self.buffer = []
+        coro, agen = self._coro, self._agen
+        self._coro = self._agen = None
+        self.send = _not_started
+        if coro is not None:
+            try:
+                coro.close()
+            except RuntimeError:
+                log.warning("agent went on after it was told to stop", agent=self.name)
+        if agen is not None:
+            await agen.aclose()
+
+
+def _not_started(_: Any) -> Any:
+    raise FlowkitError("the agent is not running")
+
+
+class EachDriver(Driver):
+    """Calls a function for each event."""
+
+    def __init__(self, spec: AgentSpec, cursor: Cursor, states: list[State]) -> None:
+        super().__init__(spec.name, cursor, states, spec.retry)
+        self.function = spec.function
+        self.emit = Emitter(spec.name, spec.sinks, cursor)
+
+    def feed(self, event: Any) -> Done:
+        result = self.function(event)
+        if inspect.iscoroutine(result):
+            try:
+                got = result.send(None)
+            except StopIteration as stop:
+                result = stop.value
+            else:
+                return self._follow(result, got)
+        if result is not None:
+            self.emit(result)
+        return None
+
+    @coroutine
+    def _follow(self, coro: Any, got: Any) -> Generator[Any, Any, None]:
+        while True:
+            try:
+                sent = yield got
+            except BaseException as error:
+                resume, argument = coro.throw, error
+            else:
+                resume, argument = coro.send, sent
+            try:
+                got = resume(argument)
+            except StopIteration as stop:
+                if stop.value is not None:
+                    self.emit(stop.value)
+                return
+
+
+class AggregateDriver(Driver):
+    """Keeps a declared table: one update of its accumulators an event."""
+
+    def __init__(self, table: AnyTable[Any, Any], compiled: Compiled, cursor: Cursor, state: State) -> None:
+        super().__init__(table.name, cursor, [state], Retry())
+        assert table.source is not None
+        assert compiled.key is not None
+        self.table, self.compiled, self.state, self.key = table, compiled, state, compiled.key
+        self.update = compiled.update
+        plain = table.window is None and table.ttl is None
+        self.loop = batch_loop(compiled) if plain or isinstance(table.window, Tumbling) else None
+        """The generated loop over a whole batch, where the kind of table allows one."""
+        window = table.window
+        self.many = isinstance(window, Count) and overlaps(window)
+        # Between two windows of Sliding(size, every > size) an event counts nowhere.
+        self.gaps = window if isinstance(window, Sliding) and window.every > window.size else None
+
+    def feed(self, event: Any) -> Done:
+        t = self.cursor.time
+        key = self.key(event)
+        if key is None:
+            raise RecordError(f"table {self.name!r}: by={self.table.by!r} is None")
+        if self.many:
+            for window in self.state.windows(key):
+                self.update(window.value, event, t)
+        elif self.gaps is None or self.gaps.windows(t):
+            self.update(self.state.live(key), event, t)
+        return None

@@ -1,0 +1,833 @@
+"""One group's agents and tables, stepped event by event. COMMIT.md, "One event":
+
+    1. the event passes every agent that reads it, in order of registration
+    2. the watermark moves
+    3. windows fire in the order (end, table, key bytes); what they send is handled in the same step
+
+There are two ways to step. The quick one lets agents change live objects in place; if one raises, `EventFailed` tells
+the task to go back to its last commit and to come again *carefully*: each event between `mark` and `keep` or `undo`,
+so that a failed event leaves no trace. Events that may be late, or that touch a fired window, go carefully always.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from flowkit.agent import EVENT, Group
+from flowkit.app import App
+from flowkit.clock import Clock
+from flowkit.codec import encode_key
+from flowkit.errors import UndeclaredSink, WindowClosed
+from flowkit.record import END_OF_TIME, MIN_TIME, Closed
+from flowkit.store import SpaceChange, Store
+from flowkit.table import (
+    NEVER,
+    Cursor,
+    Mode,
+    State,
+    TableEvents,
+    compiled_of,
+    current,
+    make_state,
+)
+from flowkit.window import Split, Splits
+from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, StreamDriver
+from flowkit.worker.inlet import Decoded, Inlet
+from flowkit.worker.origin import Origin
+from flowkit.worker.outlets import BoundOutlet
+
+log = structlog.get_logger("flowkit.engine")
+
+
+class EventFailed(Exception):
+    """A driver raised. `key` identifies the event since the last commit: number of the record, number in its step."""
+
+    def __init__(self, key: tuple[int, int], driver: Driver, error: Exception) -> None:
+        self.key, self.driver, self.error = key, driver, error
+        super().__init__(str(error))
+
+
+class _Careful(Exception):
+    """Ends the generated loop at an event that must be handled carefully."""
+
+
+class Counters(msgspec.Struct):
+    """What a task has done, for people and metrics."""
+
+    records: int = 0
+    late: int = 0
+    dead: int = 0
+    emitted: int = 0
+    fired: int = 0
+    failed: int = 0
+
+
+class Engine:
+    """The agents and tables of one group in one task. Driven by the task, in the task's asyncio task."""
+
+    def __init__(
+        self,
+        app: App,
+        group: Group,
+        store: Store,
+        outlets: dict[str, BoundOutlet],
+        clock: Clock,
+        *,
+        owns: Callable[[bytes], bool] | None = None,
+        clean_limit: int = 1_000_000,
+        counters: Counters | None = None,
+        bounded: bool = False,
+    ) -> None:
+        self.app, self.group, self.store, self.outlets, self.clock = app, group, store, outlets, clock
+        self.counters = counters if counters is not None else Counters()
+        self.cursor = Cursor()
+        self.cursor.emit = self.emit
+        self.splits = Splits()
+        self.dead_letters = outlets[app.dead_letters.name]
+        self.link_hit = False
+        """True once something was emitted that this run itself must read: the task then looks what is next."""
+        wanted = {s.name for agent in group.agents for s in agent.sources} | {
+            table.source.name for table in group.tables if table.source is not None
+        }
+        self.states: dict[str, State] = {}
+        for table in group.tables:
+            closed = f"{table.name}.closed" in wanted
+            self.states[table.name] = make_state(
+                table, self.cursor, store, owns=owns, wants_closed=closed, clean_limit=clean_limit
+            )
+        self.drivers: list[Driver] = self._make_drivers()
+        self.routes: dict[str, list[Driver]] = self._make_routes()
+        self.changed = [self.states[t.name] for t in group.tables if f"{t.name}.changes" in wanted]
+        self.moving = [state for state in self.states.values() if state.moving]
+        """States whose `due` may come nearer with any event."""
+        self.inlets: dict[tuple[str, int], Inlet] = {}
+        self.failures: dict[tuple[int, int], tuple[Driver, Exception]] = {}
+        """What failed in the quick way since the last commit: it counts as the first attempt."""
+        self.event_number = 0
+        self.unit = 0
+        self.next_due = NEVER
+        self.careful_before = MIN_TIME
+        self.careful_lag = NEVER
+        self.driver: Driver | None = None
+        self.bounded = bounded
+        self.event_now = MIN_TIME
+        """In a bounded run: the highest event time of all inputs, which stands for the clock."""
+        self.idle_after: dict[str, int] = {}
+        self.active: dict[str, int] = {}
+        """In a bounded run, by split: how long (ms) it may be silent, and the event time at its last record."""
+
+    # Making
+
+    def _make_drivers(self) -> list[Driver]:
+        drivers: list[Driver] = []
+        for table in self.group.tables:
+            compiled = compiled_of(table)
+            if compiled is not None:
+                drivers.append(AggregateDriver(table, compiled, self.cursor, self.states[table.name]))
+        for agent in self.group.agents:
+            states = [self.states[table.name] for table in agent.tables]
+            driver: Driver = (EachDriver if agent.per_event else StreamDriver)(agent, self.cursor, states)
+            driver.sinks = frozenset(sink.name for sink in agent.sinks)
+            driver.drops_late = [
+                self.states[t.name] for t in agent.tables if t.window is not None and t.late_policy == "drop"
+            ]
+            for table in self.group.tables:
+                if table not in agent.tables:
+                    mode = Mode.READ if table in agent.reads else Mode.OUTSIDE
+                    driver.modes.append((self.states[table.name], mode))
+            drivers.append(driver)
+        for driver in drivers:
+            if isinstance(driver, AggregateDriver) and driver.table.window is not None:
+                driver.drops_late = driver.states
+        return drivers
+
+    def _make_routes(self) -> dict[str, list[Driver]]:
+        routes: dict[str, list[Driver]] = {}
+        for driver in self.drivers:
+            if isinstance(driver, AggregateDriver):
+                assert driver.table.source is not None
+                routes.setdefault(driver.table.source.name, []).append(driver)
+        for agent in self.group.agents:
+            driver = next(d for d in self.drivers if d.name == agent.name and not isinstance(d, AggregateDriver))
+            for source in agent.sources:
+                routes.setdefault(source.name, []).append(driver)
+        # A table's writer before those who only read it.
+        for drivers in routes.values():
+            writes = {id(state) for driver in drivers for state in driver.states}
+            drivers.sort(key=lambda d: any(id(s) in writes and m is Mode.READ for s, m in d.modes))
+        return routes
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the agents: each runs until it asks for its first event."""
+        self.bind()
+        self._set_modes(Mode.OUTSIDE)
+        for driver in self.drivers:
+            await driver.start()
+        self._set_modes(Mode.WRITE)
+        self._refresh_due()
+
+    def bind(self) -> None:
+        """Make tables and sinks find this engine from here on (engines of one run share its asyncio task)."""
+        current.set(self.cursor)
+        for table in self.group.tables:
+            table.bound.set(self.states[table.name])
+
+    async def stop(self) -> None:
+        self._set_modes(Mode.OUTSIDE)
+        for driver in reversed(self.drivers):
+            await driver.stop()
+
+    async def finish(self, *, careful: bool) -> None:
+        """The input has ended: the streams end, the watermark goes to the end of time, everything fires.
+
+        Streams of what tables send end last: the last windows still go through them.
+        """
+        self.bind()
+        await self._flush_all(careful)
+        first = [d for d in self.drivers if not self._reads_tables(d)]
+        await self._end(first)
+        for split in self.splits.by_name.values():
+            split.ended = True
+        self.splits.floor = END_OF_TIME
+        await self.advance(careful)
+        await self._flush_all(careful)
+        await self._end([d for d in self.drivers if d not in first])
+
+    def _reads_tables(self, driver: Driver) -> bool:
+        return isinstance(driver, StreamDriver) and any(isinstance(s, TableEvents) for s in driver.spec.sources)
+
+    async def _end(self, drivers: list[Driver]) -> None:
+        self._set_modes(Mode.OUTSIDE)
+        for driver in drivers:
+            self.cursor.agent = driver
+            await driver.end()
+        self._set_modes(Mode.WRITE)
+
+    def _set_modes(self, mode: Mode) -> None:
+        for state in self.states.values():
+            state.set_mode(mode)
+
+    async def _restart_agents(self) -> None:
+        self._set_modes(Mode.OUTSIDE)
+        for driver in reversed(self.drivers):
+            await driver.stop()
+        for driver in self.drivers:
+            await driver.start()
+        self._set_modes(Mode.WRITE)
+
+    # Commit and recovery
+
+    def cut(self) -> tuple[list[SpaceChange], list[tuple[str, int | None]], dict[str, Any]]:
+        """What a commit saves: changed columns, dropped spaces, and `meta`."""
+        changes: list[SpaceChange] = []
+        drops: list[tuple[str, int | None]] = []
+        for state in self.states.values():
+            changed, dropped = state.cut()
+            changes += changed
+            drops += dropped
+        meta = {
+            "splits": self.splits.save(),
+            "tables": {name: state.meta() for name, state in self.states.items()},
+            "batches": {
+                driver.name: [origin.save() for _, _, origin in driver.buffer]
+                for driver in self.drivers
+                if isinstance(driver, StreamDriver) and driver.buffer
+            },
+        }
+        self.event_number, self.unit = 0, 0
+        self.failures.clear()
+        return changes, drops, meta
+
+    def open(self, meta: dict[str, Any]) -> None:
+        """Take up what a commit left ({}: nothing yet)."""
+        if meta:
+            self.splits.load(meta["splits"])
+        for name, state in self.states.items():
+            state.open(meta.get("tables", {}).get(name, {}))
+        self._load_buffers(meta)
+        self._refresh_due()
+
+    async def rollback(self, meta: dict[str, Any]) -> None:
+        """Go back to the last commit, whose `meta` is given; the agents start afresh."""
+        self.bind()
+        self.splits.clear()
+        if meta:
+            self.splits.load(meta["splits"])
+        for name, state in self.states.items():
+            state.rollback(meta.get("tables", {}).get(name, {}))
+        self.cursor.ready = False
+        self.event_number, self.unit = 0, 0
+        await self._restart_agents()
+        self._load_buffers(meta)
+        self._refresh_due()
+
+    def _load_buffers(self, meta: dict[str, Any]) -> None:
+        sources = {source.name: source for agent in self.group.agents for source in agent.sources}
+        for driver in self.drivers:
+            if isinstance(driver, StreamDriver):
+                driver.buffer = []
+                for saved in meta.get("batches", {}).get(driver.name, []):
+                    topic, split, value, time = saved[0], saved[1], saved[5], saved[6]
+                    event = (
+                        self.inlets[(topic, split)].codec.decode(value)
+                        if (topic, split) in self.inlets
+                        else msgspec.msgpack.decode(value, type=sources[topic].type)
+                    )
+                    driver.buffer.append((event, time, Origin(topic, split, None, 0, time, saved)))
+
+    # Emitting
+
+    def emit(self, outlet: Any, value: Any, key: Any, time: int | None) -> None:
+        """What `yield` and `sink.emit` come to. Raises UndeclaredSink."""
+        cursor = self.cursor
+        agent = cursor.agent
+        if outlet.name not in agent.sinks:
+            raise UndeclaredSink(f"agent {agent.name!r} emits to {outlet.name!r} without declaring it in sinks=")
+        if time is None:
+            time = cursor.time if cursor.batch_times is None else max(cursor.batch_times.values())
+        bound = self.outlets[outlet.name]
+        bound.emit(value, key, time)
+        self.counters.emitted += 1
+        if bound.linked:
+            self.link_hit = True
+
+    def _dead_letter(self, origin: Origin, error: Exception, agent: str, attempts: int) -> None:
+        letter = origin.letter(error, agent, attempts)
+        self.counters.dead += 1
+        self.dead_letters.emit(letter, None, letter.time if letter.time is not None else 0)
+        if self.dead_letters.linked:
+            self.link_hit = True
+        log.warning(
+            "dead letter", topic=letter.topic, position=letter.position, error=letter.error, reason=letter.reason,
+            agent=letter.agent or None,
+        )  # fmt: skip
+
+    # Records
+
+    async def process(self, topic: str, split: Split, decoded: Decoded, start: int, stop: int, *, careful: bool) -> int:
+        """Step through records `[start, stop)` of one split; how many were done.
+
+        Fewer than all are done only if something was emitted that the task must look at first. Raises EventFailed
+        if an agent raised and `careful` is False.
+        """
+        split.idle = False
+        drivers = self.routes.get(topic, [])
+        await self.advance(careful)
+        self.link_hit = False
+        index = start
+        for limit in [*sorted(n for n in decoded.bad if start <= n < stop), stop]:
+            if index < limit:
+                index = await self._way(drivers, careful)(
+                    drivers, split, decoded, index, limit, topic, careful or bool(self.changed)
+                )
+            if index < limit or index == stop or self.link_hit:
+                break
+            self._dead_letter(self._origin(topic, split, decoded, index), decoded.bad[index], "", 0)
+            self.event_number += 1
+            index += 1
+        self.counters.records += index - start
+        return index - start
+
+    def _origin(self, topic: str, split: Split, decoded: Decoded, index: int) -> Origin:
+        time = None if index in decoded.bad else decoded.times[index]
+        return Origin(topic, split.number, decoded.batch, index, time)
+
+    def _way(self, drivers: list[Driver], careful: bool) -> Callable[..., Awaitable[int]]:
+        """How to step through a batch: the quickest way that is right for what is subscribed."""
+        if (
+            careful
+            or not drivers
+            or len(drivers) > 1
+            or self.moving
+            or self.changed
+            or (self.bounded and self.idle_after)
+        ):
+            return self._step
+        (driver,) = drivers
+        if isinstance(driver, AggregateDriver):
+            return self._step_fused if driver.loop is not None else self._step
+        simple = isinstance(driver, StreamDriver) and driver.need is EVENT and not driver.modes
+        return self._step_one_agent if simple else self._step
+
+    def _due_time(self, split: Split) -> int:
+        """The event time in `split` from which on the task's watermark makes something due."""
+        if self.next_due == NEVER or self.splits.others(split.name) < self.next_due:
+            return NEVER
+        return self.next_due + split.out_of_order + 1
+
+    async def _step_one_agent(
+        self, drivers: list[Driver], split: Split, decoded: Decoded, start: int, stop: int, topic: str, careful: bool
+    ) -> int:
+        """The hot path: one agent over decoded records. Everything in locals: one send and two comparisons an event."""
+        (driver,) = drivers
+        assert isinstance(driver, StreamDriver)
+        cursor, times, records = self.cursor, decoded.times, decoded.records
+        cursor.agent = self.driver = driver
+        base = self.event_number - start
+        high, due, careful_before = split.high, self._due_time(split), self.careful_before
+        send, index = driver.send, start
+        try:
+            while index < stop:
+                t = times[index]
+                if t < careful_before:
+                    split.high = high
+                    self.event_number, self.unit = base + index, 0
+                    await self._careful_event(drivers, split, decoded, index, topic)
+                    cursor.agent, send = driver, driver.send
+                else:
+                    cursor.time = t
+                    try:
+                        got = send(records[index])
+                    except StopIteration as stopped:
+                        done = driver.emitted(stopped.value)
+                        if done is not None:
+                            await done
+                        send = driver.send
+                    else:
+                        if got is not EVENT:
+                            done = driver.after(got)
+                            if done is not None:
+                                await done
+                            send = driver.send
+                if t > high:
+                    high = t
+                    if t >= due:
+                        split.high = high
+                        self.event_number, self.unit = base + index, 0
+                        await self.advance(False)
+                        due, careful_before = self._due_time(split), self.careful_before
+                        cursor.agent, send = driver, driver.send
+                index += 1
+                if self.link_hit or driver.need is not EVENT:
+                    break
+        except EventFailed:
+            raise
+        except Exception as error:
+            raise EventFailed((base + index, 0), driver, error) from error
+        split.high = high
+        self.event_number = base + index
+        if index < stop and not self.link_hit:
+            return await self._step(drivers, split, decoded, index, stop, topic, False)
+        return index
+
+    async def _step_fused(
+        self, drivers: list[Driver], split: Split, decoded: Decoded, start: int, stop: int, topic: str, careful: bool
+    ) -> int:
+        """A declared table alone: its generated loop, from one move of the watermark that matters to the next."""
+        (driver,) = drivers
+        assert isinstance(driver, AggregateDriver) and driver.loop is not None
+        self.driver = driver
+        base, space_at = self.event_number - start, driver.state.space_at
+        index = start
+        while index < stop:
+            whole = index == 0 and stop == len(decoded)
+            rest = iter(decoded.records if whole else decoded.records[index:stop])
+            times = decoded.times if whole else decoded.times[index:stop]
+            careful_before, first = self.careful_before, index
+
+            def switch(_event: Any, t: int, careful_before: int = careful_before) -> Any:
+                if t < careful_before:
+                    raise _Careful
+                return space_at(t)
+
+            try:
+                split.high = driver.loop(zip(rest, times, strict=False), split.high, self._due_time(split), switch)
+                index = stop - rest.__length_hint__()
+                self.event_number, self.unit = base + index - 1, 0
+            except _Careful:
+                index = stop - rest.__length_hint__()
+                split.high = max(split.high, max(times[: index - 1 - first], default=MIN_TIME))
+                self.event_number, self.unit = base + index - 1, 0
+                await self._careful_event(drivers, split, decoded, index - 1, topic)
+            except Exception as error:
+                index = stop - rest.__length_hint__()
+                raise EventFailed((base + index - 1, 0), driver, error) from error
+            await self.advance(False)
+            if self.link_hit:
+                break
+        self.event_number = base + index
+        return index
+
+    async def _step(
+        self, drivers: list[Driver], split: Split, decoded: Decoded, start: int, stop: int, topic: str, careful: bool
+    ) -> int:
+        """Any agents and tables, event by event."""
+        cursor, times, records, splits = self.cursor, decoded.times, decoded.records, self.splits
+        base = self.event_number - start
+        others, out_of_order = splits.others(split.name), split.out_of_order
+        watermark = cursor.watermark = splits.watermark()
+        timed = self.bounded and bool(self.idle_after or self._timed_batches())
+        for index in range(start, stop):
+            t = times[index]
+            self.event_number, self.unit = base + index, 0
+            if timed:
+                await self._event_clock(split, t, careful)
+                others, watermark = splits.others(split.name), splits.watermark()
+            if careful or t < self.careful_before or t <= watermark - self.careful_lag:
+                await self._careful_event(drivers, split, decoded, index, topic)
+            else:
+                cursor.time = t
+                cursor.ordinal += 1
+                for driver in drivers:
+                    if driver.need is EVENT:
+                        await self._feed(driver, records[index])
+                    else:
+                        await self._buffer(driver, records[index], t, self._origin(topic, split, decoded, index), False)
+            if t > split.high:
+                split.high = t
+                watermark = max(splits.floor, min(t - out_of_order - 1, others))
+            for state in self.moving:
+                if state.due < self.next_due:
+                    self.next_due = state.due
+            if watermark >= self.next_due:
+                await self.advance(careful)
+            if cursor.ready:
+                await self._fire_ready(careful)
+            if self.link_hit:
+                self.event_number += 1
+                return index + 1
+            cursor.watermark = watermark
+        self.event_number = base + stop
+        return stop
+
+    def _timed_batches(self) -> bool:
+        return any(d.need.within is not None for d in self.drivers)
+
+    async def _event_clock(self, split: Split, t: int, careful: bool) -> None:
+        """In a bounded run what else goes by the clock goes by event time: idle splits, and batches grown old."""
+        now = self.event_now = max(self.event_now, t)
+        self.active[split.name] = now
+        for name, after in self.idle_after.items():
+            other = self.splits.by_name[name]
+            if not other.idle and now - self.active.setdefault(name, now) >= after:
+                other.idle = True
+                await self.advance(careful)
+        await self.flush_old(careful)
+
+    async def _feed(self, driver: Driver, event: Any) -> None:
+        """Give one event to one driver, with the tables as it may see them."""
+        self.driver = self.cursor.agent = driver
+        for state, mode in driver.modes:
+            state.set_mode(mode)
+        try:
+            done = driver.feed(event)
+            if done is not None:
+                await done
+        except EventFailed:
+            raise
+        except Exception as error:
+            raise EventFailed((self.event_number, self.unit), driver, error) from error
+        finally:
+            for state, _ in driver.modes:
+                state.set_mode(Mode.WRITE)
+
+    # Carefully
+
+    async def _careful_event(
+        self, drivers: list[Driver], split: Split, decoded: Decoded, index: int, topic: str
+    ) -> None:
+        """One record as a unit that leaves no trace if it fails, judged for lateness first."""
+        t = decoded.times[index]
+        cursor = self.cursor
+        cursor.watermark = self.splits.watermark()
+        cursor.ordinal += 1
+        for state in self.states.values():
+            state.watermark = max(state.watermark, cursor.watermark)
+        late: dict[str, None] = {}
+        takers: list[Driver] = []
+        for driver in drivers:
+            closed = [state.name for state in driver.drops_late if state.is_late(t)]
+            late.update(dict.fromkeys(closed))
+            if not closed:
+                takers.append(driver)
+        origin = self._origin(topic, split, decoded, index)
+        inlet = self.inlets[(topic, split.number)]
+
+        def again() -> Any:
+            return inlet.codec.decode(decoded.batch.values[index])  # type: ignore[arg-type]
+
+        await self._unit(takers, decoded.records[index], again, t, origin, late)
+        for name in late:
+            self.counters.late += 1
+            log.debug("late record", table=name, topic=topic, time=t, watermark=cursor.watermark)
+            await self._send(f"{name}.late", again(), t, True)
+
+    async def _unit(
+        self,
+        drivers: list[Driver],
+        event: Any,
+        again: Callable[[], Any],
+        t: int,
+        origin: Origin,
+        late: dict[str, None],
+    ) -> None:
+        """One event for some drivers: kept whole, or without a trace. Names of tables it is late for go to `late`."""
+        failed = self.failures.pop((self.event_number, self.unit), None)
+        attempt = 0
+        takers = [driver for driver in drivers if driver.need is EVENT]
+        while takers:
+            if failed is None:
+                failed = await self._try(takers, event, t)
+                if failed is None:
+                    break
+            driver, error = failed
+            failed = None
+            event = again()
+            if isinstance(error, WindowClosed):
+                late[error.table] = None
+                takers.remove(driver)
+                continue
+            attempt += 1
+            wait = driver.retry.wait(attempt, error)
+            if wait is None:
+                self._dead_letter(origin, error, driver.name, attempt)
+                return
+            await self.clock.sleep(wait)
+        await self._kept(t)
+        for driver in drivers:
+            if driver.need is not EVENT and isinstance(driver, StreamDriver):
+                await self._buffer(driver, event, t, origin, True)
+
+    async def _try(self, takers: list[Driver], event: Any, t: int) -> tuple[Driver, Exception] | None:
+        """Run the event; None if all went well (the marks are still set), else what failed, all of it undone."""
+        cursor = self.cursor
+        cursor.time = t
+        emitted = [(outlet, len(outlet.records)) for outlet in self.outlets.values()]
+        link_hit, count = self.link_hit, self.counters.emitted
+        for state in self.states.values():
+            state.mark()
+        try:
+            for driver in takers:
+                await self._feed(driver, event)
+        except EventFailed as failed:
+            for state in self.states.values():
+                state.undo()
+            for outlet, length in emitted:
+                del outlet.records[length:]
+            self.link_hit, self.counters.emitted, cursor.ready = link_hit, count, False
+            cursor.ordinal += 1
+            if not isinstance(failed.error, WindowClosed):
+                self.counters.failed += 1
+            buffers = [(d, d.buffer) for d in self.drivers if isinstance(d, StreamDriver)]
+            await self._restart_agents()
+            for driver, buffer in buffers:
+                driver.buffer = buffer
+            return failed.driver, failed.error
+        return None
+
+    async def _kept(self, t: int) -> None:
+        """The unit went well: keep it, and send what follows from it (changes, results of windows fired already)."""
+        changes: list[tuple[str, Any]] = []
+        fired: list[tuple[int, int, bytes, str, Closed[Any, Any]]] = []
+        for state in self.changed:
+            changes += [(f"{state.name}.changes", change) for change in state.changes(t)]
+        for order, state in enumerate(self.states.values()):
+            if state.lateness:
+                fired += [(end, order, key, f"{state.name}.closed", event) for end, key, event in state.fire_late()]
+            state.keep()
+        for name, change in changes:
+            await self._send(name, change, t, True)
+        fired.sort(key=_firing_order)
+        for _, _, _, name, closed in fired:
+            self.counters.fired += 1
+            await self._send(name, closed, closed.end - 1, True)
+
+    # What tables send
+
+    async def _send(self, name: str, event: Any, t: int, careful: bool) -> None:
+        """Give an event of a table to those who subscribed to it, as a part of the present step."""
+        drivers = self.routes.get(name)
+        if not drivers:
+            return
+        self.unit += 1
+        if careful or self.changed:
+            packed = msgspec.msgpack.encode(event) if self._packs(event) else None
+            type_ = type(event) if packed is None else self._type_of(name, event)
+
+            def again() -> Any:
+                return event if packed is None else msgspec.msgpack.decode(packed, type=type_)
+
+            origin = self._table_origin(name, t, event)
+            closed = {state.name: None for d in drivers for state in d.drops_late if state.is_late(t)}
+            takers = [d for d in drivers if not any(state.name in closed for state in d.drops_late)]
+            await self._unit(takers, event, again, t, origin, closed)
+            for table in closed:
+                self.counters.late += 1
+                await self._send(f"{table}.late", again(), t, True)
+            return
+        for driver in drivers:
+            if any(state.is_late(t) for state in driver.drops_late):
+                await self._late_from_table(driver, event, t)
+                continue
+            self.cursor.time = t
+            self.cursor.ordinal += 1
+            if driver.need is EVENT:
+                await self._feed(driver, event)
+            else:
+                await self._buffer(driver, event, t, self._table_origin(name, t, event), False)
+
+    async def _late_from_table(self, driver: Driver, event: Any, t: int) -> None:
+        for state in driver.drops_late:
+            if state.is_late(t):
+                self.counters.late += 1
+                await self._send(f"{state.name}.late", event, t, False)
+
+    def _packs(self, event: Any) -> bool:
+        return isinstance(event, msgspec.Struct)
+
+    def _type_of(self, name: str, event: Any) -> Any:
+        for agent in self.group.agents:
+            for source in agent.sources:
+                if source.name == name and isinstance(source, TableEvents) and source.kind != "late":
+                    return source.type
+        return type(event)
+
+    def _table_origin(self, name: str, t: int, event: Any) -> Origin:
+        """Where an event of a table came from. Encoded now: its value may change before it is needed."""
+        key = getattr(event, "key", None)
+        where = f"{name} key {key!r} at {t}"
+        key_bytes = None if key is None else encode_key(key)
+        try:
+            value = msgspec.msgpack.encode(event)
+        except (TypeError, NotImplementedError):
+            value = repr(event).encode()
+        return Origin(name, 0, None, 0, t, [name, -1, 0, where, key_bytes, value, t])
+
+    async def _fire_ready(self, careful: bool) -> None:
+        """Send the results of count windows that this event has filled."""
+        self.cursor.ready = False
+        fired = [
+            (end, order, key, f"{state.name}.closed", event)
+            for order, state in enumerate(self.states.values())
+            for end, key, event in state.take_ready()
+        ]
+        fired.sort(key=_firing_order)
+        for _, _, _, name, closed in fired:
+            self.counters.fired += 1
+            await self._send(name, closed, closed.end - 1, careful)
+
+    # The watermark
+
+    def watermark(self) -> int:
+        """How far event time has come (ms)."""
+        return self.splits.watermark()
+
+    async def advance(self, careful: bool) -> None:
+        """The watermark may have moved: fire and drop what is due. Does nothing if nothing is."""
+        watermark = self.cursor.watermark = self.splits.watermark()
+        if watermark < self.next_due:
+            return
+        await self._flush_all(careful)
+        states = list(self.states.values())
+        while True:
+            first: tuple[int, State] | None = None
+            for state in states:
+                end = state.peek(watermark)
+                if end is not None and (first is None or end < first[0]):
+                    first = (end, state)
+            if first is None:
+                break
+            end, state = first
+            name = f"{state.name}.closed"
+            for closed in state.fire(end, watermark):
+                self.counters.fired += 1
+                await self._send(name, closed, closed.end - 1, careful)
+                if self.cursor.ready:
+                    await self._fire_ready(careful)
+        for state in states:
+            state.settle(watermark)
+        self._refresh_due()
+
+    def _refresh_due(self) -> None:
+        states = self.states.values()
+        self.next_due = min((state.due for state in states), default=NEVER)
+        self.careful_before = max((state.careful_before for state in states), default=MIN_TIME)
+        self.careful_lag = min((state.careful_lag for state in states), default=NEVER)
+
+    def _now(self) -> int:
+        return self.event_now if self.bounded else self.clock.now_ms()
+
+    # Batches
+
+    async def _buffer(self, driver: Driver, event: Any, t: int, origin: Origin, careful: bool) -> None:
+        assert isinstance(driver, StreamDriver)
+        if not driver.buffer:
+            driver.since = self._now()
+        driver.buffer.append((event, t, origin))
+        if len(driver.buffer) >= (driver.need.size or 1):
+            await self._flush(driver, careful)
+
+    async def _flush_all(self, careful: bool) -> None:
+        for driver in self.drivers:
+            if isinstance(driver, StreamDriver) and driver.buffer:
+                await self._flush(driver, careful)
+
+    async def flush_old(self, careful: bool) -> None:
+        """Hand over the batches that have waited for as long as their agents allow."""
+        now = self._now()
+        for driver in self.drivers:
+            if isinstance(driver, StreamDriver) and driver.buffer and driver.need.within is not None:
+                if now - driver.since >= driver.need.within:
+                    await self._flush(driver, careful)
+
+    async def _flush(self, driver: StreamDriver, careful: bool) -> None:
+        """Give a batch to its agent; carefully, a batch that fails is tried event by event."""
+        batch, driver.buffer = driver.buffer, []
+        self.unit += 1
+        cursor = self.cursor
+        before = cursor.time
+        if careful or self.changed:
+            await self._careful_batch(driver, batch)
+        else:
+            cursor.batch_times = {id(event): t for event, t, _ in batch}
+            cursor.time = NEVER
+            try:
+                await self._feed(driver, [event for event, _, _ in batch])
+            finally:
+                cursor.batch_times = None
+        cursor.time = before
+
+    async def _careful_batch(self, driver: StreamDriver, batch: list[tuple[Any, int, Origin]]) -> None:
+        cursor = self.cursor
+        rows = [(self._again(origin, event), t, origin) for event, t, origin in batch]
+        failed = self.failures.pop((self.event_number, self.unit), None)
+        attempt = 0
+        while True:
+            if failed is None:
+                cursor.batch_times = {id(event): t for event, t, _ in rows}
+                try:
+                    failed = await self._try([driver], [event for event, _, _ in rows], NEVER)
+                finally:
+                    cursor.batch_times = None
+            if failed is None:
+                await self._kept(max(t for _, t, _ in rows))
+                return
+            error, failed = failed[1], None
+            rows = [(self._again(origin, event), t, origin) for event, t, origin in batch]
+            attempt += 1
+            wait = None if isinstance(error, WindowClosed) else driver.retry.wait(attempt, error)
+            if wait is None:
+                break
+            await self.clock.sleep(wait)
+        if len(batch) > 1:
+            for row in batch:
+                await self._careful_batch(driver, [row])
+        elif isinstance(error, WindowClosed):
+            self.counters.late += 1
+            await self._send(f"{error.table}.late", rows[0][0], rows[0][1], True)
+        else:
+            self._dead_letter(rows[0][2], error, driver.name, attempt)
+
+    def _again(self, origin: Origin, event: Any) -> Any:
+        """The event anew from its bytes: the agent may have changed it before it failed."""
+        inlet = self.inlets.get((origin.topic, origin.split))
+        value = origin.save()[5]
+        return event if inlet is None or value is None else inlet.codec.decode(value)
+
+
+def _firing_order(row: tuple[int, int, bytes, str, Any]) -> tuple[int, int, bytes]:
+    return row[:3]

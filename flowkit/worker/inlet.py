@@ -1,0 +1,136 @@
+"""From a batch of bytes to typed records with event times; what cannot be used is told apart, never lost."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from flowkit.agent import Topic
+from flowkit.codec import Codec, field_getter
+from flowkit.errors import DecodeError, RecordError, TimeError
+from flowkit.record import MIN_TIME
+from flowkit.source import Batch
+
+
+@dataclasses.dataclass(slots=True)
+class Decoded:
+    """Records of one batch, in parallel lists. `bad` holds the unusable ones by index (their record is None).
+
+    A bad record's time is that of the record before it, so that it keeps its place in the order.
+    """
+
+    batch: Batch
+    records: list[Any]
+    times: list[int]
+    bad: dict[int, RecordError]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+class Inlet:
+    """Decodes the records of one topic.
+
+    `codec` is what the outside dictates (a CSV file), else the topic's own. `only` are the fields that are used by
+    anything at all, or None for all: a plan that touches three fields decodes three fields.
+    """
+
+    def __init__(
+        self,
+        topic: Topic[Any],
+        codec: str | None = None,
+        fields: Sequence[str] | None = None,
+        only: frozenset[str] | None = None,
+    ) -> None:
+        self.topic = topic
+        type_: Any = topic.type
+        if only is not None and isinstance(topic.time, str | None):
+            type_ = _project(type_, only | ({topic.time} if topic.time else frozenset()))
+        self.codec = Codec(codec or topic.codec, type_, fields)
+        time = topic.time
+        self._time = field_getter(type_, time) if isinstance(time, str) else time
+        self._time_name = time if isinstance(time, str) else "time"
+        self._by_attribute = isinstance(time, str) and isinstance(type_, type) and issubclass(type_, msgspec.Struct)
+        if self._by_attribute:
+            # One comprehension with the attribute in it: 0.03 µs a record, against 0.07 through a getter.
+            self._many = eval(f"lambda records: [r.{time} for r in records]", {})  # noqa: S307  a checked field name
+
+    def decode(self, batch: Batch) -> Decoded:
+        """All records of the batch. Never raises for a bad record."""
+        bad: dict[int, RecordError] = {}
+        records = self._decode_all(batch)
+        if records is None:
+            records = [self._decode_one(value, n, bad) for n, value in enumerate(batch.values)]
+        times = self._times(records, batch, bad)
+        return Decoded(batch, records, times, bad)
+
+    def _decode_all(self, batch: Batch) -> list[Any] | None:
+        """Everything in as few calls as can be, or None if some record is bad (they are then looked at singly)."""
+        try:
+            lines = getattr(batch, "lines", None)
+            if lines is not None and self.codec.lines is not None:
+                records = self.codec.lines(lines)
+                return records if len(records) == len(batch) else None
+            if getattr(batch, "oversize", None):
+                return None
+            decode = self.codec.decode_fast
+            return [decode(value) for value in batch.values]  # type: ignore[arg-type]
+        except Exception:
+            return None
+
+    def _decode_one(self, value: bytes | None, index: int, bad: dict[int, RecordError]) -> Any:
+        if value is None:
+            bad[index] = DecodeError("no value (a tombstone)")
+            return None
+        try:
+            return self.codec.decode(value)
+        except RecordError as error:
+            bad[index] = error
+            return None
+
+    def _times(self, records: list[Any], batch: Batch, bad: dict[int, RecordError]) -> list[int]:
+        if self._time is None:
+            # Files have no timestamps: every record is at the epoch unless the topic names a time.
+            return list(batch.times) if batch.times is not None else [0] * len(records)
+        event_time = self.topic.event_time
+        if not bad:
+            try:
+                taken = self._many(records) if self._by_attribute else list(map(self._time, records))
+                times = event_time.many(taken)
+                if times is not None:
+                    return times
+            except Exception:
+                pass  # a time function that fails on some record: below it is found which
+        times, last = [], MIN_TIME
+        for index, record in enumerate(records):
+            if index not in bad:
+                try:
+                    last = event_time.one(self._time(record))
+                except TimeError as error:
+                    bad[index] = TimeError(f"{self._time_name}: {error}")
+                    records[index] = None
+                except Exception as error:
+                    bad[index] = TimeError(f"{self._time_name}: {type(error).__name__}: {error}")
+                    records[index] = None
+            times.append(last)
+        return times
+
+
+def _project(type_: Any, only: frozenset[str]) -> Any:
+    """A struct type with just the fields `only`, or the type itself where that cannot be."""
+    if not (isinstance(type_, type) and issubclass(type_, msgspec.Struct)):
+        return type_
+    config = type_.__struct_config__
+    if config.tag is not None or config.array_like or config.forbid_unknown_fields or hasattr(type_, "__post_init__"):
+        return type_
+    infos = [info for info in msgspec.structs.fields(type_) if info.name in only]
+    if len(infos) == len(type_.__struct_fields__):
+        return type_
+    fields: list[Any] = []
+    for info in sorted(infos, key=lambda info: not info.required):
+        default = msgspec.field(default=info.default, default_factory=info.default_factory)
+        fields.append((info.name, info.type) if info.required else (info.name, info.type, default))
+    return msgspec.defstruct(
+        f"{type_.__name__}Part", fields, rename={info.name: info.encode_name for info in infos}, kw_only=True
+    )

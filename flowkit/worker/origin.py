@@ -1,0 +1,48 @@
+"""Where an event came from: enough to find it again, to save it with a commit, and to write its dead letter."""
+
+import traceback
+from typing import Any
+
+from flowkit.record import DeadLetter
+from flowkit.source import Batch
+
+
+class Origin:
+    """One record of a batch, or (with `data`) an event that a table sent."""
+
+    __slots__ = ("batch", "data", "index", "split", "time", "topic")
+
+    def __init__(
+        self, topic: str, split: int, batch: Batch | None, index: int, time: int | None, data: Any = None
+    ) -> None:
+        self.topic, self.split, self.batch, self.index, self.time, self.data = topic, split, batch, index, time, data
+
+    def save(self) -> list[Any]:
+        """As builtins: topic, split, offset, where, key, value, time."""
+        if isinstance(self.data, list):
+            return self.data
+        batch = self.batch
+        assert batch is not None
+        key = batch.keys[self.index] if batch.keys is not None else None
+        return [
+            self.topic,
+            self.split,
+            batch.offset(self.index),
+            batch.where(self.index),
+            key,
+            _bytes(batch.values[self.index]),
+            self.time,
+        ]
+
+    def letter(self, error: BaseException, agent: str, attempts: int) -> DeadLetter:
+        """The dead letter of this event."""
+        topic, split, offset, where, key, value, time = self.save()
+        reason = str(error) or type(error).__name__
+        shown = "".join(traceback.format_exception(error)) if attempts else ""
+        return DeadLetter(
+            topic, split, offset, where, key, value, time, type(error).__name__, reason, shown, agent, attempts
+        )
+
+
+def _bytes(value: bytes | None) -> bytes | None:
+    return None if value is None else bytes(value)

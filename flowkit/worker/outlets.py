@@ -1,0 +1,38 @@
+"""What a task has to send: encoded where it is emitted, handed on when the commit is cut."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flowkit.agent import Outlet
+from flowkit.codec import Codec, encode_key, field_getter
+
+
+class Outgoing(NamedTuple):
+    """One record on its way out. `time` in ms."""
+
+    key: bytes | None
+    value: bytes | None
+    time: int
+
+
+class BoundOutlet:
+    """One topic or sink of a task, with what was emitted to it since the last commit.
+
+    Values are encoded at once: the agent may go on changing the object that it has sent. `linked` tells that agents of
+    the same run read it.
+    """
+
+    def __init__(self, outlet: Outlet[Any], codec: str | None = None) -> None:
+        self.name = outlet.name
+        self.codec = Codec(codec or outlet.codec, outlet.element)
+        key = outlet.key
+        self._key: Callable[[Any], Any] | None = field_getter(outlet.element, key) if isinstance(key, str) else key
+        self.records: list[Outgoing] = []
+        self.linked = False
+        self.total = 0
+
+    def emit(self, value: Any, key: Any, time: int) -> None:
+        if key is None and self._key is not None:
+            key = self._key(value)
+        key_bytes = None if key is None else encode_key(key)
+        self.records.append(Outgoing(key_bytes, self.codec.encode(value), time))

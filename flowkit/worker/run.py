@@ -1,0 +1,296 @@
+"""A bounded run: inputs to their end, all windows closed, everything written. `flowkit run` and services call it.
+
+With a state directory a run that was killed goes on from its last commit, and its output files then equal, byte for
+byte, those of an unbroken one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from flowkit.agent import Outlet
+from flowkit.app import App
+from flowkit.clock import SystemClock
+from flowkit.codec import fields_of
+from flowkit.errors import ConfigError
+from flowkit.options import WorkerOptions
+from flowkit.sink import FileSink, Sink
+from flowkit.source import FileReader, FileSource
+from flowkit.store import claim_directory, open_directory, open_store
+from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, resources
+from flowkit.worker.engine import Counters, Engine
+from flowkit.worker.feed import BoundedFeed, Head, LinkHead
+from flowkit.worker.task import Hook, Task, _no_hook
+
+log = structlog.get_logger("flowkit.run")
+
+
+@dataclass
+class Progress:
+    """How far a run has come. `watermark` in ms; `read` and `size` in bytes of input (size None: not known)."""
+
+    records: int
+    watermark: int
+    read: int
+    size: int | None
+    seconds: float
+
+
+@dataclass
+class Summary:
+    """What a bounded run did."""
+
+    counters: Counters
+    seconds: float
+    commits: int
+    emitted: dict[str, int] = field(default_factory=dict)
+    dead_letters: str = ""
+    """Where dead letters were written, if there were any."""
+    resumed: bool = False
+    already_done: bool = False
+
+
+class LazySink:
+    """A sink that touches the outside only once there is something to write."""
+
+    guarantee = "exactly once"
+
+    def __init__(self, sink: FileSink) -> None:
+        self.sink = sink
+        self.codec = sink.codec
+        self._opened = False
+        self._staged = False
+
+    async def open(self, state: Any) -> None:
+        if state is not None and state.get("opened"):
+            self._staged = True
+            await self.sink.open(state["inner"])
+            self._opened = True
+
+    def stage(self, records: Sequence[Any], final: bool) -> Any:
+        if not records and not self._staged:
+            return None
+        self._staged = True
+        return self.sink.stage(records, final)
+
+    def state(self) -> Any:
+        return {"opened": self._staged, "inner": self.sink.state()}
+
+    async def deliver(self, handoff: Any) -> None:
+        if not self._opened:
+            await self.sink.open(None)
+            self._opened = True
+        await self.sink.deliver(handoff)
+
+    async def close(self) -> None:
+        if self._opened:
+            await self.sink.close()
+
+
+async def run(
+    app: App,
+    inputs: Sequence[tuple[str, str]],
+    outputs: Sequence[tuple[str, str]] = (),
+    *,
+    state: str | Path | None = None,
+    options: WorkerOptions | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = bool,
+    hook: Hook = _no_hook,
+) -> Summary:
+    """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
+
+    The same topic may be given several files: they are its splits, merged by time. Raises ConfigError with everything
+    that is wrong before anything starts; InputError if an input cannot be read.
+    """
+    options = options or WorkerOptions.from_environment()
+    plan = app.plan()
+    _check(app, plan.groups, inputs, outputs)
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        store_path = None
+        if state is not None:
+            open_directory(Path(state), app.name)
+            stack.enter_context(claim_directory(Path(state)))
+            store_path = Path(state) / "run"
+        store = await stack.enter_async_context(open_store(store_path))
+        sinks: dict[str, Sink] = {}
+        for name, path in outputs:
+            sinks[name] = FileSink(path, fields_of(_outlet(app, name).element), sync=state is not None)
+        letters = _dead_letters_path(app, state)
+        if app.dead_letters.name not in sinks:
+            sinks[app.dead_letters.name] = LazySink(FileSink(letters, sync=state is not None))
+        else:
+            letters = dict(outputs)[app.dead_letters.name]
+        outlets = make_outlets(app, plan.groups, sinks)
+        counters = Counters()
+        engines = [
+            make_engine(
+                app, group, store, outlets, SystemClock(), counters, bounded=True, clean_limit=options.live_objects
+            )
+            for group in plan.groups
+        ]
+        task = Task(
+            app,
+            app.name,
+            engines,
+            store,
+            outlets,
+            counters=counters,
+            sinks={name: sink for name, sink in sinks.items() if name in outlets},
+            commit_every=options.commit_every,
+            commit_interval=options.commit_interval / 1000,
+            new_id=random_ids(),
+            hook=hook,
+        )
+        await stack.enter_async_context(resources(app))
+        meta = await task.recover()
+        stack.push_async_callback(task.close)
+        feed = BoundedFeed(engines, outlets)
+        stack.push_async_callback(feed.close)
+        await _open_heads(feed, _sources(inputs), meta.get("positions", {}), options.batch_size)
+        feed.restore(meta)
+        already_done = bool(meta) and len(feed.finished) == len(engines)
+        await task.start(feed, meta)
+        next_report = 0.0
+        stopped = False
+        while await task.step():
+            now = time.monotonic()
+            if on_progress is not None and now >= next_report:
+                on_progress(_progress(counters, engines, feed.heads, now - started))
+                next_report = now + 0.1
+            if should_stop():
+                stopped = True
+                break
+        if not already_done:
+            await task.commit(final=not stopped)
+            await task.settled()
+        if on_progress is not None:
+            on_progress(_progress(counters, engines, feed.heads, time.monotonic() - started))
+        emitted = {name: outlet.total for name, outlet in outlets.items()}
+        has_letters = emitted[app.dead_letters.name] > 0
+        return Summary(
+            counters,
+            time.monotonic() - started,
+            task.commits,
+            emitted,
+            letters if has_letters else "",
+            resumed=bool(meta),
+            already_done=already_done,
+        )
+
+
+def _outlet(app: App, name: str) -> Outlet[Any]:
+    if name == app.dead_letters.name:
+        return app.dead_letters
+    found: Outlet[Any] | None = app.topics.get(name) or app.sinks.get(name)
+    assert found is not None
+    return found
+
+
+def _check(
+    app: App, groups: Sequence[Any], inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]]
+) -> None:
+    problems: list[str] = []
+    read = {topic.name for group in groups for topic in group.inputs}
+    written = {outlet.name for group in groups for outlet in group.outlets} | {app.dead_letters.name}
+    if not groups:
+        problems.append(f"app {app.name!r} has no agents and no declared tables: there is nothing to run")
+    elif not inputs:
+        problems.append(f"no --input: app {app.name!r} reads {', '.join(sorted(read)) or 'no topics'}")
+    for name, path in inputs:
+        if name not in app.topics:
+            problems.append(
+                f"--input {name}={path}: app {app.name!r} has no topic {name!r} (it has {_names(app.topics)})"
+            )
+        elif name not in read:
+            problems.append(f"--input {name}={path}: no agent reads topic {name!r} (agents read {_names(read)})")
+    for name, path in outputs:
+        if name not in app.topics and name not in app.sinks and name != app.dead_letters.name:
+            known = {**app.topics, **app.sinks}
+            problems.append(
+                f"--output {name}={path}: app {app.name!r} has no topic or sink {name!r} (it has {_names(known)})"
+            )
+        elif name not in written:
+            problems.append(f"--output {name}={path}: no agent writes {name!r} (agents write {_names(written)})")
+    for n, (name, path) in enumerate(outputs):
+        if path != "-" and any(_same(path, other) for _, other in inputs):
+            problems.append(f"--output {name}={path}: is an input of this run")
+        if any(name == other for other, _ in outputs[:n]):
+            problems.append(f"--output {name}={path}: {name!r} has an output already")
+        if any(_same(path, other) for _, other in outputs[:n]):
+            problems.append(f"--output {name}={path}: another output writes there")
+    if [path for _, path in inputs].count("-") > 1:
+        problems.append("--input: standard input can be read only once")
+    if problems:
+        raise ConfigError(*problems)
+    given = {name for name, _ in inputs}
+    for name in sorted(read - given - written):
+        log.warning("topic has no --input: taken as empty", topic=name)
+    bound = {name for name, _ in outputs}
+    for name in sorted(written - bound - read - {app.dead_letters.name}):
+        log.warning("no --output: what agents send there is dropped", name=name)
+
+
+def _names(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _same(a: str, b: str) -> bool:
+    return a != "-" and b != "-" and Path(a).absolute() == Path(b).absolute()
+
+
+def _dead_letters_path(app: App, state: str | Path | None) -> str:
+    """In the state directory, or beside the user under a name that is free."""
+    if state is not None:
+        return str(Path(state) / "dead-letters.jsonl")
+    path = Path(f"{app.name}-dead-letters.jsonl")
+    number = 1
+    while path.exists():
+        number += 1
+        path = Path(f"{app.name}-dead-letters-{number}.jsonl")
+    return str(path)
+
+
+def _sources(inputs: Sequence[tuple[str, str]]) -> dict[str, FileSource]:
+    paths: dict[str, list[str]] = {}
+    for name, path in inputs:
+        paths.setdefault(name, []).append(path)
+    return {name: FileSource(files) for name, files in paths.items()}
+
+
+async def _open_heads(
+    feed: BoundedFeed, sources: dict[str, FileSource], positions: dict[str, Any], batch_size: int
+) -> None:
+    """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
+    for engine in feed.engines:
+        order = [*engine.app.topics, engine.app.dead_letters.name]
+        for topic in sorted(engine.group.inputs, key=lambda t: order.index(t.name)):
+            if topic.name in engine.outlets:
+                split = engine.splits.add(f"{topic.name}[-1]", topic.out_of_order, -1)
+                feed.add(LinkHead(engine, topic.name, split, make_inlet(engine, topic, -1)))
+            if topic.name not in sources:
+                continue
+            source = sources[topic.name]
+            for number in await source.splits():
+                split = engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
+                reader = await source.open(number, positions.get(split.name))
+                inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
+                head = Head(engine, topic.name, split, inlet, reader, batch_size)
+                head.position = positions.get(split.name)
+                feed.add(head)
+                if topic.idle_after is not None:
+                    engine.idle_after[split.name] = topic.idle_after
+
+
+def _progress(counters: Counters, engines: Sequence[Engine], heads: Sequence[Head], seconds: float) -> Progress:
+    readers = [head.reader for head in heads if isinstance(head.reader, FileReader)]
+    sizes = [reader.size for reader in readers]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    marks = [engine.splits.floor for engine in engines]
+    return Progress(counters.records, min(marks, default=0), sum(reader.read for reader in readers), total, seconds)

@@ -1,0 +1,312 @@
+"""A task: engines over one store, and their commits. COMMIT.md, "The frame".
+
+    cut        state, positions, watermarks and hand-offs become one frame; processing goes on
+    prepared   the frame is durable, undecided
+    decided    the broker's transaction (outputs, positions, identity) counts it; without a broker, being durable does
+    resolved   the store shows it
+    delivered  hand-offs to sinks are completed, idempotently; the next frame may follow
+
+`recover` takes up where the last frame that counts left off. It applies frames and never runs committed input again.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+
+from flowkit.app import App
+from flowkit.errors import Fenced, StoreCorrupt
+from flowkit.sink import Sink
+from flowkit.source import Broker, partition_of
+from flowkit.store import Frame, SpaceChange, Store
+from flowkit.table import check_schema, migrate_cell, schema_of
+from flowkit.worker.engine import Counters, Engine, EventFailed
+from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick
+from flowkit.worker.outlets import BoundOutlet
+
+log = structlog.get_logger("flowkit.task")
+
+Hook = Callable[[str], Awaitable[None]]
+"""Called between any two steps of a commit, with the name of the one just done; the harness crashes there."""
+
+
+class Out(NamedTuple):
+    """One record for a broker's topic."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    time: int
+
+
+async def _no_hook(_step: str) -> None:
+    return None
+
+
+class Task:
+    """Runs pieces of a feed through engines and commits them. One asyncio task calls all its methods.
+
+    `broker`, where there is one, decides whether a frame counts; `topics` are the partition counts of those outlets
+    that it holds. `sinks` are the others.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        name: str,
+        engines: Sequence[Engine],
+        store: Store,
+        outlets: dict[str, BoundOutlet],
+        *,
+        counters: Counters,
+        sinks: dict[str, Sink],
+        broker: Broker | None = None,
+        topics: dict[str, int] | None = None,
+        epoch: int = 0,
+        commit_every: int = 5_000,
+        commit_interval: float = 1.0,
+        new_id: Callable[[], bytes],
+        hook: Hook = _no_hook,
+    ) -> None:
+        self.app, self.name, self.engines, self.store, self.outlets = app, name, list(engines), store, outlets
+        self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
+        self.commit_every, self.commit_interval = commit_every, commit_interval
+        self.new_id, self.hook = new_id, hook
+        self.feed: Feed
+        self.since_commit = 0
+        self.careful = False
+        self.commits = 0
+        self.last_commit = time.monotonic()
+        self.schemas: dict[str, Any] = {}
+        self._dirty = False
+        self._slice = 512
+        self._round_robin = 0
+        self._inflight: asyncio.Task[None] | None = None
+
+    # Life
+
+    async def recover(self) -> dict[str, Any]:
+        """Decide what the store left undecided and complete its hand-offs; the meta of the last frame that counts."""
+        store = self.store
+        if store.undecided is not None:
+            frame = store.undecided
+            applied = True
+            if self.broker is not None:
+                number, commit_id = await self.broker.last_commit(self.name)
+                applied = (number, commit_id) == (frame.number, frame.commit_id)
+            await store.resolve(frame.commit_id, applied)
+            log.info("last frame resolved", task=self.name, number=frame.number, applied=applied)
+        if self.broker is not None:
+            number, commit_id = await self.broker.last_commit(self.name)
+            if (number, commit_id or b"") != (store.number, store.commit_id):
+                raise StoreCorrupt(
+                    f"task {self.name}: the broker knows commit {number}, the state directory commit {store.number}: "
+                    "this is not the state that belongs to it; restore it, or start the app under another name"
+                )
+        meta = dict(store.meta)
+        for name, sink in self.sinks.items():
+            saved = meta.get("sinks", {}).get(name)
+            await sink.open(None if saved is None else saved[0])
+            if saved is not None:
+                await sink.deliver(saved[1])
+        await self._migrate(meta)
+        return meta
+
+    async def start(self, feed: Feed, meta: dict[str, Any]) -> None:
+        """Open the engines as `recover` found them, and start the agents; from here on `step` works."""
+        self.feed = feed
+        for engine in self.engines:
+            engine.open(meta.get("groups", {}).get(engine.group.name, {}))
+        for engine in self.engines:
+            await engine.start()
+
+    async def close(self) -> None:
+        """Wait for the commit under way and stop the agents. What was not committed is not lost: it comes again."""
+        if self._inflight is not None and not self._inflight.done():
+            with contextlib.suppress(Exception):
+                await self._inflight
+        for engine in self.engines:
+            engine.bind()
+            await engine.stop()
+        for sink in self.sinks.values():
+            await sink.close()
+
+    async def _migrate(self, meta: dict[str, Any]) -> None:
+        """Check stored state against what the app declares now; rewrite what is of an older version."""
+        stored = meta.get("schemas", {})
+        changes: list[SpaceChange] = []
+        for engine in self.engines:
+            for table in engine.group.tables:
+                before = stored.get(table.name)
+                if before is None or not check_schema(table, before):
+                    continue
+                for end in [None, *self.store.ends(table.name)]:
+                    rows = self.store.scan((table.name, end))
+                    values: list[bytes | None] = [migrate_cell(table, data, before["version"]) for _, data in rows]
+                    if rows:
+                        changes.append(SpaceChange(table.name, end, [key for key, _ in rows], values))
+                log.info("table migrated", table=table.name, old=before["version"], new=table.version)
+        now = {t.name: schema_of(t) for engine in self.engines for t in engine.group.tables}
+        self.schemas = stored | now
+        if changes or any(stored.get(name) not in (None, schema) for name, schema in now.items()):
+            meta["schemas"] = self.schemas
+            frame = Frame(self.store.number + 1, self.new_id(), self.store.commit_id, self.epoch, meta, changes)
+            await self._finish(frame, [], {})
+
+    # Work
+
+    async def step(self) -> bool:
+        """Handle one piece of the feed and commit if it is time; False if there was none."""
+        limit = max(1, min(self._slice, self.commit_every - self.since_commit))
+        piece = await self.feed.next(limit)
+        if piece is None:
+            return False
+        await self.handle(piece)
+        if self.commit_is_due():
+            await self.commit()
+        return True
+
+    def commit_is_due(self) -> bool:
+        if self.since_commit >= self.commit_every:
+            return True
+        return self._dirty and time.monotonic() - self.last_commit >= self.commit_interval
+
+    async def handle(self, piece: Piece) -> None:
+        """Run one piece; if an agent raises, go back to the last commit and come again carefully."""
+        engine = piece.engine
+        if len(self.engines) > 1:
+            engine.bind()
+        started = time.perf_counter()
+        try:
+            count = await self._run(piece)
+        except EventFailed as failed:
+            if self.careful:
+                raise failed.error from failed
+            engine.failures[failed.key] = (failed.driver, failed.error)
+            self.counters.failed += 1
+            await self.rollback()
+            return
+        self.feed.taken(piece, count)
+        self._dirty = True
+        self.since_commit += count
+        if count:
+            # A slice of about 50 ms, so that commits, stops and the event loop never wait long for slow agents.
+            took = time.perf_counter() - started
+            self._slice = max(
+                1, min(100_000, self._slice * 2 if took < 0.025 else self._slice // 2 if took > 0.1 else self._slice)
+            )
+
+    async def _run(self, piece: Piece) -> int:
+        engine = piece.engine
+        match piece:
+            case Records():
+                return await engine.process(
+                    piece.topic, piece.split, piece.decoded, piece.start, piece.stop, careful=self.careful
+                )
+            case Ended():
+                piece.split.ended = True
+            case Idle():
+                piece.split.idle = True
+            case ClockMark():
+                engine.splits.floor = max(engine.splits.floor, piece.watermark)
+            case Tick():
+                await engine.flush_old(self.careful)
+            case Finished():
+                await engine.finish(careful=self.careful)
+                return 0
+        await engine.advance(self.careful)
+        return 0
+
+    async def rollback(self) -> None:
+        """Take back everything since the last commit; what follows, until the next, goes carefully."""
+        await self.settled()
+        groups = self.store.meta.get("groups", {})
+        for engine in self.engines:
+            await engine.rollback(groups.get(engine.group.name, {}))
+        for outlet in self.outlets.values():
+            outlet.records.clear()
+        await self.feed.rewind()
+        self.since_commit = 0
+        self.careful = True
+
+    # Commit
+
+    async def commit(self, *, final: bool = False) -> None:
+        """Cut a frame and start to commit it; processing may go on. Waits for the commit before it.
+
+        Raises what that one failed with: Fenced, OutcomeUnknown, StorePoisoned, or a sink's error.
+        """
+        await self.settled()
+        if not self._dirty and not final:
+            return
+        changes: list[SpaceChange] = []
+        drops: list[tuple[str, int | None]] = []
+        groups: dict[str, Any] = {}
+        for engine in self.engines:
+            changed, dropped, groups[engine.group.name] = engine.cut()
+            changes += changed
+            drops += dropped
+        fed = self.feed.commit()
+        outs, staged = self._stage(final)
+        meta = {"app": self.app.name, "groups": groups, "sinks": staged, "schemas": self.schemas, **fed}
+        frame = Frame(self.store.number + 1, self.new_id(), self.store.commit_id, self.epoch, meta, changes, drops)
+        handoffs = {name: handoff for name, (_, handoff) in staged.items() if handoff is not None}
+        self._inflight = asyncio.create_task(self._finish(frame, outs, handoffs), name=f"commit {self.name}")
+        self.since_commit, self._dirty, self.careful = 0, False, False
+        self.last_commit = time.monotonic()
+        if final:
+            await self.settled()
+
+    def _stage(self, final: bool) -> tuple[list[Out], dict[str, Any]]:
+        """Everything emitted since the last commit, for the broker and for the sinks (state and hand-off)."""
+        outs: list[Out] = []
+        staged: dict[str, Any] = {}
+        for name, outlet in self.outlets.items():
+            records, outlet.records = outlet.records, []
+            outlet.total += len(records)
+            if name in self.sinks:
+                handoff = self.sinks[name].stage(records, final)
+                staged[name] = (self.sinks[name].state(), handoff)
+            elif name in self.topics:
+                partitions = self.topics[name]
+                for key, value, at in records:
+                    if key is None:
+                        self._round_robin += 1
+                        partition = self._round_robin % partitions
+                    else:
+                        partition = partition_of(key, partitions)
+                    outs.append(Out(name, partition, key, value, at))
+        return outs, staged
+
+    async def _finish(self, frame: Frame, outs: list[Out], handoffs: dict[str, Any]) -> None:
+        await self.hook("cut")
+        await self.store.prepare(frame)
+        await self.hook("prepared")
+        if self.broker is not None:
+            positions = frame.meta.get("positions", {})
+            try:
+                await self.broker.commit(self.name, self.epoch, frame.number, frame.commit_id, positions, outs)
+            except Fenced:
+                await self.store.resolve(frame.commit_id, False)
+                raise
+            await self.hook("decided")
+        await self.store.resolve(frame.commit_id, True)
+        await self.hook("resolved")
+        for name, handoff in handoffs.items():
+            await self.sinks[name].deliver(handoff)
+            await self.hook("delivered")
+        self.commits += 1
+
+    async def settled(self) -> None:
+        """Wait until the commit under way is through."""
+        inflight, self._inflight = self._inflight, None
+        if inflight is not None:
+            await inflight
+
+    def failed(self) -> bool:
+        """True if the commit under way has failed already: the next `commit` will say how."""
+        return self._inflight is not None and self._inflight.done() and self._inflight.exception() is not None
