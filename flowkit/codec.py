@@ -89,8 +89,6 @@ class Codec:
         self.fields = tuple(fields) if fields is not None else fields_of(type_)
         self.decode_fast: Callable[[bytes], Any]
         """The C decoder (or `decode`): raises whatever it raises. For batches; on an error use `decode` for the reason."""
-        self.lines: Callable[[bytes], list[Any]] | None = None
-        """Decodes a whole chunk of lines in one call, where the format can."""
         self.encode: Callable[[Any], bytes]
         try:
             self._choose(name, type_)
@@ -100,7 +98,7 @@ class Codec:
     def _choose(self, name: str, type_: Any) -> None:
         if name == "json":
             decoder = msgspec.json.Decoder(type_, dec_hook=_dec_hook)
-            self.decode_fast, self.lines = decoder.decode, decoder.decode_lines
+            self.decode_fast = decoder.decode
             self.encode = msgspec.json.Encoder(enc_hook=_enc_hook).encode
         elif name == "msgpack":
             self.decode_fast = msgspec.msgpack.Decoder(type_, dec_hook=_dec_hook).decode
@@ -161,8 +159,9 @@ class Codec:
 def csv_line(cells: Sequence[Any]) -> bytes:
     """One CSV record without its line end, quoted as RFC 4180 says."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(cells)
-    return out.getvalue().encode()
+    # With an empty lineterminator Python's csv would not quote a cell that holds a line end.
+    csv.writer(out, lineterminator="\r\n").writerow(cells)
+    return out.getvalue()[:-2].encode()
 
 
 def _csv_rows(data: bytes) -> list[list[str]]:

@@ -12,10 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import anyio
+
 from flowkit.clock import Clock
-from flowkit.source import embedded_log as log
-from flowkit.source import embedded_tasks as tasks
-from flowkit.source.embedded_file import BrokerFile, FileThread
+from flowkit.source import embedded_log as logs
+from flowkit.source import embedded_tasks as ledger
+from flowkit.source.embedded_file import BrokerFile
+from flowkit.source.embedded_thread import FileThread
 from flowkit.source.local import LogSource, Records
 from flowkit.source.rules import Claimed, KeyValueTime, Lease, Output, check_topic
 
@@ -46,7 +49,7 @@ class EmbeddedBroker:
         self._wait_ms = wait_ms
         self._worker = f"process {os.getpid()}"
         self._writer, self._reader = FileThread(), FileThread()
-        self._version, self._looked_at = 0, float("-inf")
+        self._version, self._looked_at_ms = 0, 0
 
     async def open(self) -> None:
         """Open the file, or make it.
@@ -64,8 +67,9 @@ class EmbeddedBroker:
 
     async def close(self) -> None:
         """Finish what has been asked for and close the file. Leases stay until they expire or are released."""
-        await self._reader.close()
-        await self._writer.close()
+        with anyio.CancelScope(shield=True):  # a cancelled worker still has to let go of its threads
+            await self._reader.close()
+            await self._writer.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -80,24 +84,24 @@ class EmbeddedBroker:
 
     async def topics(self) -> dict[str, int]:
         """The number of partitions by topic."""
-        return await self._reader.run(log.topics)
+        return await self._reader.run(logs.topics)
 
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 if it does not exist."""
-        return await self._reader.run(log.partitions, topic)
+        return await self._reader.run(logs.partitions, topic)
 
     async def create(self, topic: str, partitions: int) -> None:
         """Make a topic. Raises ConfigError if it exists with another number, or the name cannot be one."""
         check_topic(topic, partitions)
-        await self._writer.run(log.create, self.url, topic, partitions)
+        await self._writer.run(logs.create, self.url, topic, partitions)
 
     async def end_offsets(self, topic: str) -> list[int]:
         """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic."""
-        return await self._reader.run(log.end_offsets, self.url, topic)
+        return await self._reader.run(logs.end_offsets, self.url, topic)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """The offsets of the oldest record that is left, and of the next one to come."""
-        _, start, end = await self._reader.run(log.log_of, self.url, topic, partition)
+        _, start, end = await self._reader.run(logs.log_of, self.url, topic, partition)
         return start, end
 
     async def put(self, topic: str, records: Sequence[KeyValueTime], partition: int | None = None) -> None:
@@ -105,15 +109,15 @@ class EmbeddedBroker:
 
         Raises ConfigError if there is no such topic or partition.
         """
-        await self._writer.run(log.put, self.url, topic, records, partition)
+        await self._writer.run(logs.put, self.url, topic, records, partition)
 
     async def read(self, topic: str, partition: int, offset: int, limit: int) -> Records:
         """At most `limit` records from `offset` on, or from the oldest that is left; fewer if they are big."""
-        return await self._reader.run(log.read, self.url, topic, partition, offset, limit)
+        return await self._reader.run(logs.read, self.url, topic, partition, offset, limit)
 
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`; their room in the file is used again."""
-        await self._writer.run(log.delete_before, self.url, topic, partition, offset)
+        await self._writer.run(logs.delete_before, self.url, topic, partition, offset)
 
     def source(self, topic: str) -> LogSource:
         """The topic as the worker reads it."""
@@ -125,18 +129,19 @@ class EmbeddedBroker:
         The answer is a mark; given as `seen` to the next call it makes that return at once if something was written
         in between. So: fetch everything after one call, then call again with its mark, and nothing is overlooked.
         """
-        if seen is None:
-            seen = await self._look()
+        version = await self._look()
+        seen = version if seen is None else seen
         until = self._clock.now_ms() + timeout_ms
-        while (version := await self._look()) == seen:
-            left = until - self._clock.now_ms()
-            if left <= 0:
-                break
+        while version == seen and (left := until - self._clock.now_ms()) > 0:
             await self._clock.sleep(min(POLL_MS, left))
+            if self._clock.now_ms() - self._looked_at_ms >= POLL_MS:  # else another waiter has just looked
+                await self._look()
+            version = self._version
         return version
 
     async def _look(self) -> int:
-        """SQLite's mark of the last change by another connection (the writer's is another one, too)."""
+        """SQLite's mark of the last change by another connection (our own writer is another one, too)."""
+        self._looked_at_ms = self._clock.now_ms()
         self._version = await self._reader.run(_data_version)
         return self._version
 
@@ -149,15 +154,15 @@ class EmbeddedBroker:
         (0: never claimed), a claim that comes second raises Fenced instead of taking the task from the first.
         """
         owner = self._worker if worker is None else worker
-        return await self._writer.run(tasks.claim, task, owner, state, self._clock.now_ms(), seen)
+        return await self._writer.run(ledger.claim, task, owner, state, self._clock.now_ms(), seen)
 
     async def last_commit(self, task: str) -> tuple[int, bytes | None]:
         """Number and id of the last commit of `task` that counts (0, None: none yet)."""
-        return await self._writer.run(tasks.last_commit, task)
+        return await self._writer.run(ledger.last_commit, task)
 
     async def positions(self, task: str) -> Any:
         """The positions in the last commit that counts; None if there is none yet."""
-        return await self._reader.run(tasks.positions, task)
+        return await self._reader.run(ledger.positions, task)
 
     async def commit(
         self,
@@ -173,36 +178,36 @@ class EmbeddedBroker:
         Raises Fenced if `epoch` is not the task's any more, CommitError if another commit has the number,
         OutcomeUnknown if nobody knows what became of the transaction, ConfigError if a topic or partition is missing.
         """
-        await self._writer.run(tasks.commit, self.url, task, epoch, number, commit_id, positions, outputs)
+        await self._writer.run(ledger.commit, self.url, task, epoch, number, commit_id, positions, outputs)
 
     async def leases(self, prefix: str = "") -> list[Lease]:
         """The tasks whose name begins with `prefix` and that were ever claimed, by name."""
-        return await self._reader.run(tasks.leases, prefix)
+        return await self._reader.run(ledger.leases, prefix)
 
-    async def renew(self, worker: str, tasks_: Sequence[str]) -> list[str]:
+    async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Prolong the worker's leases. The answer: which of the tasks it does not own any more."""
-        return await self._writer.run(tasks.renew, worker, tasks_, self._clock.now_ms())
+        return await self._writer.run(ledger.renew, worker, tasks, self._clock.now_ms())
 
     async def release(self, task: str, epoch: int) -> None:
         """Give the task up; does nothing if another has claimed it. Commits under `epoch` are fenced from now on."""
-        await self._writer.run(tasks.release, task, epoch)
+        await self._writer.run(ledger.release, task, epoch)
 
     async def join(self, worker: str, ttl_ms: int) -> None:
         """Become a member until `ttl_ms` after the last heartbeat. Claims are made under this name from now on."""
-        await self._writer.run(tasks.join, worker, ttl_ms, self._clock.now_ms())
+        await self._writer.run(ledger.join, worker, ttl_ms, self._clock.now_ms())
         self._worker = worker
 
     async def heartbeat(self, worker: str) -> None:
         """A sign of life. Raises Fenced if the worker is unknown (it left, or was dead for a day)."""
-        await self._writer.run(tasks.heartbeat, worker, self._clock.now_ms())
+        await self._writer.run(ledger.heartbeat, worker, self._clock.now_ms())
 
     async def leave(self, worker: str) -> None:
         """Be no member any more, and give all tasks up."""
-        await self._writer.run(tasks.leave, worker)
+        await self._writer.run(ledger.leave, worker)
 
     async def members(self, prefix: str = "") -> list[str]:
         """The living workers whose name begins with `prefix`, by name."""
-        return await self._reader.run(tasks.members, prefix, self._clock.now_ms())
+        return await self._reader.run(ledger.members, prefix, self._clock.now_ms())
 
 
 def _data_version(file: BrokerFile) -> int:

@@ -10,24 +10,20 @@ that cannot happen. Also, waiters get the lock within a millisecond, where SQLit
 WAL needs shared memory: DIR must not lie on a network file system.
 """
 
-import asyncio
 import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from flowkit.errors import ConfigError, OutcomeUnknown, StoreCorrupt, StoreError, StoreLocked
 
 FORMAT = 1
-SCHEMA = f"""
+SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO meta VALUES ('format', {FORMAT});
 -- One row a partition; offsets below start_offset have been deleted, end_offset is the next one.
 CREATE TABLE logs (
     id INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL,
@@ -37,8 +33,8 @@ CREATE TABLE logs (
 -- msgpack, crc its CRC-32: SQLite does not see a bit that flips inside a value.
 CREATE TABLE chunks (id INTEGER PRIMARY KEY, records INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE TABLE tasks (
-    task TEXT PRIMARY KEY, owner TEXT NOT NULL, epoch INTEGER NOT NULL, expires_ms INTEGER NOT NULL, state TEXT NOT NULL,
-    number INTEGER NOT NULL DEFAULT 0, commit_id BLOB, positions BLOB
+    task TEXT PRIMARY KEY, owner TEXT NOT NULL, epoch INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
+    state TEXT NOT NULL, number INTEGER NOT NULL DEFAULT 0, commit_id BLOB, positions BLOB
 ) WITHOUT ROWID;
 CREATE TABLE workers (worker TEXT PRIMARY KEY, ttl_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL) WITHOUT ROWID;
 """
@@ -47,9 +43,6 @@ CHECKPOINT_BYTES = 8 << 20
 
 COMMIT_BYTES = 16 << 10
 """What a commit writes besides its payload: a few pages."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class BrokerFile:
@@ -134,13 +127,15 @@ class BrokerFile:
                 # power cut before that would bring it to life.
                 raise OutcomeUnknown(f"{self.path}: nobody knows whether the commit counts: {error}") from error
         self._since_checkpoint += payload_bytes + COMMIT_BYTES
-        if self._since_checkpoint >= CHECKPOINT_BYTES:
-            with suppress(sqlite3.Error, StoreLocked):  # the commit counts; what is wrong the next one will tell
-                self.checkpoint()
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the WAL has grown long."""
+        return self._since_checkpoint >= CHECKPOINT_BYTES
 
     def checkpoint(self) -> None:
-        """Copy the WAL into the file, as far as no reader needs it."""
-        with self._locked():
+        """Copy the WAL into the file, as far as no reader needs it. If it fails the next one does it."""
+        with suppress(sqlite3.Error, StoreLocked), self._locked():
             self.sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         self._since_checkpoint = 0
 
@@ -176,45 +171,6 @@ class BrokerFile:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-class FileThread:
-    """A BrokerFile in a thread of its own: the event loop never waits for a disk."""
-
-    def __init__(self) -> None:
-        self._thread: ThreadPoolExecutor | None = None
-        self._file: BrokerFile | None = None
-
-    async def open(self, make: Callable[[], BrokerFile]) -> None:
-        """Call `make` in the new thread, which the file then belongs to."""
-        self._thread = ThreadPoolExecutor(1, "flowkit-broker")
-        try:
-            self._file = await asyncio.get_running_loop().run_in_executor(self._thread, make)
-        except BaseException:
-            self._thread.shutdown(wait=False)
-            self._thread = None
-            raise
-
-    async def run(self, work: Callable[Concatenate[BrokerFile, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """`work(file, …)` in the thread, after what it already has to do. SQLite's errors become flowkit's."""
-        thread, file = self._thread, self._file
-        if thread is None or file is None:
-            raise StoreError("the broker is not open: use it within 'async with'")
-
-        def call() -> R:
-            try:
-                return work(file, *args, **kwargs)
-            except sqlite3.Error as error:
-                raise told(error, file.path) from error
-
-        return await asyncio.get_running_loop().run_in_executor(thread, call)
-
-    async def close(self) -> None:
-        """Finish what has been asked for, and end the thread."""
-        thread, file, self._thread, self._file = self._thread, self._file, None, None
-        if thread is not None and file is not None:
-            await asyncio.get_running_loop().run_in_executor(thread, file.close)
-            thread.shutdown()
 
 
 def told(error: sqlite3.Error, path: Path) -> StoreError:
@@ -256,7 +212,8 @@ def _make(directory: Path, path: Path) -> None:
     try:
         with closing(sqlite3.connect(draft, isolation_level=None)) as sql:
             sql.execute("PRAGMA journal_mode = WAL").fetchall()
-            sql.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+            sql.executescript("BEGIN;" + SCHEMA + "COMMIT;")
+            sql.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
         with suppress(FileExistsError):
             os.link(draft, path)
     finally:

@@ -145,52 +145,47 @@ def read(file: BrokerFile, url: str, topic: str, partition: int, offset: int, li
     They may be fewer though there are more: a read takes about READ_BYTES. Raises StoreCorrupt if the bytes are not
     what was written.
     """
-    keys: list[bytes | None] = []
-    values: list[bytes | None] = []
-    times: list[int] = []
     file.sql.execute("BEGIN")  # bounds and chunks as of one moment
     try:
         log, start, end = log_of(file, url, topic, partition)
         first = max(offset, start)
-        if first < end and limit > 0:
-            for at, data in _chunks(file, log, first):
-                part = _unpack(file, topic, partition, at, data)
-                skip, take = max(first - at, 0), limit - len(values)
-                for column, more in zip((keys, values, times), part, strict=True):
-                    column += more[skip : skip + take] if skip or take < len(more) else more  # type: ignore[operator]
-                if len(values) >= limit:
-                    break
+        stop = min(end, first + max(limit, 0))
+        keys, values, times = _read(file, log, first, stop) if first < stop else ([], [], [])
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise StoreCorrupt(f"{file.path}: {topic}[{partition}] is damaged at {error}") from error
     finally:
         file.sql.execute("ROLLBACK")
     return Records(topic, partition, first, keys, values, times)
 
 
-def _chunks(file: BrokerFile, log: int, offset: int) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
-    """Chunks with the offset of their first record, from the one that holds `offset` on."""
+def _read(file: BrokerFile, log: int, first: int, stop: int) -> Columns:
+    """The records from offset `first` up to `stop`. Raises ValueError saying where a chunk is damaged."""
     base = log << OFFSET_BITS
-    (first,) = file.sql.execute("SELECT max(id) FROM chunks WHERE id BETWEEN ? AND ?", (base, base | offset)).fetchone()
-    size = 0
-    for id_, *chunk in file.sql.execute(
-        "SELECT id, records, crc, data FROM chunks WHERE id BETWEEN ? AND ? ORDER BY id",
-        (first or base, base | (1 << OFFSET_BITS) - 1),
+    (holder,) = file.sql.execute("SELECT max(id) FROM chunks WHERE id BETWEEN ? AND ?", (base, base + first)).fetchone()
+    at = size = 0
+    keys: list[bytes | None] = []
+    values: list[bytes | None] = []
+    times: list[int] = []
+    for id_, count, crc, data in file.sql.execute(
+        "SELECT id, records, crc, data FROM chunks WHERE id >= ? AND id < ? ORDER BY id", (holder or base, base + stop)
     ):
-        yield id_ - base, chunk
-        size += len(chunk[2])
-        if size >= READ_BYTES:
-            return
-
-
-def _unpack(file: BrokerFile, topic: str, partition: int, at: int, chunk: tuple[int, int, bytes]) -> Columns:
-    count, crc, data = chunk
-    try:
+        if id_ - base != at and values:
+            raise ValueError(f"offset {at}: the next chunk is missing")
+        at = id_ - base + count
         if crc32(data) != crc:
-            raise ValueError("checksum does not match")
-        keys, values, times = _decode(data)
-        if not count == len(values) == len(times) == len(values if keys is None else keys):
-            raise ValueError("columns of different length")
-    except (TypeError, ValueError) as error:
-        raise StoreCorrupt(f"{file.path}: {topic}[{partition}] offset {at}: damaged: {error}") from error
-    return [None] * count if keys is None else keys, values, times
+            raise ValueError(f"offset {id_ - base}: the checksum does not match")
+        more = _decode(data)
+        keys += more[0] or [None] * count
+        values += more[1]
+        times += more[2]
+        size += len(data)
+        if size >= READ_BYTES:
+            break
+    else:
+        if at < stop:
+            raise ValueError(f"offset {max(at, first)}: the next chunk is missing")
+    wanted = slice(first - (at - len(values)), stop - (at - len(values)))
+    return keys[wanted], values[wanted], times[wanted]
 
 
 def delete_before(file: BrokerFile, url: str, topic: str, partition: int, offset: int) -> None:

@@ -127,6 +127,6 @@ class LogReader:
 
 def _gap(url: str, topic: str, partition: int, offset: int, start: int, end: int) -> InputError:
     return InputError(
-        f"{topic}[{partition}] at {url} holds offsets {start} to {end - 1}, but the reader is at {offset}: records were "
-        "deleted before they were read, or this is not the broker that the state belongs to"
+        f"{topic}[{partition}] at {url} holds offsets {start} to {end - 1}, but the reader is at {offset}: records "
+        "were deleted before they were read, or this is not the broker that the state belongs to"
     )

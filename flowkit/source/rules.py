@@ -25,7 +25,7 @@ BYTES: set[type] = {bytes, type(None)}
 
 
 class Output(Protocol):
-    """One record of a commit. (The seam's own words, said again: the room's door imports the brokers.)"""
+    """One record of a commit. The seam's own words said again, so that the room's door may import the brokers."""
 
     topic: str
     partition: int

@@ -19,6 +19,33 @@ REWRITE_GROWTH = 4
 """A log this many times the size of the state in it is rewritten as one frame."""
 
 
+MERGE_ABOVE = 50_000
+"""So many changed keys of a space wait, unless someone reads, before they are merged into its dict."""
+
+
+class _Keys:
+    """The keys of one space. Changes wait in columns until someone asks: a closed window's are never merged at all."""
+
+    __slots__ = ("_count", "_merged", "_waiting")
+
+    def __init__(self) -> None:
+        self._merged: dict[bytes, bytes] = {}
+        self._waiting: list[SpaceChange] = []
+        self._count = 0
+
+    def add(self, change: SpaceChange) -> None:
+        self._waiting.append(change)
+        self._count += len(change.keys)
+        if self._count > MERGE_ABOVE and self._count > len(self._merged):
+            self.merged()
+
+    def merged(self) -> dict[bytes, bytes]:
+        for change in self._waiting:
+            _update(self._merged, change)
+        self._waiting, self._count = [], 0
+        return self._merged
+
+
 class Store:
     """Committed state of one task. Made by `open_store`.
 
@@ -33,9 +60,8 @@ class Store:
         self.commit_id = b""
         self.undecided: Frame | None = None
         self.log_bytes = 0
-        self._spaces: dict[Space, dict[bytes, bytes]] = {}
-        self._pending: dict[Space, dict[bytes, bytes | None]] = {}
-        self._pending_drops: set[Space] = set()
+        self._spaces: dict[Space, _Keys] = {}
+        self._overlay: tuple[dict[Space, dict[bytes, bytes | None]], set[Space]] | None = None
         self._fd = -1
         self._sequence = 0
         self._base_bytes = 0
@@ -45,35 +71,56 @@ class Store:
 
     def get(self, space: Space, key: bytes) -> bytes | None:
         """The value of `key`, the undecided frame's included; None if there is none."""
-        if self._pending:
-            pending = self._pending.get(space)
-            if pending is not None and key in pending:
-                return pending[key]
-        if space in self._pending_drops:
-            return None
+        if self.undecided is not None:
+            pending, drops = self._pending()
+            if space in pending and key in pending[space]:
+                return pending[space][key]
+            if space in drops:
+                return None
         keys = self._spaces.get(space)
-        return None if keys is None else keys.get(key)
+        return None if keys is None else keys.merged().get(key)
 
     def scan(self, space: Space) -> list[tuple[bytes, bytes]]:
         """All keys and values of a space in key order."""
+        pending, drops = self._pending()
         merged: dict[bytes, bytes | None] = {}
-        if space not in self._pending_drops:
-            merged.update(self._spaces.get(space, {}))
-        merged.update(self._pending.get(space, {}))
+        if space not in drops:
+            merged.update(self._spaces[space].merged() if space in self._spaces else {})
+        merged.update(pending.get(space, {}))
         return sorted((key, value) for key, value in merged.items() if value is not None)
+
+    def has(self, space: Space) -> bool:
+        """False if the space surely has no keys."""
+        if space in self._spaces:
+            return True
+        return self.undecided is not None and space in self._pending()[0]
 
     def ends(self, table: str) -> list[int]:
         """The window ends of which `table` has a space, in order."""
-        spaces = (self._spaces.keys() - self._pending_drops) | self._pending.keys()
+        pending, drops = self._pending()
+        spaces = (self._spaces.keys() - drops) | pending.keys()
         return sorted(end for name, end in spaces if name == table and end is not None)
 
     def tables(self) -> list[str]:
         """The tables that have any key."""
-        return sorted({name for name, _ in self._spaces.keys() | self._pending.keys()})
+        return sorted({name for name, _ in self._spaces.keys() | self._pending()[0].keys()})
+
+    def _pending(self) -> tuple[dict[Space, dict[bytes, bytes | None]], set[Space]]:
+        """The undecided frame as dicts. Made when first asked for: mostly the live objects answer before."""
+        if self._overlay is None:
+            pending: dict[Space, dict[bytes, bytes | None]] = {}
+            drops: set[Space] = set()
+            if self.undecided is not None:
+                for change in self.undecided.changes:
+                    space = pending.setdefault((change.table, change.end), {})
+                    space.update(zip(change.keys, change.values, strict=True))
+                drops = {(drop[0], drop[1]) for drop in self.undecided.drops}
+            self._overlay = pending, drops
+        return self._overlay
 
     def size(self) -> int:
         """How many keys there are in all spaces."""
-        return sum(map(len, self._spaces.values()))
+        return sum(len(keys.merged()) for keys in self._spaces.values())
 
     # Writing
 
@@ -86,11 +133,7 @@ class Store:
             raise StoreError(f"frame {self.undecided.number} is still undecided")
         if self._poison:
             raise StorePoisoned(self._poison)
-        self.undecided = frame
-        for change in frame.changes:
-            space = self._pending.setdefault((change.table, change.end), {})
-            space.update(zip(change.keys, change.values, strict=True))
-        self._pending_drops = set(map(tuple, frame.drops))  # type: ignore[arg-type]
+        self.undecided, self._overlay = frame, None
         if self.path is not None:
             record = encode_frame(frame)
             await anyio.to_thread.run_sync(self._append, record)
@@ -106,7 +149,7 @@ class Store:
             self.log_bytes -= len(encode_frame(frame)) if self.path is not None else 0
             if self.path is not None:
                 await anyio.to_thread.run_sync(self._truncate, self.log_bytes)
-        self.undecided, self._pending, self._pending_drops = None, {}, set()
+        self.undecided, self._overlay = None, None
         if applied and self.log_bytes > max(REWRITE_ABOVE, REWRITE_GROWTH * self._base_bytes):
             await anyio.to_thread.run_sync(self._rewrite)
 
@@ -115,7 +158,10 @@ class Store:
         for drop in frame.drops:
             spaces.pop((drop[0], drop[1]), None)
         for change in frame.changes:
-            _update(spaces.setdefault((change.table, change.end), {}), change)
+            space = (change.table, change.end)
+            if space not in spaces:
+                spaces[space] = _Keys()
+            spaces[space].add(change)
         self.meta, self.number, self.commit_id = frame.meta, frame.number, frame.commit_id
 
     # The log
@@ -142,7 +188,10 @@ class Store:
 
     def _rewrite(self) -> None:
         """Put the whole state into a new log of one frame; the old log goes only once the new one is durable."""
-        changes = [SpaceChange(t, end, list(keys), list(keys.values())) for (t, end), keys in self._spaces.items()]
+        changes = [
+            SpaceChange(table, end, list(keys.merged()), list(keys.merged().values()))
+            for (table, end), keys in self._spaces.items()
+        ]
         record = encode_frame(Frame(self.number, self.commit_id, b"", 0, self.meta, changes))
         try:
             self._start_log(self._sequence + 1, record)
@@ -192,16 +241,11 @@ class Store:
             os.ftruncate(self._fd, end)
         os.fsync(self._fd)
         self.log_bytes = end
-        self._base_bytes = sum(len(k) + len(v) for space in self._spaces.values() for k, v in space.items())
+        self._base_bytes = sum(len(k) + len(v) for space in self._spaces.values() for k, v in space.merged().items())
         for old in logs[:-1]:
             old.unlink()
         if last is not None:
             self.undecided = last
-            for change in last.changes:
-                self._pending.setdefault((change.table, change.end), {}).update(
-                    zip(change.keys, change.values, strict=True)
-                )
-            self._pending_drops = {(drop[0], drop[1]) for drop in last.drops}
 
     @staticmethod
     def _check_chain(previous: Frame, frame: Frame, log: Path) -> None:

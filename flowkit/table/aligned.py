@@ -41,21 +41,24 @@ class AlignedState(State):
         if not self.lo <= self.cursor.time < self.hi:
             self._turn(self.now())
         try:
-            return self.fresh[key]
+            value = self.states[key]
         except KeyError:
             return self._load(key)
+        self.fresh[key] = value
+        return value
 
     def _turn(self, t: int) -> None:
         """Make the window at `t` the one that `fresh` belongs to."""
         if self.shape.mode is not Mode.WRITE:
             if self.shape.mode is Mode.OUTSIDE:
                 raise no_event(self.name)
-            self.fresh = {}
+            self.states = {}
             return
         ((start, end),) = self.window.windows(t)
         if end - 1 + self.lateness <= self.watermark:
             raise self.closed_error(t)
-        self.fresh = self.cells(start, end).fresh
+        cells = self.cells(start, end)
+        self.states, self.fresh = ({} if self.shape.copying else cells.live), cells.fresh
         self.lo, self.hi = start, end
 
     def cells(self, start: int, end: int) -> Cells:
@@ -71,7 +74,7 @@ class AlignedState(State):
     def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
         ((start, end),) = self.window.windows(t)
         cells = self.cells(start, end)
-        return cells.fresh, cells.cache(), cells.load, start, end
+        return cells.live, cells.fresh, cells.load, start, end
 
     def _load(self, key: Any) -> Any:
         if self.shape.mode is Mode.WRITE:
@@ -87,7 +90,7 @@ class AlignedState(State):
             return
         if key not in cells.fresh:
             self.shape.check_key(key)
-        cells.fresh[key] = value
+        cells.set(key, value)
 
     def delete(self, key: Any) -> None:
         self.check_write()
@@ -123,8 +126,7 @@ class AlignedState(State):
         result = []
         for start, end in spans:
             cells = self.cells(start, end)
-            value = cells.fresh.get(key)
-            result.append(Open(cells.load(key) if value is None else value, start, end))
+            result.append(Open(cells.load(key), start, end))
         return result
 
     def scan(self) -> Iterator[Any]:
@@ -135,7 +137,7 @@ class AlignedState(State):
                 yield key, Open(self.shape.present(value), self.starts[end], end)
 
     def refresh(self) -> None:
-        self.fresh = {}
+        self.states, self.fresh = {}, {}
         self.lo = self.hi = 0
 
     # Boundaries

@@ -77,7 +77,7 @@ class CountState(State):
     def _counted(self, key: Any) -> Counter:
         """The key's counter with this event counted."""
         t = self.now()
-        counter: Counter = self.cells.take(key)
+        counter: Counter = self.cells.load(key)
         if counter.seen == self.cursor.ordinal:
             return counter
         counter.seen = self.cursor.ordinal
@@ -137,7 +137,7 @@ class CountState(State):
                 yield key, Open(self.shape.present(part.value), part.start, part.high + 1)
 
     def refresh(self) -> None:
-        self.fresh = self.cells.fresh if self.shape.mode is Mode.WRITE else {}
+        pass
 
     # Boundaries
 
@@ -160,7 +160,7 @@ class CountState(State):
     def take_ready(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
         fired = []
         for key in self.full:
-            counter: Counter = self.cells.take(key)
+            counter: Counter = self.cells.load(key)
             number = counter.count // self.every
             for part in [part for part in counter.windows if part.number == number]:
                 counter.windows.remove(part)

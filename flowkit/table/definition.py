@@ -120,7 +120,8 @@ class Table(AnyTable[K, V]):
             state = self.bound.get()
         except LookupError:
             state = self.state()
-        return cast(V, state.live(key))
+        value: V = state.live(key)
+        return value
 
     def __setitem__(self, key: K, value: V) -> None:
         self.state().put(key, value)

@@ -26,7 +26,8 @@ import msgspec
 from flowkit.codec import field_getter
 
 Field: TypeAlias = str | Callable[[Any], Any]
-"""The name of a field, or a function of an event. What a function is annotated to return is its values' type."""
+"""The name of a field, or a function of an event. What a function is annotated to return is its values' type;
+without that it has to return builtins."""
 
 MISSING = (type(None), msgspec.UnsetType)
 
@@ -57,7 +58,7 @@ def value_of(event_type: Any, field: Field, *, required: bool = False) -> Value:
     With `required` a key that is missing from a dict is an error of that event, instead of None.
     """
     if not isinstance(field, str):
-        return _value(field, "{get}(e)", _returned(field), {"get": field})
+        return _value(field, "{get}(e)", returned(field), {"get": field})
     events = [arm for arm in arms(event_type) if arm not in MISSING]
     type_ = _union(_field_type(arm, field) for arm in events)
     dicts = [_is_dict(arm) for arm in events]
@@ -90,13 +91,6 @@ def _utc(value: Any) -> Any:
     return value.astimezone(UTC) if aware else value
 
 
-def _returned(function: Callable[[Any], Any]) -> Any:
-    try:
-        return typing.get_type_hints(function, include_extras=True).get("return", Any)
-    except (NameError, TypeError, AttributeError):
-        return Any
-
-
 def _field_type(event_type: Any, field: str) -> Any:
     """The type of `field`, as declared. Raises LookupError."""
     if event_type is Any:
@@ -119,6 +113,16 @@ def _field_type(event_type: Any, field: str) -> Any:
 
 def _is_dict(type_: Any) -> bool:
     return typing.is_typeddict(type_) or (typing.get_origin(type_) or type_) is dict
+
+
+def returned(function: Callable[..., Any]) -> Any:
+    """The type that a function says it returns; of a class, the class itself."""
+    if isinstance(function, type):
+        return function
+    try:
+        return typing.get_type_hints(function, include_extras=True).get("return", Any)
+    except (NameError, TypeError, AttributeError):
+        return Any
 
 
 # --- types ----------------------------------------------------------------------------------------------------------

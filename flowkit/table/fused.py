@@ -20,49 +20,10 @@ from typing import Any
 
 import msgspec
 
+from flowkit.errors import RecordError
 from flowkit.record import Record
-from flowkit.table.fields import Value, is_builtin, may_be_wide, optional, shown, value_of
-
-State = list[Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Neighbouring slots of a state, and the text that keeps them.
-
-    In the texts `{0}`, `{1}` … are the numbers of the slots, `{v}` is the event's value (never None), and other names
-    are `objects`. Names for passing use begin with an underscore.
-
-    - `new`: the slots' first values, as items of a list.
-    - `update`: statements over the state `s`, the event `e` and its time `t` (ms). They may raise: then the state is
-      half changed, and of no more use.
-    - `merge`: the slots of two states `a` and `b` together, as items of a list; nothing in it may be shared with `a`
-      or `b` and change later. `a` began before `b`.
-    - `types`: of those slots that hold what events hold.
-    """
-
-    kind: str
-    new: tuple[str, ...]
-    update: str
-    merge: str
-    value: Value | None = None
-    types: Mapping[int, Any] = field(default_factory=dict)
-    objects: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def layout(self) -> str:
-        """What stored slots mean, in words: it must not change while they are stored."""
-        return self.kind if self.value is None else f"{self.kind} of {self.value.label}: {shown(self.value.type)}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one aggregate is kept and told: `result` is text over `s` with the slots of all `parts`; `type` its type."""
-
-    parts: tuple[Part, ...]
-    result: str
-    type: Any
-    objects: Mapping[str, Any] = field(default_factory=dict)
+from flowkit.table.fields import Value, is_builtin, may_be_wide, value_of
+from flowkit.table.parts import Part, Plan, State
 
 
 @dataclass(frozen=True)
@@ -74,6 +35,7 @@ class Compiled:
     - `result(s)` is a `result_type`; it is not changed by later updates.
     - `encode` and `decode` turn a state into msgpack and back; the same updates then give the same results.
     - `key(e)` is the key by which an event is counted, and `key_type` its type; None and Any if there is no `by`.
+      Raises RecordError if the key is None.
     - `fields` are the names of all fields that are looked at, or None if a function looks at the event.
     - `layout` says what the slots hold: stored states of another layout cannot be read.
     """
@@ -95,11 +57,11 @@ class Compiled:
     """What the generated text refers to."""
     lines: tuple[str, ...] = field(repr=False)
     event_type: Any = field(repr=False)
-    key_source: str | None = field(repr=False)
+    key_lines: tuple[str, ...] = field(repr=False)
 
     def update_source(self, indent: int) -> str:
         """The statements of `update`, for a larger generated function that has `s`, `e`, `t` and these `names`."""
-        return "".join(f"{' ' * indent}{line}\n" for line in self.lines)
+        return _indented(self.lines, indent)
 
 
 def fuse(table: str, plans: Mapping[str, Plan], event_type: Any, by: Value | None) -> Compiled:
@@ -117,7 +79,11 @@ def fuse(table: str, plans: Mapping[str, Plan], event_type: Any, by: Value | Non
     merged = ", ".join(text.of(part, part.merge) for part in parts)
     results = ", ".join(text.result(plan) for plan in plans.values())
     lines = text.updates()
-    key_source = None if by is None else text.source(by)
+    key_lines: tuple[str, ...] = ()
+    if by is not None:
+        key_lines = (f"key = {text.source(by)}",)
+        if by.nullable:
+            key_lines += ("if key is None:", "    raise no_key()")
     title = "".join(filter(str.isalnum, table.title()))
     result_type: Any = msgspec.defstruct(
         title if title.isidentifier() else "Result",
@@ -125,13 +91,13 @@ def fuse(table: str, plans: Mapping[str, Plan], event_type: Any, by: Value | Non
         bases=(Record,),
         module=__name__,
     )
-    names = {**text.names, "Result": result_type}
+    names = {**text.names, "Result": result_type, "no_key": _no_key(table, by)}
     source = f"def new():\n    return [{new}]\n\n"
-    source += "def update(s, e, t):\n" + "".join(f"    {line}\n" for line in lines) + "\n"
+    source += "def update(s, e, t):\n" + _indented(lines, 4) + "\n"
     source += f"def merge(a, b):\n    return [{merged}]\n\n"
     source += f"def result(s):\n    return Result({results})\n"
-    if key_source is not None:
-        source += f"\ndef key(e):\n    return {key_source}\n"
+    if by is not None:
+        source += "\ndef key(e):\n" + _indented(key_lines, 4) + "    return key\n"
     made = run_source(f"<aggregates of table {table}>", source, names)
     encode, decode = _codec(
         {at + i: kind for part, at in zip(parts, first, strict=True) for i, kind in part.types.items()}
@@ -146,15 +112,23 @@ def fuse(table: str, plans: Mapping[str, Plan], event_type: Any, by: Value | Non
         encode=encode,
         decode=decode,
         key=made.get("key"),
-        key_type=Any if by is None else optional(by.type) if by.nullable else by.type,
+        key_type=Any if by is None else by.type,
         fields=_fields([part.value for part in parts], by),
         layout=tuple(part.layout for part in parts),
         source=source,
         names=names,
         lines=tuple(lines),
         event_type=event_type,
-        key_source=key_source,
+        key_lines=key_lines,
     )
+
+
+def _indented(lines: Iterable[str], indent: int) -> str:
+    return "".join(f"{' ' * indent}{line}\n" for line in lines)
+
+
+def _no_key(table: str, by: Value | None) -> Callable[[], RecordError]:
+    return lambda: RecordError(f"table {table!r}: the key ({by.label if by else ''}) is None")
 
 
 def run_source(name: str, source: str, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,11 +260,11 @@ def _widen(stored: Any) -> Any:
 
 # --- the loop over a batch ------------------------------------------------------------------------------------------
 
-Lookup = tuple[dict[Any, State], Mapping[Any, State], Callable[[Any], State], int, int, int]
-"""(fresh, clean, load, lo, hi, due), all times in ms: where the states of events of `lo <= time < hi` are.
+Lookup = tuple[dict[Any, State], dict[Any, State], Callable[[Any], State], int, int, int]
+"""(states, touched, load, lo, hi, due), all times in ms: where the states of events of `lo <= time < hi` are.
 
-A key is looked for in `fresh`; then in `clean`, whence it is put into `fresh`; then `load(key)` has to find or make its
-state and put it into `fresh`. So `fresh` ends up with all that was changed. `clean` may be empty.
+A key is looked for in `states`; if it is not there, `load(key)` has to find or make its state and put it there. Its
+state is put into `touched` as well, which so holds what the next commit has to save.
 
 `due` is the least event time at which any window fires or closes, whether it has events or not.
 """
@@ -309,47 +283,50 @@ def batch_loop(compiled: Compiled, *, time: str | None = None) -> BatchLoop:
 
     `high` is the greatest time so far (ms). The new one is returned at the end of `events`, or, with the event which
     made it so counted, as soon as it is `due` or more: move the watermark, fire, and call again with the same iterator.
-    If it raises, the states in `fresh` are of no use.
+    If it raises, the states in `touched` are of no use.
 
     How far it has come is known by the iterators: with `records = iter(batch)` and `zip(records, times)`, it has
     taken `len(batch) - operator.length_hint(records)`.
     """
     target = ["e"]
-    at = takes = ""
-    if compiled.key_source is None:
+    if compiled.key is None:
         target.append("key")
-    else:
-        takes = f"        key = {compiled.key_source}\n"
+    at = ""
     if time is None:
         target.append("t")
     else:
         at = f"        t = {value_of(compiled.event_type, time, required=True).source}\n"
-    source = _LOOP.format(target=", ".join(target), at=at, key=takes, update=compiled.update_source(8))
+    source = _LOOP.format(
+        target=", ".join(target), at=at, key=_indented(compiled.key_lines, 8), update=compiled.update_source(8)
+    )
     run: BatchLoop = run_source(f"<batch loop of table {compiled.table}>", source, compiled.names)["run"]
     return run
 
 
+# Measured with count and sum, 1M events of 10,000 keys, 1-minute windows, a commit each 5,000 events, on a machine with
+# other work: 0.35 µs an event of (event, time), 0.025 of it for the list of times; 0.31 with the time in the event.
+# The figures beside the choices are what they save.
 _LOOP = """\
 def run(events, high, switch):
     lo = hi = 0
+    # An iterator that remembers its place, not an index into two lists: 0.01 µs. The time from the event: 0.035 µs.
     for {target} in events:
 {at}\
+        # The window is asked for only when it changes: 0.03 µs.
         if not lo <= t < hi:
             found = switch(e, t)
             if found is None:
                 lo = hi = 0
                 continue
-            fresh, clean, load, lo, hi, due = found
-            fresh_get = fresh.get
-            clean_get = clean.get
+            states, touched, load, lo, hi, due = found
 {key}\
-        s = fresh_get(key)
+        # get() against try and except KeyError: 0.01 µs where one key of six is new to its window.
+        s = states.get(key)
         if s is None:
-            s = clean_get(key)
-            if s is None:
-                s = load(key)
-            else:
-                fresh[key] = s
+            s = load(key)
+        # Marking always, against moving what a commit saved from one dict to another: 0.04 µs.
+        touched[key] = s
+        # The updates themselves, against a call of update(s, e, t): 0.02 µs.
 {update}\
         if t > high:
             high = t

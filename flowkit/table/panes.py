@@ -35,7 +35,8 @@ class PaneState(AlignedState):
         if self.is_late(t):
             raise self.closed_error(t)
         ((start, end),) = self.grid.windows(t)
-        self.fresh = self.cells(start, end).fresh
+        cells = self.cells(start, end)
+        self.states, self.fresh = ({} if self.shape.copying else cells.live), cells.fresh
         self.lo, self.hi = start, end
 
     def cells(self, start: int, end: int) -> Cells:

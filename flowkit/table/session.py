@@ -67,7 +67,7 @@ class SessionState(State):
     def _span(self, key: Any) -> Span:
         """The session of `key` at this event's time: extended, merged or opened."""
         t = self.now()
-        spans: list[Span] = self.cells.take(key)
+        spans: list[Span] = self.cells.load(key)
         if spans and spans[-1].start <= t and t + self.gap <= spans[-1].end:
             span = spans[-1]
             span.fired = False
@@ -104,7 +104,7 @@ class SessionState(State):
     def delete(self, key: Any) -> None:
         self.check_write()
         t = self.now()
-        spans: list[Span] = self.cells.take(key)
+        spans: list[Span] = self.cells.load(key)
         hit, _, _ = absorb(spans, t, t + self.gap)
         spans[:] = [span for span in spans if span not in hit]
         if not spans:
@@ -139,7 +139,7 @@ class SessionState(State):
                 yield key, Open(self.shape.present(span.value), span.start, span.end)
 
     def refresh(self) -> None:
-        self.fresh = self.cells.fresh if self.shape.mode is Mode.WRITE else {}
+        pass
 
     # Boundaries
 
@@ -201,7 +201,7 @@ class SessionState(State):
         return results
 
     def _fired(self, key: Any, key_bytes: bytes, span: Span) -> None:
-        spans: list[Span] = self.cells.take(key)
+        spans: list[Span] = self.cells.load(key)
         if self.lateness:
             next(s for s in spans if s.end == span.end).fired = True
             heapq.heappush(self.drops, (span.end, key_bytes))
@@ -232,7 +232,7 @@ class SessionState(State):
             end, key_bytes = heapq.heappop(self.drops)
             key = self.shape.decode_key(key_bytes)
             if any(span.end == end for span in self.cells.find(key) or []):
-                self._remove(key, self.cells.take(key), end)
+                self._remove(key, self.cells.load(key), end)
         self._set_due()
 
 

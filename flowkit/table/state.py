@@ -53,6 +53,8 @@ class State:
         self.moving = False
         self.careful_before = MIN_TIME
         self.careful_lag = NEVER
+        self.states: dict[Any, Any] = {}
+        """Where the quick path looks keys up: the live objects, or nothing where it must think first."""
         self.fresh: dict[Any, Any] = {}
 
     # Seen by agents, through the table
@@ -78,7 +80,7 @@ class State:
         return None if value is None else self.shape.present(value)
 
     def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
-        """For generated loops: (fresh, clean, load, start, end) of the one window at `t`."""
+        """For generated loops: (live objects, fresh ones, load, start, end) of the one window at `t`."""
         raise NotImplementedError
 
     def windows(self, key: Any) -> list[Open[Any]]:
@@ -238,9 +240,11 @@ class PlainState(State):
 
     def live(self, key: Any) -> Any:
         try:
-            return self.fresh[key]
+            value = self.states[key]
         except KeyError:
             return self.load(key)
+        self.fresh[key] = value
+        return value
 
     def load(self, key: Any) -> Any:
         if self.shape.mode is not Mode.WRITE:
@@ -257,11 +261,10 @@ class PlainState(State):
         if self.shape.mode is not Mode.WRITE:
             return self._read(key)
         t = self.now()
-        cell = self.fresh.get(key)
-        if cell is None:
-            cell = self.cells.load(key)
+        cell = self.cells.load(key)
         if self._expired(cell):
-            cell = self.fresh[key] = self.shape.new(key)
+            cell = self.shape.new(key)
+            self.cells.set(key, cell)
         if cell[1] == MIN_TIME:
             self._expect(t, key)
         cell[1] = max(cell[1], t)
@@ -295,9 +298,9 @@ class PlainState(State):
         if key not in self.cells.fresh:
             self.shape.check_key(key)
         if self.ttl is None:
-            self.cells.fresh[key] = value
+            self.cells.set(key, value)
         else:
-            self.cells.fresh[key] = [value, self.now()]
+            self.cells.set(key, [value, self.now()])
             self._expect(self.now(), key)
 
     def delete(self, key: Any) -> None:
@@ -312,7 +315,7 @@ class PlainState(State):
                 yield key, Open(self.shape.present(self.value_of(cell)), MIN_TIME, END_OF_TIME)
 
     def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
-        return self.cells.fresh, self.cells.cache(), self.cells.load, MIN_TIME, END_OF_TIME
+        return self.cells.live, self.cells.fresh, self.cells.load, MIN_TIME, END_OF_TIME
 
     def windows(self, key: Any) -> list[Open[Any]]:
         if not self.all_time:
@@ -320,7 +323,8 @@ class PlainState(State):
         return [Open(self.live(key), MIN_TIME, END_OF_TIME)]
 
     def refresh(self) -> None:
-        self.fresh = self.cells.fresh if self.shape.mode is Mode.WRITE else {}
+        quick = self.shape.mode is Mode.WRITE and not self.shape.copying
+        self.states, self.fresh = (self.cells.live, self.cells.fresh) if quick else ({}, {})
 
     def all_cells(self) -> Iterator[Cells]:
         yield self.cells

@@ -427,15 +427,15 @@ class Engine:
             whole = index == 0 and stop == len(decoded)
             rest = iter(decoded.records if whole else decoded.records[index:stop])
             times = decoded.times if whole else decoded.times[index:stop]
-            careful_before, first = self.careful_before, index
+            due, first = self._due_time(split), index
 
-            def switch(_event: Any, t: int, careful_before: int = careful_before) -> Any:
+            def switch(_event: Any, t: int, careful_before: int = self.careful_before, due: int = due) -> Any:
                 if t < careful_before:
                     raise _Careful
-                return space_at(t)
+                return *space_at(t), due
 
             try:
-                split.high = driver.loop(zip(rest, times, strict=False), split.high, self._due_time(split), switch)
+                split.high = driver.loop(zip(rest, times, strict=False), split.high, switch)
                 index = stop - rest.__length_hint__()
                 self.event_number, self.unit = base + index - 1, 0
             except _Careful:

@@ -61,25 +61,24 @@ class Inlet:
         bad: dict[int, RecordError] = {}
         records = self._decode_all(batch)
         if records is None:
-            records = [self._decode_one(value, n, bad) for n, value in enumerate(batch.values)]
+            oversize = getattr(batch, "oversize", ())
+            records = [self._decode_one(value, n, bad, n in oversize) for n, value in enumerate(batch.values)]
         times = self._times(records, batch, bad)
         return Decoded(batch, records, times, bad)
 
     def _decode_all(self, batch: Batch) -> list[Any] | None:
         """Everything in as few calls as can be, or None if some record is bad (they are then looked at singly)."""
         try:
-            lines = getattr(batch, "lines", None)
-            if lines is not None and self.codec.lines is not None:
-                records = self.codec.lines(lines)
-                return records if len(records) == len(batch) else None
             if getattr(batch, "oversize", None):
                 return None
-            decode = self.codec.decode_fast
-            return [decode(value) for value in batch.values]  # type: ignore[arg-type]
+            return list(map(self.codec.decode_fast, batch.values))  # type: ignore[arg-type]
         except Exception:
             return None
 
-    def _decode_one(self, value: bytes | None, index: int, bad: dict[int, RecordError]) -> Any:
+    def _decode_one(self, value: bytes | None, index: int, bad: dict[int, RecordError], oversize: bool) -> Any:
+        if oversize:
+            bad[index] = DecodeError("record too large; only its beginning is kept here")
+            return None
         if value is None:
             bad[index] = DecodeError("no value (a tombstone)")
             return None

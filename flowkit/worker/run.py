@@ -22,7 +22,7 @@ from flowkit.options import WorkerOptions
 from flowkit.sink import FileSink, Sink
 from flowkit.source import FileReader, FileSource
 from flowkit.store import claim_directory, open_directory, open_store
-from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, resources
+from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, resources, tuned_collector
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import BoundedFeed, Head, LinkHead
 from flowkit.worker.task import Hook, Task, _no_hook
@@ -113,6 +113,7 @@ async def run(
     _check(app, plan.groups, inputs, outputs)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
+        stack.enter_context(tuned_collector())
         store_path = None
         if state is not None:
             open_directory(Path(state), app.name)

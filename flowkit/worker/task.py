@@ -187,6 +187,7 @@ class Task:
             if self.careful:
                 raise failed.error from failed
             engine.failures[failed.key] = (failed.driver, failed.error)
+            if __import__("os").environ.get("DBG"): import traceback; traceback.print_exception(failed.error)
             self.counters.failed += 1
             await self.rollback()
             return

@@ -8,6 +8,8 @@ from typing import Any
 RATE = 0.2
 EPS = 0.03
 ILR = 0.0
+L2 = 0.0
+SCALE = 0.1
 START = -6.0
 TRUST = {
     "rule=velocity": 6.5, "rule=amount": 5.8, "rule=travel": 6.0,
@@ -33,10 +35,9 @@ class Scorer:
         from river import linear_model, optim
 
         self._model: Any = linear_model.LogisticRegression(
-            optimizer=optim.AdaGrad(RATE, eps=EPS), intercept_init=START, intercept_lr=ILR
+            optimizer=optim.AdaGrad(RATE, eps=EPS), intercept_init=0.0, intercept_lr=ILR, l2=L2
         )
-        self._model._weights.update(TRUST)
-        self._model._weights.update(PRIOR)
+        self._model._weights.update({"scorecard": 1.0 / SCALE})
         self.counts = {}
         self.all = {}
 
@@ -48,6 +49,10 @@ class Scorer:
             p = (B + 0.5) / (N + 25)
             llr = log((bad + A0) / (n * p + A0))
             signals[k + " risk" if k != "crowd" else k] = min(max(llr, -1.0), 3.0)
+        s = START
+        for k, v in signals.items():
+            s += TRUST.get(k, 0.0) * v
+        signals["scorecard"] = s * SCALE
         for k, t in tokens.items():
             v = c.setdefault(t, [0, 0]); v[0] += 1
             w = self.all.setdefault(k, [0, 0]); w[0] += 1

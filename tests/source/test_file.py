@@ -1,6 +1,6 @@
 """Files as a source: every record once, in order, with its line; and on from any record."""
 
-# ruff: noqa: ASYNC230, ASYNC240 - a test's own files may block its event loop
+# ruff: noqa: ASYNC240 - a test's own files may block its event loop
 
 import contextlib
 import csv
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import cramjam
 import msgspec
 import pytest
@@ -568,6 +569,17 @@ async def test_standard_input_gives_what_is_there_and_ends_with_its_pipe(stdin: 
     os.close(stdin)
     assert await drain(reader) == [(b"4", "<stdin>:4", 3)]
     assert reader.read == 8
+    await reader.close()
+
+
+async def test_a_fetch_that_is_cancelled_loses_nothing(stdin: int) -> None:
+    reader = await FileSource(["-"]).open(0, None)
+    with anyio.move_on_after(0.01) as patience:
+        await reader.fetch(10)
+    assert patience.cancelled_caught
+    os.write(stdin, b"1\n")
+    os.close(stdin)
+    assert [value for value, _, _ in await drain(reader)] == [b"1"]
     await reader.close()
 
 

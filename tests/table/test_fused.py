@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowkit.errors import RecordError
 from flowkit.record import END_OF_TIME, MIN_TIME, Closed, Record
 from flowkit.table.aggregates import Count, First, Last, Max, Mean, Min, Sum, Variance, compile_aggregates
 from flowkit.table.fused import Compiled, batch_loop
@@ -76,7 +77,8 @@ def test_all_aggregates_become_one_function_that_takes_each_value_once_and_keeps
         "    return Result(s[0], s[1], s[1] / s[0] if s[0] else None, s[2], s[1])\n"
         "\n"
         "def key(e):\n"
-        "    return e.card\n"
+        "    key = e.card\n"
+        "    return key\n"
     )
     assert compiled.layout == ("count", "sum of amount: float", "max of amount: float")
     assert compiled.fields == frozenset({"card", "amount"})
@@ -190,7 +192,7 @@ def test_what_a_function_is_annotated_to_return_is_checked_and_trusted() -> None
         (dict, "card", {"card": "a"}, "a", Any),
         (dict[str, int], "card", {"card": 7}, 7, int),
         (Tx, lambda e: e.card.upper(), Tx("a", 0.0), "A", Any),
-        (Tx, "tip", Tx("a", 0.0), None, float | None),
+        (Tx, "tip", Tx("a", 0.0, tip=2.0), 2.0, float),
     ],
 )
 def test_the_key_is_a_field_or_what_a_function_makes_of_the_event(
@@ -207,6 +209,15 @@ def test_a_dict_without_the_key_is_an_error_of_that_event() -> None:
     assert compiled.key is not None
     with pytest.raises(KeyError, match="card"):
         compiled.key({"crad": "a"})
+
+
+def test_a_key_that_is_none_is_an_error_of_that_event() -> None:
+    compiled = compile_aggregates("tips", {"n": Count()}, Tx, "tip")
+    assert compiled.key is not None
+    with pytest.raises(RecordError, match=r"table 'tips': the key \(tip\) is None"):
+        compiled.key(Tx("a", 0.0))
+    with pytest.raises(RecordError):
+        Windows(compiled).in_loop(batch_loop(compiled), iter([(Tx("a", 0.0), 1)]))
 
 
 # --- the store ------------------------------------------------------------------------------------------------------
@@ -240,8 +251,8 @@ class Windows:
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
-        self.fresh: dict[int, dict[str, list[Any]]] = {}
-        self.clean: dict[int, dict[str, list[Any]]] = {}
+        self.states: dict[int, dict[str, list[Any]]] = {}
+        self.touched: dict[int, dict[str, list[Any]]] = {}
         self.high = MIN_TIME
         self.loads = 0
         self.log: list[Any] = []
@@ -257,32 +268,32 @@ class Windows:
         if start + SIZE <= self.high - OUT_OF_ORDER:
             self.log.append(("late", t))
             return None
-        fresh = self.fresh.setdefault(start, {})
+        states = self.states.setdefault(start, {})
+        touched = self.touched.setdefault(start, {})
 
         def load(key: str) -> list[Any]:
             self.loads += 1
-            fresh[key] = s = self.compiled.new()
+            states[key] = s = self.compiled.new()
             return s
 
-        return fresh, self.clean.get(start, {}), load, start, start + SIZE, self.due()
+        return states, touched, load, start, start + SIZE, self.due()
 
     def fire(self) -> None:
-        for start in sorted({**self.fresh, **self.clean}):
+        for start in sorted(self.states):
             if start + SIZE <= self.high - OUT_OF_ORDER:
-                states = {**self.clean.pop(start, {}), **self.fresh.pop(start, {})}
+                states = self.states.pop(start)
+                self.touched.pop(start, None)
                 self.log += [(start, key, self.compiled.result(states[key])) for key in sorted(states)]
 
     def commit(self) -> None:
-        for start, states in self.fresh.items():
-            self.clean.setdefault(start, {}).update(states)
-        self.fresh = {}
+        self.touched = {}
 
     def one_by_one(self, pairs: list[tuple[Tx, int]]) -> None:
         for event, t in pairs:
             found = self.switch(event, t)
             if found is not None:
-                fresh, _, load, *_ = found
-                s = fresh.get(event.card) or load(event.card)
+                states, _, load, *_ = found
+                s = states.get(event.card) or load(event.card)
                 self.compiled.update(s, event, t)
             if t > self.high:
                 self.high = t
@@ -329,19 +340,18 @@ def test_the_loop_counts_fires_and_judges_as_one_event_at_a_time_does(form: str,
         else:
             windows.in_loop(run, iter(batch))
         windows.commit()
-    expected.commit()
-    assert (windows.log, windows.clean, windows.high) == (expected.log, expected.clean, expected.high)
+    assert (windows.log, windows.states, windows.high) == (expected.log, expected.states, expected.high)
 
 
-def test_what_a_batch_changed_is_in_fresh_and_states_that_are_known_are_not_loaded() -> None:
+def test_what_a_batch_changed_is_touched_and_states_that_are_known_are_not_loaded() -> None:
     compiled = compile_aggregates("t", {"n": Count()}, Tx, "card")
     run = batch_loop(compiled)
     windows = Windows(compiled)
     windows.in_loop(run, iter([(Tx("a", 0.0), 1), (Tx("b", 0.0), 2)]))
     windows.commit()
     windows.in_loop(run, iter([(Tx("a", 0.0), 3)]))
-    assert windows.fresh == {0: {"a": [2]}}
-    assert windows.clean == {0: {"a": [2], "b": [1]}}
+    assert windows.touched == {0: {"a": [2]}}
+    assert windows.states == {0: {"a": [2], "b": [1]}}
     assert windows.loads == 2
 
 

@@ -1,0 +1,20 @@
+"""What people type: `flowkit COMMAND …`. A file a command, loaded when it is its turn: starting fast is a feature."""
+
+import sys
+from collections.abc import Sequence
+
+from flowkit.cli.outcome import finish, tell
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` by default); the exit code. Never raises, never shows a traceback of ours."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from flowkit.cli.commands import run_command
+
+        code = run_command(words)
+    except BaseException as error:
+        code = tell(error)
+    return finish(code)

@@ -1,0 +1,42 @@
+"""From a broker's URL to the broker: `embedded://DIR` or `memory://NAME`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from flowkit.clock import Clock
+from flowkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flowkit.source.embedded import EmbeddedBroker
+    from flowkit.source.memory import MemoryBroker
+
+SCHEMES = "embedded://DIR (topics in a directory) or memory://NAME (for tests)"
+LATER = ("kafka", "kinesis")
+
+
+def open_broker(url: str, clock: Clock) -> Union["EmbeddedBroker", "MemoryBroker"]:
+    """The broker of `url`, to be used within `async with`.
+
+    `embedded://DIR` takes a relative (`embedded://state/topics`) or an absolute path (`embedded:///var/topics`), and
+    `?sync=normal` (no fsync a commit: a power cut may take the last ones). Raises ConfigError, listing what there is.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise ConfigError(f"broker {url!r}: this is no URL; use {SCHEMES}")
+    if scheme in LATER:
+        raise ConfigError(f"broker {url!r}: {scheme}:// comes in a later version; use {SCHEMES}")
+    if scheme == "memory":
+        from flowkit.source.memory import MemoryBroker
+        from flowkit.source.memory_store import store_named
+
+        return MemoryBroker(clock, store_named(rest), rest)
+    if scheme != "embedded":
+        raise ConfigError(f"broker {url!r}: unknown scheme {scheme!r}; use {SCHEMES}")
+    path, _, query = rest.partition("?")
+    if not path:
+        raise ConfigError(f"broker {url!r}: names no directory; use embedded://DIR")
+    if query not in ("", "sync=full", "sync=normal"):
+        raise ConfigError(f"broker {url!r}: unknown option {query!r}; use ?sync=full (the default) or ?sync=normal")
+    from flowkit.source.embedded import EmbeddedBroker  # loads sqlite3, which files and `--help` do without
+
+    return EmbeddedBroker(Path(path).expanduser(), clock, sync="normal" if query == "sync=normal" else "full")

@@ -1,0 +1,62 @@
+"""Who runs which task: every worker looks at the same leases and reaches the same conclusion, without a leader.
+
+    tasks 0 1 2 3 4 5, owner before:  a a a a a a     c has just joined, b too
+    first look:    a is over-full and releases 2 3 4 5; nobody takes what another one still holds
+    second look:   b claims 2 and 4, c claims 3 and 5
+
+Sticky: a worker keeps what it has up to its quota. Balanced: quotas differ by one at most, and the bigger ones go to
+those that already hold more. A task changes hands only when its owner releases it or dies.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Lease(Protocol):
+    """Who owns a task, and until when (ms); owner '' if it has been released."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def expires_ms(self) -> int: ...
+
+
+def share(
+    tasks: Sequence[str], members: Sequence[str], me: str, leases: Sequence[Lease], now: int
+) -> tuple[list[str], list[str]]:
+    """What `me` has to claim and to release, among all `tasks` and living `members`, at `now` (ms).
+
+    A lease that has expired, or whose owner is no member, holds nothing. Tasks that are not in `tasks` any more are
+    released. One who is no member (it was silent for too long) releases all that it holds.
+    """
+    names = sorted(set(tasks))
+    owner = {lease.task: lease.owner for lease in leases if lease.owner in members and lease.expires_ms > now}
+    if me not in members:
+        return [], sorted(lease.task for lease in leases if lease.owner == me)
+    held: dict[str, list[str]] = {member: [] for member in sorted(members)}
+    for task in names:
+        if task in owner:
+            held[owner[task]].append(task)
+    quota = _quotas(len(names), {member: len(tasks) for member, tasks in held.items()})
+    retired = sorted(task for task, holder in owner.items() if holder == me and task not in set(names))
+    to_release = held[me][quota[me] :] + retired
+
+    to_claim = []
+    count = {member: len(tasks) for member, tasks in held.items()}
+    for task in names:
+        if task not in owner:
+            # Quotas sum up to the tasks, and nobody counts more than he holds: there is room for every free one.
+            poorest = min((member for member in count if count[member] < quota[member]), key=lambda m: (count[m], m))
+            count[poorest] += 1
+            if poorest == me:
+                to_claim.append(task)
+    return to_claim, to_release
+
+
+def _quotas(tasks: int, load: dict[str, int]) -> dict[str, int]:
+    """How many tasks each member may hold, given how many it holds now."""
+    each, extra = divmod(tasks, len(load))
+    richest_first = sorted(load, key=lambda member: (-load[member], member))
+    return {member: each + (rank < extra) for rank, member in enumerate(richest_first)}
