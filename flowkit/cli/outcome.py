@@ -32,6 +32,9 @@ Exit codes:
 """
 
 OURS = str(Path(__file__).resolve().parent.parent) + os.sep
+own_directories: set[str] = set()
+"""Where the loaded app lies: the user's even if it is installed among the libraries."""
+
 LIBRARIES = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -126,14 +129,14 @@ def described(error: BaseException) -> str:
 
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The lines of the user's own files in an error's traceback, outermost first; of libraries' if there are no others."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((OURS, "<frozen ", "<string>", "<flowkit"))
-    ]
-    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES) and Path(frame.filename).is_file()]
-    return own
+    """The lines of the user's own files in an error's traceback, outermost first."""
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+
+
+def _is_own(path: str) -> bool:
+    if path.startswith((OURS, "<")):
+        return False
+    return not path.startswith(LIBRARIES) or path.startswith(tuple(own_directories))
 
 
 def shown_path(path: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from flowkit.sink.file import FileSink
+from flowkit.sink.file_target import OutputClosed
 
-__all__ = ["FileSink", "Outgoing", "Sink"]
+__all__ = ["FileSink", "Outgoing", "OutputClosed", "Sink"]
 
 
 class Outgoing(Protocol):

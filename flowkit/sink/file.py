@@ -59,14 +59,19 @@ class FileSink:
         """How long the file is once everything staged is delivered: `_offset` and, after a stop, the short block."""
         self._tail = b""
 
+    def check(self) -> None:
+        """Raise ConfigError if no file can be there (no such directory, or it is one itself); changes nothing."""
+        if self.codec == "csv" and not self.fields:
+            raise ConfigError(f"{self.path}: CSV needs columns, and the type of the records names none")
+        self._target.check()
+
     async def open(self, state: Any) -> None:
         """Begin a new file (state None: an existing one is emptied), or go on with one.
 
         Bytes behind those that `state` knows are an uncommitted rest of a killed run, and cut off. Raises ConfigError
         if the file cannot be written there at all, StoreError if committed bytes are missing.
         """
-        if self.codec == "csv" and not self.fields:
-            raise ConfigError(f"{self.path}: CSV needs columns, and the type of the records names none")
+        self.check()
         known = state or {"offset": 0, "start": 0, "end": 0, "tail": b""}
         self._offset, self._start, self._end = known["offset"], known["start"], known["end"]
         self._tail = known["tail"]

@@ -35,7 +35,7 @@ class DiskFile:
     def open(self, known: tuple[int, int] | None) -> None:
         """Empty or make the file (`known` None), or go on: (bytes that must be there, bytes that may be there)."""
         self.close()
-        self._check_place()
+        self.check()
         flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
         if known is None or known[0] == 0:
             flags |= os.O_CREAT
@@ -88,7 +88,8 @@ class DiskFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _check_place(self) -> None:
+    def check(self) -> None:
+        """Raise ConfigError if no regular file can be at the path; changes nothing."""
         path = Path(self._path)
         try:
             mode = path.stat().st_mode
@@ -149,9 +150,13 @@ class Stdout:
         self._written = 0
         """Up to which offset this process has written: a hand-off delivered twice is printed once."""
 
-    def open(self, known: tuple[int, int] | None) -> None:
+    def check(self) -> None:
+        """Raise ConfigError if there is no standard output."""
         if sys.stdout is None or sys.stdout.closed:
             raise ConfigError("standard output is closed: name a file instead of -")
+
+    def open(self, known: tuple[int, int] | None) -> None:
+        self.check()
         self._written = 0
 
     def write(self, offset: int, data: bytes) -> None:

@@ -7,7 +7,10 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from flowkit.source.brokers import open_broker
 from flowkit.source.file import FileReader, FileSource
+from flowkit.source.memory import MemoryBroker
+from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
 
 __all__ = [

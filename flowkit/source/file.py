@@ -78,6 +78,12 @@ class FileSource:
         if problems:
             raise ConfigError(*problems)
 
+    def check(self) -> None:
+        """Raise InputError for the first file that cannot be read; what it holds is not looked at."""
+        for path in self.paths:
+            if path != "-":
+                open_bytes(path, "", 0).close()
+
     async def splits(self) -> Sequence[int]:
         """One a file, in the order in which they were named."""
         return range(len(self.paths))

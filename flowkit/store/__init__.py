@@ -5,7 +5,7 @@ full at the start; the interface is that of the LSM tree which takes its place.
 """
 
 from flowkit.store.frame import Frame, Space, SpaceChange
-from flowkit.store.state_dir import claim_directory, open_directory
+from flowkit.store.state_dir import claim_directory, open_directory, sync_directory
 from flowkit.store.store import Store, open_store
 
-__all__ = ["Frame", "Space", "SpaceChange", "Store", "claim_directory", "open_directory", "open_store"]
+__all__ = ["Frame", "Space", "SpaceChange", "Store", "claim_directory", "open_directory", "open_store", "sync_directory"]

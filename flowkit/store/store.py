@@ -53,8 +53,8 @@ class Store:
     *resolved*. `meta` is that of the last frame which counts.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, disk: list[bytes] | None = None) -> None:
+        self.path, self.disk = path, disk
         self.meta: dict[str, Any] = {}
         self.number = 0
         self.commit_id = b""
@@ -137,6 +137,8 @@ class Store:
         if self.path is not None:
             record = encode_frame(frame)
             await anyio.to_thread.run_sync(self._append, record)
+        elif self.disk is not None:
+            self.disk.append(encode_frame(frame))
 
     async def resolve(self, commit_id: bytes, applied: bool) -> None:
         """Say whether the undecided frame counts. If not, it leaves no trace."""
@@ -149,6 +151,8 @@ class Store:
             self.log_bytes -= len(encode_frame(frame)) if self.path is not None else 0
             if self.path is not None:
                 await anyio.to_thread.run_sync(self._truncate, self.log_bytes)
+            elif self.disk is not None:
+                self.disk.pop()
         self.undecided, self._overlay = None, None
         if applied and self.log_bytes > max(REWRITE_ABOVE, REWRITE_GROWTH * self._base_bytes):
             await anyio.to_thread.run_sync(self._rewrite)
@@ -226,12 +230,7 @@ class Store:
             return
         newest = logs[-1]
         data = newest.read_bytes()
-        end, last = len(HEADER), None
-        for end, frame in decode_log(data, str(newest)):
-            if last is not None:
-                self._check_chain(last, frame, newest)
-                self._apply(last)
-            last = frame
+        end = self._replay(data, str(newest))
         self._sequence = int(newest.name.removeprefix("log-"))
         self._fd = os.open(newest, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         if len(data) < len(HEADER):
@@ -244,13 +243,38 @@ class Store:
         self._base_bytes = sum(len(k) + len(v) for space in self._spaces.values() for k, v in space.merged().items())
         for old in logs[:-1]:
             old.unlink()
-        if last is not None:
-            self.undecided = last
 
-    @staticmethod
-    def _check_chain(previous: Frame, frame: Frame, log: Path) -> None:
-        if frame.parent != previous.commit_id:
-            raise StoreCorrupt(f"{log}: commit {frame.number} does not follow commit {previous.number}")
+    def _replay(self, data: bytes, name: str) -> int:
+        """Apply the frames of a log but the last, which is left undecided; the offset at which it ends."""
+        end, last = len(HEADER), None
+        for end, frame in decode_log(data, name):
+            if last is not None:
+                if frame.parent != last.commit_id:
+                    raise StoreCorrupt(f"{name}: commit {frame.number} does not follow commit {last.number}")
+                self._apply(last)
+            last = frame
+        self.undecided = last
+        return end
+
+    async def adopt(self, path: Path, commit_id: bytes) -> bool:
+        """Begin with the state that another store, in `path`, had at `commit_id`; False if it never had.
+
+        What that store's owner prepared after it never counted, and is left out. Only for an empty store.
+        """
+        return await anyio.to_thread.run_sync(self._adopt, path, commit_id)
+
+    def _adopt(self, path: Path, commit_id: bytes) -> bool:
+        logs = sorted(path.glob("log-*"))
+        if not logs:
+            return False
+        for _, frame in decode_log(logs[-1].read_bytes(), str(logs[-1])):
+            self._apply(frame)
+            if frame.commit_id == commit_id:
+                self._rewrite()
+                return True
+        self._spaces.clear()
+        self.meta, self.number, self.commit_id = {}, 0, b""
+        return False
 
     def close(self) -> None:
         """Let go of the files. What was resolved is durable already."""
@@ -277,13 +301,17 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 @asynccontextmanager
-async def open_store(path: str | os.PathLike[str] | None) -> AsyncIterator[Store]:
+async def open_store(path: str | os.PathLike[str] | None, *, disk: list[bytes] | None = None) -> AsyncIterator[Store]:
     """A store in the directory `path` (None: in memory, for tests and for runs without `--state`).
+
+    `disk` stands for a directory in tests that crash: what was written to it is found there again.
 
     The last frame found may be undecided (`store.undecided`): resolve it before anything else. The caller owns the
     directory (`claim_directory`). Raises StoreCorrupt, or ConfigError if the directory cannot be used.
     """
-    store = Store(None if path is None else Path(path))
+    store = Store(None if path is None else Path(path), disk)
+    if disk:
+        store._replay(HEADER + b"".join(disk), "memory")
     if store.path is not None:
         try:
             store.path.mkdir(parents=True, exist_ok=True)

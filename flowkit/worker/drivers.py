@@ -45,10 +45,8 @@ class Driver:
     async def stop(self) -> None:
         """Let go without telling that the input has ended."""
 
-    async def restart(self) -> None:
-        """Start afresh: local variables are not state."""
-        await self.stop()
-        await self.start()
+    def abandon(self) -> None:
+        """What ran has raised: there is nothing left to stop."""
 
 
 class Emitter:
@@ -187,19 +185,43 @@ class StreamDriver(Driver):
         if self._coro is not None:
             raise FlowkitError(f"agent {self.name!r} asks for more events after the end of its stream")
 
+    def abandon(self) -> None:
+        self._coro = self._agen = None
+        self.send = _not_started
+
     async def stop(self) -> None:
         self.finished = True
         self.buffer = []
-        coro, agen = self._coro, self._agen
+        coro = self._coro
         self._coro = self._agen = None
         self.send = _not_started
         if coro is not None:
+            await self._exit(coro)
+
+    @coroutine
+    def _exit(self, coro: Any) -> Generator[Any, Any, None]:
+        """Make the agent leave where it waits, its `finally` blocks run to their end.
+
+        By throwing, not by `close`: on an async generator's pending step that would leave the generator "running".
+        """
+        resume, argument = coro.throw, GeneratorExit()
+        while True:
             try:
-                coro.close()
-            except RuntimeError:
-                log.warning("agent went on after it was told to stop", agent=self.name)
-        if agen is not None:
-            await agen.aclose()
+                got = resume(argument)
+            except (GeneratorExit, StopIteration, StopAsyncIteration):
+                return
+            except Exception:
+                log.exception("agent failed while it was stopped", agent=self.name)
+                return
+            if isinstance(got, Need):
+                log.warning("agent asks for events after it was told to stop", agent=self.name)
+                return
+            try:
+                argument = yield got
+            except BaseException as error:
+                resume, argument = coro.throw, error
+            else:
+                resume = coro.send
 
 
 def _not_started(_: Any) -> Any:

@@ -604,6 +604,7 @@ class Engine:
             for driver in takers:
                 await self._feed(driver, event)
         except EventFailed as failed:
+            failed.driver.abandon()
             for state in self.states.values():
                 state.undo()
             for outlet, length in emitted:
@@ -765,6 +766,14 @@ class Engine:
         for driver in self.drivers:
             if isinstance(driver, StreamDriver) and driver.buffer:
                 await self._flush(driver, careful)
+
+    def has_old_batch(self) -> bool:
+        """True if an agent has waited for its batch to fill for as long as it allows."""
+        now = self._now()
+        return any(
+            isinstance(d, StreamDriver) and d.buffer and d.need.within is not None and now - d.since >= d.need.within
+            for d in self.drivers
+        )
 
     async def flush_old(self, careful: bool) -> None:
         """Hand over the batches that have waited for as long as their agents allow."""

@@ -68,7 +68,12 @@ class Tick:
     engine: Engine
 
 
-Piece = Records | Ended | Finished | Idle | ClockMark | Tick
+@dataclass(slots=True)
+class Waiting:
+    """An input has nothing for now and is not at its end (standard input): time to commit, or to stop."""
+
+
+Piece = Records | Ended | Finished | Idle | ClockMark | Tick | Waiting
 
 
 class Feed(Protocol):
@@ -103,9 +108,12 @@ class Head:
         self.at = self.index = 0
         self.start = 0
         self.position: Position = None
+        self.waiting = False
+        """True if the last `fill` found nothing though the end is not reached."""
 
     async def fill(self) -> bool:
         """True if there is a record to look at."""
+        self.waiting = False
         while True:
             if self.at < len(self.decoded):
                 if self.index < len(self.decoded[self.at]):
@@ -117,6 +125,9 @@ class Head:
             batch = await self.reader.fetch(self.batch_size)
             if batch is not None and len(batch):
                 self.decoded.append(self.inlet.decode(batch))
+            elif not self.reader.at_end:
+                self.waiting = True
+                return False
 
     @property
     def time(self) -> int:
@@ -244,6 +255,8 @@ class BoundedFeed:
             for order, head in enumerate(self.heads):
                 if await head.fill():
                     ready.append((head.time, order, head))
+                elif head.waiting:
+                    return Waiting()
                 elif not head.split.ended and self._has_ended(head):
                     return Ended(head.engine, head.split)
             if ready:
@@ -381,4 +394,5 @@ __all__ = [
     "Piece",
     "Records",
     "Tick",
+    "Waiting",
 ]

@@ -4,6 +4,8 @@ With a state directory a run that was killed goes on from its last commit, and i
 byte, those of an unbroken one.
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +19,7 @@ from flowkit.agent import Outlet
 from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.codec import fields_of
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
 from flowkit.sink import FileSink, Sink
 from flowkit.source import FileReader, FileSource
@@ -53,6 +55,8 @@ class Summary:
     """Where dead letters were written, if there were any."""
     resumed: bool = False
     already_done: bool = False
+    stopped: bool = False
+    """True if `should_stop` ended it before the end of the input. What was done is committed."""
 
 
 class LazySink:
@@ -111,6 +115,7 @@ async def run(
     options = options or WorkerOptions.from_environment()
     plan = app.plan()
     _check(app, plan.groups, inputs, outputs)
+    sources, files = _bind(app, inputs, outputs, sync=state is not None)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         stack.enter_context(tuned_collector())
@@ -120,11 +125,9 @@ async def run(
             stack.enter_context(claim_directory(Path(state)))
             store_path = Path(state) / "run"
         store = await stack.enter_async_context(open_store(store_path))
-        sinks: dict[str, Sink] = {}
-        for name, path in outputs:
-            sinks[name] = FileSink(path, fields_of(_outlet(app, name).element), sync=state is not None)
-        letters = _dead_letters_path(app, state)
+        sinks: dict[str, Sink] = dict(files)
         if app.dead_letters.name not in sinks:
+            letters = _dead_letters_path(app, state)
             sinks[app.dead_letters.name] = LazySink(FileSink(letters, sync=state is not None))
         else:
             letters = dict(outputs)[app.dead_letters.name]
@@ -150,27 +153,32 @@ async def run(
             hook=hook,
         )
         await stack.enter_async_context(resources(app))
-        meta = await task.recover()
         stack.push_async_callback(task.close)
         feed = BoundedFeed(engines, outlets)
         stack.push_async_callback(feed.close)
-        await _open_heads(feed, _sources(inputs), meta.get("positions", {}), options.batch_size)
+        fresh = not store.number and store.undecided is None
+        if fresh:  # an input that cannot be read is to be told before the outputs are emptied
+            await _open_heads(feed, sources, {}, options.batch_size)
+        meta = await task.recover()
+        if not fresh:
+            await _open_heads(feed, sources, meta.get("positions", {}), options.batch_size)
         feed.restore(meta)
         already_done = bool(meta) and len(feed.finished) == len(engines)
         await task.start(feed, meta)
         next_report = 0.0
         stopped = False
-        while await task.step():
-            now = time.monotonic()
-            if on_progress is not None and now >= next_report:
-                on_progress(_progress(counters, engines, feed.heads, now - started))
-                next_report = now + 0.1
-            if should_stop():
-                stopped = True
-                break
+        try:
+            while not stopped and await task.step():
+                now = time.monotonic()
+                if on_progress is not None and now >= next_report:
+                    on_progress(_progress(counters, engines, feed.heads, now - started))
+                    next_report = now + 0.1
+                stopped = should_stop()
+        except InputError:  # an input breaks off: what was read before that is not lost
+            await task.commit(final=True)
+            raise
         if not already_done:
-            await task.commit(final=not stopped)
-            await task.settled()
+            await task.commit(final=True)
         if on_progress is not None:
             on_progress(_progress(counters, engines, feed.heads, time.monotonic() - started))
         emitted = {name: outlet.total for name, outlet in outlets.items()}
@@ -183,6 +191,7 @@ async def run(
             letters if has_letters else "",
             resumed=bool(meta),
             already_done=already_done,
+            stopped=stopped,
         )
 
 
@@ -238,6 +247,35 @@ def _check(
         log.warning("no --output: what agents send there is dropped", name=name)
 
 
+def _bind(
+    app: App, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]], *, sync: bool
+) -> tuple[dict[str, FileSource], dict[str, FileSink]]:
+    """All files as sources and sinks. Raises ConfigError or InputError with everything wrong; changes nothing."""
+    paths: dict[str, list[str]] = {}
+    for name, path in inputs:
+        paths.setdefault(name, []).append(path)
+    sources: dict[str, FileSource] = {}
+    sinks: dict[str, FileSink] = {}
+    wrong: list[ConfigError | InputError] = []
+    for name, files in paths.items():
+        try:
+            sources[name] = FileSource(files)
+            sources[name].check()
+        except (ConfigError, InputError) as error:
+            wrong.append(error)
+    for name, path in outputs:
+        try:
+            sinks[name] = FileSink(path, fields_of(_outlet(app, name).element), sync=sync)
+            sinks[name].check()
+        except ConfigError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        raise ConfigError(*(problem for error in wrong for problem in getattr(error, "problems", [str(error)])))
+    return sources, sinks
+
+
 def _names(names: Any) -> str:
     return ", ".join(sorted(names)) or "none"
 
@@ -247,22 +285,16 @@ def _same(a: str, b: str) -> bool:
 
 
 def _dead_letters_path(app: App, state: str | Path | None) -> str:
-    """In the state directory, or beside the user under a name that is free."""
+    """In the state directory, or beside the user (for temporary files where nothing may be written) under a free name."""
     if state is not None:
         return str(Path(state) / "dead-letters.jsonl")
-    path = Path(f"{app.name}-dead-letters.jsonl")
+    place = Path() if os.access(".", os.W_OK) else Path(tempfile.gettempdir())
+    path = place / f"{app.name}-dead-letters.jsonl"
     number = 1
     while path.exists():
         number += 1
-        path = Path(f"{app.name}-dead-letters-{number}.jsonl")
+        path = place / f"{app.name}-dead-letters-{number}.jsonl"
     return str(path)
-
-
-def _sources(inputs: Sequence[tuple[str, str]]) -> dict[str, FileSource]:
-    paths: dict[str, list[str]] = {}
-    for name, path in inputs:
-        paths.setdefault(name, []).append(path)
-    return {name: FileSource(files) for name, files in paths.items()}
 
 
 async def _open_heads(

@@ -24,7 +24,7 @@ from flowkit.source import Broker, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
-from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick
+from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick, Waiting
 from flowkit.worker.outlets import BoundOutlet
 
 log = structlog.get_logger("flowkit.task")
@@ -165,7 +165,8 @@ class Task:
         piece = await self.feed.next(limit)
         if piece is None:
             return False
-        await self.handle(piece)
+        if not isinstance(piece, Waiting):
+            await self.handle(piece)
         if self.commit_is_due():
             await self.commit()
         return True
@@ -178,8 +179,7 @@ class Task:
     async def handle(self, piece: Piece) -> None:
         """Run one piece; if an agent raises, go back to the last commit and come again carefully."""
         engine = piece.engine
-        if len(self.engines) > 1:
-            engine.bind()
+        engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
         started = time.perf_counter()
         try:
             count = await self._run(piece)
@@ -187,8 +187,9 @@ class Task:
             if self.careful:
                 raise failed.error from failed
             engine.failures[failed.key] = (failed.driver, failed.error)
-            if __import__("os").environ.get("DBG"): import traceback; traceback.print_exception(failed.error)
+            failed.driver.abandon()
             self.counters.failed += 1
+            log.debug("an agent raised: going back to the last commit, then carefully", agent=failed.driver.name)
             await self.rollback()
             return
         self.feed.taken(piece, count)

@@ -13,13 +13,13 @@ class Policy(flowkit.Record, frozen=True):
     """How the detector decides and learns. Durations in ms."""
 
     limits: Limits = Limits()
-    threshold: float = 0.4
+    threshold: float = 0.25
     doubt: float = 0.1
     mature: int = 2 * 86_400_000
     keep: int = 14 * 86_400_000
     most_cases: int = 64
-    fraud_weight: float = 1.0
-    revise_weight: float = 2.0
+    fraud_weight: float = 8.0
+    revise_weight: float = 8.0
 
 
 class Verdict(flowkit.Record):

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from typing import Any
 
 
-RATE = 0.2
-EPS = 0.03
+RATE = 0.03
+EPS = 0.01
 ILR = 0.0
 L2 = 0.0
 SCALE = 0.1

@@ -6,6 +6,7 @@ of it: what the detector knows, it has learned from the payments and from what b
 
 import heapq
 import json
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -22,7 +23,7 @@ DAYS = 120
 """A run of any size simulates about this many days: more payments mean more cards."""
 
 PER_CARD_A_DAY = 1.8
-FRAUD_SHARE = 0.02
+FRAUD_SHARE = 0.0215
 
 
 class Arrival(NamedTuple):
@@ -98,7 +99,9 @@ def _one_day(
         due[scenario] += per_day * share / size * rng.uniform(0.4, 1.6)
         while due[scenario] >= 1:
             due[scenario] -= 1
-            yield from underworld.episode(rng, scenario, rng.choice(holders), day)
+            # Data leaks where a card is used, and is used days or weeks later: nobody has it on the first day.
+            if day - EPOCH >= rng.lognormvariate(math.log(8 * DAY), 0.6):
+                yield from underworld.episode(rng, scenario, rng.choice(holders), day)
 
 
 def write(directory: Path, seed: int, transactions: int) -> Files:

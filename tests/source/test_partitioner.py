@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flowkit.source.partitioner import murmur2, partition_of
 
-# From org.apache.kafka.common.utils.UtilsTest.testMurmur2; the empty key by the same Java method.
+# From org.apache.kafka.common.utils.UtilsTest; the empty key as kafka-python took it from the Java client.
 JAVA = {
     b"21": -973932308,
     b"foobar": -790332482,

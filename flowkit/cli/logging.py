@@ -1,0 +1,93 @@
+"""Structured logs on stderr: readable on a terminal, JSON elsewhere; their level can change while the process runs."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from flowkit.errors import ConfigError
+
+LEVELS = ("debug", "info", "warning", "error")
+NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def set_up_logs(level: str | None, default: str, *, repeats: int | None = None) -> "Logs":
+    """Configure structlog for this process: `level` (or FLOWKIT_LOG_LEVEL), else `default`. Raises ConfigError.
+
+    With `repeats` the same event is said so many times and no more: a bounded run over a bad file may have a million.
+    """
+    wanted = (level or os.environ.get("FLOWKIT_LOG_LEVEL") or default).lower()
+    if wanted not in LEVELS:
+        raise ConfigError(f"log level {wanted!r}: use one of {', '.join(LEVELS)}")
+    logs = Logs(wanted, repeats)
+    logs.apply(wanted)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, logs.more)
+        signal.signal(signal.SIGUSR2, logs.back)
+    return logs
+
+
+class Logs:
+    """The level that was asked for, and the one that holds now."""
+
+    def __init__(self, level: str, repeats: int | None = None) -> None:
+        self.asked = self.level = level
+        self._repeats = repeats
+        self._said: dict[str, int] = {}
+
+    def apply(self, level: str) -> None:
+        """Let everything from `level` on be said, from the next word of every logger."""
+        structlog = _structlog()
+        self.level = level
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        processors: list[Any] = [
+            *([self._spare] if self._repeats is not None else []),
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
+        ]
+        if terminal:
+            processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
+        else:
+            processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        # Loggers are not cached: each looks here when it speaks, which is what lets the level change.
+        structlog.configure(
+            processors=processors,
+            wrapper_class=structlog.make_filtering_bound_logger(NUMBERS[level]),
+            # Looked up with each word, for a progress bar puts another stream there while it is drawn.
+            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+            cache_logger_on_first_use=False,
+        )
+
+    def _spare(self, _logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        assert self._repeats is not None
+        name = str(event["event"])
+        said = self._said[name] = self._said.get(name, 0) + 1
+        if said > self._repeats:
+            raise _structlog().DropEvent
+        if said == self._repeats:
+            event["event"] = f"{name} (more of these are counted, but not shown)"
+        return event
+
+    def more(self, _signal: int, _frame: FrameType | None) -> None:
+        """SIGUSR1: one level more."""
+        self.apply(LEVELS[max(LEVELS.index(self.level) - 1, 0)])
+
+    def back(self, _signal: int, _frame: FrameType | None) -> None:
+        """SIGUSR2: the level that was asked for."""
+        self.apply(self.asked)
+
+
+def _structlog() -> Any:
+    """structlog, kept from loading rich, which it does for coloured tracebacks: 60 ms at every start."""
+    if "structlog" not in sys.modules and "rich" not in sys.modules:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+        try:
+            import structlog
+        finally:
+            del sys.modules["rich"]
+    import structlog
+
+    return structlog

@@ -1,0 +1,89 @@
+"""`flowkit run`: a bounded run over files, to the end of the input and of time."""
+
+import signal
+from typing import Annotated
+
+import typer
+
+from flowkit.cli.arguments import LogLevel, Module, pairs
+from flowkit.cli.load import load_app
+from flowkit.cli.logging import set_up_logs
+from flowkit.cli.loop import Stop, run_loop
+from flowkit.cli.outcome import EXIT_CODES, OK
+from flowkit.options import WorkerOptions
+
+HELP = """Run an app over files to their end: all windows close, everything is written.
+
+FILE is .jsonl, .csv or .txt, also with .gz or .zst; `-` is standard input or output (JSON lines). Several files for one
+topic are merged by time. Outputs are made anew; what cannot be used goes to the dead letters (APP-dead-letters.jsonl,
+or DIR/dead-letters.jsonl), see flowkit dlq.
+
+With --state a run that was stopped or killed goes on from its last commit when the same command is given again; the
+outputs then equal those of an unbroken run, byte for byte.
+
+\b
+Examples:
+  flowkit run app.py --input transactions=day1.jsonl --output alerts=alerts.jsonl
+  zcat big.gz | flowkit run pkg.app:app --input clicks=- --output counts=- | head
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("run", help=HELP, epilog=EXIT_CODES)(run)
+
+
+def run(
+    module: Module,
+    input_: Annotated[
+        list[str] | None, typer.Option("--input", "-i", metavar="TOPIC=FILE", help="What the topic holds.")
+    ] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option("--output", "-o", metavar="NAME=FILE", help="Where a topic or sink is written to."),
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="DIR", help="Keep state here, to go on after a stop.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", envvar="FLOWKIT_BATCH_SIZE", help="Records read at once [5000]."),
+    ] = None,
+    commit_every: Annotated[
+        int | None,
+        typer.Option("--commit-every", metavar="N", envvar="FLOWKIT_COMMIT_EVERY", help="Records a commit [5000]."),
+    ] = None,
+    log_level: LogLevel = None,
+) -> int:
+    """Run a bounded run and say how it went; the exit code."""
+    import sys
+
+    # Without a terminal only errors are logged: what a run has to say stands in its last line.
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    set_up_logs(log_level, "warning" if terminal else "error", repeats=10)
+    inputs = pairs("--input", input_ or [], "TOPIC=FILE")
+    outputs = pairs("--output", output or [], "NAME=FILE")
+    options = WorkerOptions.from_environment(batch_size=batch_size, commit_every=commit_every)
+    app = load_app(module)
+    from flowkit.cli.progress import Bar, say_summary
+    from flowkit.worker import run as run_bounded
+
+    stop = Stop()
+    with Bar() as bar:
+        summary = run_loop(
+            run_bounded(
+                app,
+                inputs,
+                outputs,
+                state=state,
+                options=options,
+                on_progress=bar if bar.shown else None,
+                should_stop=stop,
+            )
+        )
+    bound = {name for name, _ in outputs} | {app.dead_letters.name}
+    read = {topic.name for group in app.plan().groups for topic in group.inputs}
+    unbound = {name: sent for name, sent in summary.emitted.items() if name not in bound | read}
+    stopped = signal.Signals(stop.signal).name if stop.signal is not None and summary.stopped else None
+    say_summary(app.name, summary, unbound, stopped)
+    return OK if stopped is None or stop.signal is None else 128 + stop.signal

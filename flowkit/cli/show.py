@@ -1,0 +1,69 @@
+"""Times, durations, bytes and tables of text as people read them."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1))
+
+
+def iso(ms: int) -> str:
+    """A time in ISO 8601, to the ms where it has any.
+
+    >>> iso(1_700_000_000_000), iso(-1), iso(2**63 - 1)
+    ('2023-11-14T22:13:20Z', '1969-12-31T23:59:59.999Z', 'the end of time')
+    """
+    if ms <= MIN_TIME:
+        return "the beginning of time"
+    if ms >= END_OF_TIME:
+        return "the end of time"
+    if not EARLIEST <= ms <= LATEST:
+        return f"{ms} ms"
+    at = EPOCH + timedelta(milliseconds=ms)
+    return at.replace(tzinfo=None).isoformat(timespec="milliseconds" if ms % 1000 else "seconds") + "Z"
+
+
+def duration(ms: int) -> str:
+    """A length of time in its largest whole units.
+
+    >>> duration(600_000), duration(90_000), duration(0)
+    ('10 min', '1 min 30 s', '0 ms')
+    """
+    parts = []
+    for name, size in UNITS:
+        count, ms = divmod(ms, size)
+        if count:
+            parts.append(f"{count} {name}")
+    return " ".join(parts) or "0 ms"
+
+
+def text(data: bytes | None, limit: int | None = None) -> str:
+    """Bytes as text on one line, what is no text escaped; `-` if there are none."""
+    if data is None:
+        return "-"
+    shown = data.decode("utf-8", "backslashreplace")
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def count(number: int, thing: str) -> str:
+    """A number of things.
+
+    >>> count(1, "record"), count(12_000, "record")
+    ('1 record', '12,000 records')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows under a header, columns aligned; the last one as wide as it is."""
+    table = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[at]) for row in table) for at in range(len(header) - 1)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in table
+    ]
+    return "\n".join(lines)

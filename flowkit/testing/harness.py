@@ -1,0 +1,298 @@
+"""The harness: the real engine, store and commit protocol over a broker in memory, on a virtual clock.
+
+With a seed it cuts batches at random places and crashes at random steps of commits, then opens everything again from
+what a real worker would find: an app that depends on either gives other results, and its test fails. It also fails on
+an object that was changed but that no commit saves.
+"""
+
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+from flowkit.agent import Outlet, Topic
+from flowkit.app import App
+from flowkit.clock import VirtualClock
+from flowkit.codec import Codec, encode_key, field_getter
+from flowkit.errors import UnsavedChange
+from flowkit.options import WorkerOptions
+from flowkit.record import END_OF_TIME, MIN_TIME
+from flowkit.source import MemoryBroker, MemoryStore
+from flowkit.store import open_store
+from flowkit.table import AnyTable, Mode, State
+from flowkit.worker import ClockMark, Finished, LiveTask, Records, partitions_of, random_ids, resources, task_name
+
+T = TypeVar("T")
+
+
+class SimulatedCrash(BaseException):
+    """The harness has pulled the plug. Not an Exception: no code of the app or of ours may catch it."""
+
+
+class MemorySink:
+    """Keeps what reaches it, exactly once; outlives the crashes of its worker."""
+
+    guarantee = "exactly once, in memory"
+    codec = None
+
+    def __init__(self, kept: list[bytes]) -> None:
+        self.kept = kept
+        self._length = len(kept)
+
+    async def open(self, state: Any) -> None:
+        self._length = state or 0
+
+    def stage(self, records: Any, final: bool) -> Any:
+        start, self._length = self._length, self._length + len(records)
+        return [start, [record.value for record in records]] if records else None
+
+    def state(self) -> Any:
+        return self._length
+
+    async def deliver(self, handoff: Any) -> None:
+        if handoff is not None:
+            start, values = handoff
+            self.kept[start:] = values
+
+    async def close(self) -> None:
+        return None
+
+
+class Harness:
+    """A running app under test. Made by `harness`."""
+
+    def __init__(self, app: App, *, seed: int | None, partitions: int, crashes: float, start_ms: int) -> None:
+        self.app = app
+        self.clock = VirtualClock(start_ms)
+        self.crashed = 0
+        """How often the plug was pulled so far."""
+        self._random = random.Random(seed)  # noqa: S311  not for secrets
+        self._seeded, self._crashes = seed is not None, crashes if seed is not None else 0.0
+        self._partitions = partitions
+        self._plan = app.plan()
+        self._broker = MemoryBroker(self.clock, MemoryStore())
+        self._tasks: dict[str, LiveTask] = {}
+        self._disks: dict[str, list[bytes]] = {}
+        self._kept: dict[str, list[bytes]] = {}
+        self._counts: dict[str, int] = {}
+        self._event_time: dict[str, int] = {}
+        self._new_id = random_ids(seed or 0)
+        self._options = WorkerOptions()
+        self._world: dict[str, list[ClockMark | Finished]] = {}
+        """By task: what the test did to time since the last commit that is through."""
+
+    # Life
+
+    async def _open(self) -> None:
+        await self._broker.open()
+        for topic in [*self.app.topics.values(), self.app.dead_letters]:
+            await self._broker.create(topic.name, self._partitions)
+        topics = dict.fromkeys([*self.app.topics, self.app.dead_letters.name], self._partitions)
+        for group in self._plan.groups:
+            count = await partitions_of(self._broker, group)
+            for partition in range(count):
+                self._counts[task_name(self.app, group, partition)] = count
+                await self._open_task(group, partition, count, topics)
+
+    async def _open_task(self, group: Any, partition: int, count: int, topics: dict[str, int]) -> None:
+        name = task_name(self.app, group, partition)
+        claim = await self._broker.claim(name, "memory", worker="harness")
+        sinks: dict[str, Any] = {
+            sink.name: MemorySink(self._kept.setdefault(f"{sink.name}/{partition}", []))
+            for sink in group.outlets
+            if not isinstance(sink, Topic)
+        }
+        task = LiveTask(
+            self.app,
+            group,
+            partition,
+            count,
+            broker=self._broker,
+            topics=topics,
+            sinks=sinks,
+            store=open_store(None, disk=self._disks.setdefault(name, [])),
+            epoch=claim.epoch,
+            clock=self.clock,
+            options=self._options,
+            new_id=self._new_id,
+            hook=self._maybe_crash,
+        )
+        self._tasks[name] = task
+        await task.open()
+
+    async def _close(self) -> None:
+        for task in self._tasks.values():
+            await task.close()
+        await self._broker.close()
+
+    # Driving
+
+    async def send(self, topic: Topic[T], *values: T | bytes, key: Any = None, time: int | None = None) -> None:
+        """Send values to a topic and let the app handle them. Bytes are sent as they are (to test bad input).
+
+        `key` is taken by the topic's `key=` unless given; `time` (ms) is the broker's timestamp, by default the clock's.
+        """
+        codec = Codec(topic.codec, topic.type)
+        getter: Callable[[Any], Any] | None = (
+            field_getter(topic.type, topic.key) if isinstance(topic.key, str) else topic.key
+        )
+        rows = []
+        for value in values:
+            raw = isinstance(value, bytes) and topic.type is not bytes
+            of = key if key is not None or getter is None or raw else getter(value)
+            data = value if raw else codec.encode(value)
+            rows.append((None if of is None else encode_key(of), data, self.clock.now_ms() if time is None else time))
+        await self._broker.put(topic.name, rows)
+        await self.settle()
+
+    async def advance(self, ms: int, *, event_time: bool = True) -> None:
+        """Let `ms` pass: the clock moves on, and with it event time, as if every input had gone on meanwhile.
+
+        With `event_time=False` only the clock moves, as for inputs that have fallen silent.
+        """
+        self.clock.advance(ms)
+        for name, task in self._tasks.items():
+            highs = [split.high for _, split, _ in task.readers if split.high > MIN_TIME]
+            if event_time and highs:
+                reached = max(*highs, self._event_time.get(name, MIN_TIME)) + ms
+                self._event_time[name] = reached
+                late = max(split.out_of_order for _, split, _ in task.readers)
+                self._give(name, ClockMark(task.engine, reached - late - 1))
+        for task in self._tasks.values():
+            task.look_at_clock()
+        await self.settle()
+
+    async def finish(self) -> None:
+        """End all inputs: the watermark goes to the end of time, and all windows close."""
+        for group in self._plan.groups:
+            for name, task in self._tasks.items():
+                if task.group is group:
+                    self._give(name, Finished(task.engine))
+            await self.settle()
+
+    def _give(self, name: str, piece: ClockMark | Finished) -> None:
+        self._world.setdefault(name, []).append(piece)
+        self._tasks[name].feed.give(piece)
+
+    async def settle(self) -> None:
+        """Work until there is nothing left to do, through commits, and crashes if there are any."""
+        while True:
+            try:
+                moved = False
+                for task in list(self._tasks.values()):
+                    moved = await self._work(task) or moved
+                if not moved:
+                    return
+            except SimulatedCrash:
+                self.crashed += 1
+                await self._reopen()
+
+    async def _work(self, task: LiveTask) -> bool:
+        if not await task.fetch(self._cut(50)):
+            return False
+        while (piece := await task.feed.next(self._cut(20))) is not None:
+            if isinstance(piece, Records) and self._seeded:
+                task.task.careful = task.task.careful or self._random.random() < 0.1
+            await task.task.handle(piece)
+            if self._seeded and self._random.random() < 0.2:
+                await self._commit(task)
+        await self._commit(task)
+        return True
+
+    def _cut(self, most: int) -> int:
+        return self._random.randint(1, most) if self._seeded else 10_000
+
+    async def _commit(self, task: LiveTask) -> None:
+        self._check_saved(task)
+        await task.task.commit()
+        await task.task.settled()
+        if task.feed.at == len(task.feed.journal):
+            self._world.pop(task.name, None)
+
+    async def _maybe_crash(self, _step: str) -> None:
+        if self._random.random() < self._crashes:
+            raise SimulatedCrash
+
+    async def crash(self) -> None:
+        """Pull the plug now, and open everything again."""
+        self.crashed += 1
+        await self._reopen()
+        await self.settle()
+
+    async def _reopen(self) -> None:
+        for name, task in list(self._tasks.items()):
+            with contextlib.suppress(SimulatedCrash):
+                await task.close()
+            await self._open_task(task.group, task.partition, self._counts[name], task.topics)
+            again = self._tasks[name]
+            # The broker brings its records again; what the test did to time it does not know. Both are idempotent,
+            # but for the end of the input, which a commit that counts has behind it.
+            if self._world.get(name):
+                await again.fetch(10_000)
+            for piece in self._world.get(name, []):
+                piece.engine = again.engine
+                if isinstance(piece, ClockMark) or again.engine.splits.floor < END_OF_TIME:
+                    again.feed.give(piece)
+
+    # Looking
+
+    def sent(self, outlet: Outlet[T]) -> list[T]:
+        """Everything sent to a topic or sink so far, in order (by partition, where there are several)."""
+        codec = Codec(outlet.codec, outlet.element)
+        if isinstance(outlet, Topic):
+            logs = self._broker.store.topics[outlet.name]
+            return [codec.decode(value) for log in logs for value in log.columns[1] if value is not None]
+        kept = [name for name in sorted(self._kept) if name.rsplit("/", 1)[0] == outlet.name]
+        return [codec.decode(value) for name in kept for value in self._kept[name]]
+
+    def table(self, table: AnyTable[Any, Any]) -> dict[Any, Any]:
+        """What a table holds now: `{key: value}`, or `{(key, start, end): value}` by window. Copies."""
+        found: dict[Any, Any] = {}
+        for state in self._states(table):
+            mode = state.shape.mode
+            state.set_mode(Mode.READ)
+            for key, entry in state.scan():
+                windowed = entry.start > MIN_TIME or entry.end < END_OF_TIME
+                found[(key, entry.start, entry.end) if windowed else key] = entry.value
+            state.set_mode(mode)
+        return found
+
+    def watermark(self) -> int:
+        """The least watermark of all tasks (ms)."""
+        return min(task.engine.watermark() for task in self._tasks.values())
+
+    @property
+    def late(self) -> int:
+        """How many late records there were since the last (re)opening."""
+        return sum(task.counters.late for task in self._tasks.values())
+
+    def _states(self, table: AnyTable[Any, Any]) -> list[State]:
+        return [task.engine.states[table.name] for task in self._tasks.values() if table.name in task.engine.states]
+
+    def _check_saved(self, task: LiveTask) -> None:
+        for state in task.engine.states.values():
+            for cells in state.all_cells():
+                for key, value in cells.unsaved():
+                    raise UnsavedChange(
+                        f"table {state.name!r}: the object of key {key!r} was changed after its event was over, and no "
+                        f"commit saves that ({value!r}): take it by table[key] in each event that changes it"
+                    )
+
+
+@asynccontextmanager
+async def harness(
+    app: App, *, seed: int | None = None, partitions: int = 1, crashes: float = 0.05, start_ms: int = 0
+) -> AsyncIterator[Harness]:
+    """Run `app` in a test.
+
+    With `seed`, batches are cut at random, some events go the careful way at random, and each step of a commit crashes
+    with probability `crashes`; without, everything goes smoothly. The clock starts at `start_ms` (ms) and moves only by
+    `advance`.
+    """
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(resources(app))
+        running = Harness(app, seed=seed, partitions=partitions, crashes=crashes, start_ms=start_ms)
+        stack.push_async_callback(running._close)
+        await running._open()
+        yield running

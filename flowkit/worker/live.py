@@ -1,0 +1,194 @@
+"""One task of a live run: opened under a new epoch, fed by its readers, ended cleanly or dropped."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
+
+import structlog
+
+from flowkit.agent import Group
+from flowkit.app import App
+from flowkit.clock import Clock
+from flowkit.errors import ConfigError
+from flowkit.options import WorkerOptions
+from flowkit.record import MIN_TIME
+from flowkit.sink import Sink
+from flowkit.source import Broker, Reader, partition_of
+from flowkit.store import Store
+from flowkit.window import Split
+from flowkit.worker.build import make_engine, make_inlet, make_outlets
+from flowkit.worker.engine import Counters, Engine
+from flowkit.worker.feed import ClockMark, Idle, LiveFeed, Records, Tick
+from flowkit.worker.task import Hook, Task, _no_hook
+
+log = structlog.get_logger("flowkit.task")
+
+
+def task_name(app: App, group: Group, partition: int) -> str:
+    return f"{app.name}/{group.name}/{partition}"
+
+
+async def partitions_of(broker: Broker, group: Group) -> int:
+    """How many tasks a group makes. Raises ConfigError if its topics do not have equal partition counts."""
+    counts = {topic.name: await broker.partitions(topic.name) for topic in group.topics}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise ConfigError(
+            f"agents {', '.join(a.name for a in group.agents)} share state, so their topics need equal partition "
+            f"counts: {told}"
+        )
+    return next(iter(counts.values()), 1)
+
+
+class LiveTask:
+    """Partition `partition` of a group. One asyncio task calls its methods, from `open` to `close`."""
+
+    def __init__(
+        self,
+        app: App,
+        group: Group,
+        partition: int,
+        partitions: int,
+        *,
+        broker: Broker,
+        topics: dict[str, int],
+        sinks: dict[str, Sink],
+        store: AbstractAsyncContextManager[Store],
+        epoch: int,
+        clock: Clock,
+        options: WorkerOptions,
+        new_id: Callable[[], bytes],
+        hook: Hook = _no_hook,
+    ) -> None:
+        self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
+        self.name = task_name(app, group, partition)
+        self.broker, self.topics, self.sinks, self.epoch = broker, topics, sinks, epoch
+        self.clock, self.options, self.new_id, self.hook = clock, options, new_id, hook
+        self.counters = Counters()
+        self.readers: list[tuple[str, Split, Reader]] = []
+        self.heard: dict[str, int] = {}
+        """When (ms by the clock) each split last sent something."""
+        self.task: Task
+        self.engine: Engine
+        self.feed: LiveFeed
+        self.progress = time.monotonic()
+        self._store = store
+        self._stack = AsyncExitStack()
+        self._marked = MIN_TIME
+
+    async def open(self) -> None:
+        """Recover and start the agents."""
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _open(self) -> None:
+        store = await self._stack.enter_async_context(self._store)
+        outlets = make_outlets(self.app, [self.group], self.sinks)
+        self.engine = make_engine(
+            self.app,
+            self.group,
+            store,
+            outlets,
+            self.clock,
+            self.counters,
+            owns=None if self.partitions == 1 else self._owns,
+            clean_limit=self.options.live_objects,
+        )
+        self.task = Task(
+            self.app,
+            self.name,
+            [self.engine],
+            store,
+            outlets,
+            counters=self.counters,
+            sinks=self.sinks,
+            broker=self.broker,
+            topics=self.topics,
+            epoch=self.epoch,
+            commit_every=self.options.commit_every,
+            commit_interval=self.options.commit_interval / 1000,
+            new_id=self.new_id,
+            hook=self.hook,
+        )
+        meta = await self.task.recover()
+        self._stack.push_async_callback(self.task.close)
+        self.feed = LiveFeed(self.engine.inlets)
+        self.feed.positions = dict(meta.get("positions", {}))
+        self._stack.push_async_callback(self.feed.close)
+        for topic in self.group.inputs:
+            source = self.broker.source(topic.name)
+            numbers: Sequence[int] = [self.partition] if topic in self.group.topics else await source.splits()
+            for number in numbers:
+                split = self.engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
+                make_inlet(self.engine, topic, number, source.codec)
+                reader = await source.open(number, self.feed.positions.get(split.name))
+                self._stack.push_async_callback(reader.close)
+                self.readers.append((topic.name, split, reader))
+                self.heard[split.name] = self.clock.now_ms()
+        await self.task.start(self.feed, meta)
+        log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
+
+    def _owns(self, key: bytes) -> bool:
+        return partition_of(key, self.partitions) == self.partition
+
+    async def close(self) -> None:
+        """Stop the agents and let go of everything; what was not committed comes again."""
+        await self._stack.aclose()
+
+    async def fetch(self, limit: int) -> bool:
+        """Take in what the readers have, if everything taken before is done; True if there was anything."""
+        found = False
+        if self.feed.at < len(self.feed.journal):
+            return True
+        for topic, split, reader in self.readers:
+            batch = await reader.fetch(limit)
+            if batch is not None and len(batch):
+                found = True
+                self.heard[split.name] = self.clock.now_ms()
+                decoded = self.engine.inlets[(topic, split.number)].decode(batch)
+                self.feed.give(Records(self.engine, topic, split, decoded, 0, len(decoded)))
+        return found
+
+    async def step(self) -> bool:
+        """Work on one piece; False if there is none."""
+        moved = await self.task.step()
+        if moved:
+            self.progress = time.monotonic()
+        return moved
+
+    def look_at_clock(self) -> None:
+        """What time has brought: idle splits, batches that have waited, a watermark that goes on by the clock."""
+        now, engine = self.clock.now_ms(), self.engine
+        idle_after = {topic.name: topic.idle_after for topic in self.group.inputs}
+        for topic, split, _ in self.readers:
+            after = idle_after[topic]
+            if after is not None and not split.idle and now - self.heard[split.name] >= after:
+                log.info("split is idle: it no longer holds the watermark", task=self.name, split=split.name)
+                self.feed.give(Idle(engine, split))
+        if engine.has_old_batch():
+            self.feed.give(Tick(engine))
+        close_after = self.group.close_after_idle
+        highs = [split.high - split.out_of_order - 1 for _, split, _ in self.readers if split.high > MIN_TIME]
+        if close_after is not None and highs:
+            quiet = now - max(self.heard.values())
+            mark = max(highs) + quiet
+            if quiet >= close_after and mark >= engine.next_due and mark > self._marked:
+                self._marked = mark
+                self.feed.give(ClockMark(engine, mark))
+
+    async def commit_if_due(self) -> None:
+        if self.task.commit_is_due() or self.task.failed():
+            await self.task.commit()
+            self.progress = time.monotonic()
+
+    async def finish(self) -> None:
+        """A clean stop: do what was taken in, commit it, and let go."""
+        while await self.step():
+            pass
+        await self.task.commit(final=True)
+        await self.task.settled()
+        await self.close()
