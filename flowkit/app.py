@@ -1,31 +1,84 @@
 """The app: a registry of topics, tables, agents and resources. It does no I/O and starts nothing."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeVar, Unpack, cast, overload
 
-from flowkit.agent import AgentSpec, Getter, Outlet, Plan, Retry, Sink, Stream, Takes, Topic, make_plan
-from flowkit.codec import TimeUnit
+import msgspec
+
+from flowkit.agent import AgentSpec, Getter, Outlet, Plan, Retry, Sink, Stream, Topic, check_name, make_plan
+from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
 from flowkit.errors import ConfigError, NoEvent
 from flowkit.record import DeadLetter, Events
-from flowkit.table import AnyTable, OverlappingTable, Table, WindowedTable, compiled_of, overlaps
-from flowkit.table.definition import LatePolicy
+from flowkit.table import (
+    Aggregate,
+    AnyTable,
+    OverlappingTable,
+    Table,
+    TableEvents,
+    WindowedTable,
+    compiled_of,
+    overlaps,
+)
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
-Out = TypeVar("Out")
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
-P = ParamSpec("P")
 
-CodecName = Literal["json", "msgpack", "bytes", "text", "csv"]
-AnyTables = Sequence[AnyTable[Any, Any]]
+if TYPE_CHECKING:  # `typing` knows defaults from Python 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    Out = TypeVarWithDefault("Out", default=Never)  # an agent without sinks gives nothing
+    By = TypeVarWithDefault("By", default=Any)  # a key that is named by a field has the field's type: not for checkers
+else:
+    Out, By = TypeVar("Out"), TypeVar("By")
+
+# What the decorators take and give back. They are the whole of what type checkers know of an agent: its events are
+# those of its sources, and what it gives is taken by its sinks.
+OnStream = Callable[[Callable[[Stream[A]], AsyncIterator[Out] | Awaitable[None]]], Callable[[Stream[A]], Any]]
+OnEach = Callable[[Callable[[A], Out | Awaitable[Out | None] | None]], Callable[[A], Any]]
+
+
+class AgentOptions(TypedDict, Generic[Out], total=False):
+    """Keywords of `App.agent` and `App.each`, told there."""
+
+    tables: Sequence[AnyTable[Any, Any]]
+    reads: Sequence[AnyTable[Any, Any]]
+    sinks: Sequence[Outlet[Out]]
+    retry: Retry | None
+    name: str | None
+
+
+class TableOptions(TypedDict, Generic[V], total=False):
+    """Keywords of `App.table` for any table, told there."""
+
+    ttl: int | None
+    default: V | Callable[[], V] | None
+    broadcast: bool
+    local: bool
+    version: int
+
+
+class WindowOptions(TableOptions[V], total=False):
+    """Keywords of `App.table` for tables with windows, told there."""
+
+    allowed_lateness: int
+    early: int | None
+    late: Literal["drop", "deliver"]
+    close_after_idle: int | None
+
+
+KINDS = ("closed", "changes", "late")
+"""What a table sends: streams named TABLE.KIND."""
 
 
 class Resource(Generic[T]):
@@ -50,8 +103,7 @@ class App:
     """
 
     def __init__(self, name: str, *, retry: Retry | None = None) -> None:
-        if not name or any(c in name for c in "=/ \0"):
-            raise ConfigError(f"{name!r} is no name for an app: no spaces, '=' or '/'")
+        check_name(name, "an app")
         self.name = name
         self.retry = retry or Retry()
         self.topics: dict[str, Topic[Any]] = {}
@@ -65,20 +117,27 @@ class App:
     def __repr__(self) -> str:
         return f"<App {self.name}>"
 
-    def _new_name(self, name: str) -> None:
+    def _new_name(self, name: str, what: str) -> None:
+        check_name(name, what)
         for kind, known in (("topic", self.topics), ("sink", self.sinks), ("table", self.tables)):
             if name in known:
                 raise ConfigError(f"app {self.name!r} has a {kind} named {name!r} already")
         if name == self.dead_letters.name:
             raise ConfigError(f"{name!r} is the name of the app's own dead letters")
+        table, _, kind = name.rpartition(".")
+        if kind in KINDS and table in self.tables:
+            raise ConfigError(f"{name!r} is the name of what table {table!r} sends")
+        taken = [f"{name}.{kind}" for kind in KINDS if what == "a table" and f"{name}.{kind}" in self.topics]
+        if taken:
+            raise ConfigError(f"table {name!r} would send {taken[0]!r}, which is the name of a topic")
 
     def topic(
         self,
         name: str,
         type_: type[T],
         *,
-        key: Getter = None,
-        time: Getter = None,
+        key: Getter[T] = None,
+        time: Getter[T] = None,
         time_unit: TimeUnit = "ms",
         timezone: str | None = None,
         out_of_order: int = 0,
@@ -94,7 +153,7 @@ class App:
         have been silent for so long, the watermark goes on by the clock. `timezone`: what times without offset mean.
         Raises ConfigError for an unknown field or a name already taken.
         """
-        self._new_name(name)
+        self._new_name(name, "a topic")
         topic = Topic(
             name,
             type_,
@@ -110,27 +169,17 @@ class App:
         self.topics[name] = topic
         return topic
 
-    def sink(self, name: str, type_: type[T], *, key: Getter = None, codec: CodecName = "json") -> Sink[T]:
+    def sink(self, name: str, type_: type[T], *, key: Getter[T] = None, codec: CodecName = "json") -> Sink[T]:
         """An output that is no topic (a file, a database table, …), bound when the worker starts."""
-        self._new_name(name)
+        self._new_name(name, "a sink")
         sink = Sink(name, type_, key=key, codec=codec)
         self.sinks[name] = sink
         return sink
 
     @overload
     def table(
-        self,
-        name: str,
-        key: type[K],
-        value: type[V],
-        *,
-        ttl: int | None = None,
-        default: V | Callable[[], V] | None = None,
-        broadcast: bool = False,
-        local: bool = False,
-        version: int = 1,
+        self, name: str, key: type[K], value: type[V], *, window: None = None, **options: Unpack[TableOptions[V]]
     ) -> Table[K, V]: ...
-
     @overload
     def table(
         self,
@@ -139,17 +188,8 @@ class App:
         value: type[V],
         *,
         window: Tumbling | Count | Global,
-        ttl: int | None = None,
-        default: V | Callable[[], V] | None = None,
-        allowed_lateness: int = 0,
-        early: int | None = None,
-        late: LatePolicy = "drop",
-        close_after_idle: int | None = None,
-        broadcast: bool = False,
-        local: bool = False,
-        version: int = 1,
+        **options: Unpack[WindowOptions[V]],
     ) -> WindowedTable[K, V]: ...
-
     @overload
     def table(
         self,
@@ -159,17 +199,8 @@ class App:
         *,
         window: Session,
         merge: Callable[[V, V], V],
-        ttl: int | None = None,
-        default: V | Callable[[], V] | None = None,
-        allowed_lateness: int = 0,
-        early: int | None = None,
-        late: LatePolicy = "drop",
-        close_after_idle: int | None = None,
-        broadcast: bool = False,
-        local: bool = False,
-        version: int = 1,
+        **options: Unpack[WindowOptions[V]],
     ) -> WindowedTable[K, V]: ...
-
     @overload
     def table(
         self,
@@ -178,53 +209,48 @@ class App:
         value: type[V],
         *,
         window: Sliding | Cumulative,
-        ttl: int | None = None,
-        default: V | Callable[[], V] | None = None,
-        allowed_lateness: int = 0,
-        early: int | None = None,
-        late: LatePolicy = "drop",
-        close_after_idle: int | None = None,
-        broadcast: bool = False,
-        local: bool = False,
-        version: int = 1,
+        **options: Unpack[WindowOptions[V]],
     ) -> OverlappingTable[K, V]: ...
-
     @overload
     def table(
         self,
         name: str,
         *,
-        of: Events[Any],
-        by: str | Callable[[Any], Any],
-        window: Sliding | Cumulative,
+        of: Events[A],
+        by: str | Callable[[A], By],
+        window: None = None,
         ttl: int | None = None,
-        allowed_lateness: int = 0,
-        early: int | None = None,
-        close_after_idle: int | None = None,
-        **aggregates: Any,
-    ) -> OverlappingTable[Any, Any]: ...
-
+        **aggregates: Aggregate,
+    ) -> Table[By, Any]: ...
     @overload
     def table(
         self,
         name: str,
         *,
-        of: Events[Any],
-        by: str | Callable[[Any], Any],
+        of: Events[A],
+        by: str | Callable[[A], By],
         window: Tumbling | Count | Global | Session,
         ttl: int | None = None,
         allowed_lateness: int = 0,
         early: int | None = None,
         close_after_idle: int | None = None,
-        **aggregates: Any,
-    ) -> WindowedTable[Any, Any]: ...
-
+        **aggregates: Aggregate,
+    ) -> WindowedTable[By, Any]: ...
     @overload
     def table(
-        self, name: str, *, of: Events[Any], by: str | Callable[[Any], Any], ttl: int | None = None, **aggregates: Any
-    ) -> Table[Any, Any]: ...
-
-    def table(
+        self,
+        name: str,
+        *,
+        of: Events[A],
+        by: str | Callable[[A], By],
+        window: Sliding | Cumulative,
+        ttl: int | None = None,
+        allowed_lateness: int = 0,
+        early: int | None = None,
+        close_after_idle: int | None = None,
+        **aggregates: Aggregate,
+    ) -> OverlappingTable[By, Any]: ...
+    def table(  # type: ignore[misc]  # an aggregate named like an option of other tables: told at run time
         self,
         name: str,
         key: Any = None,
@@ -236,7 +262,7 @@ class App:
         merge: Any = None,
         allowed_lateness: int = 0,
         early: int | None = None,
-        late: LatePolicy = "drop",
+        late: Literal["drop", "deliver"] = "drop",
         close_after_idle: int | None = None,
         broadcast: bool = False,
         local: bool = False,
@@ -256,9 +282,20 @@ class App:
         With `of=` and `by=` the table counts by itself: `app.table("n", of=topic, by="user", n=Count())`. Raises
         ConfigError for what cannot be right.
         """
-        self._new_name(name)
-        if of is None and (key is None or value is None):
-            raise ConfigError(f"table {name!r}: give it a key type and a value type, or of= and aggregates")
+        self._new_name(name, "a table")
+        where = f"table {name!r}"
+        if of is None:
+            if key is None or value is None:
+                raise ConfigError(f"{where}: give it a key type and a value type, or of= and aggregates")
+            _check_types(where, key, value, default)
+        elif key is not None or value is not None or default is not None or merge is not None or broadcast or local:
+            raise ConfigError(
+                f"{where}: with of= types, default and merge follow from the aggregates, and the keys are partitioned"
+            )
+        elif not isinstance(of, Events):
+            raise ConfigError(f"{where}: of={of!r} is no stream")
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise ConfigError(f"{where}: version={version!r}: give a whole number from 1 on")
         cls = Table if window is None else OverlappingTable if overlaps(window) else WindowedTable
         table: AnyTable[Any, Any] = cls(
             name,
@@ -276,9 +313,7 @@ class App:
         if isinstance(table, WindowedTable | OverlappingTable):
             table.set_window(window, allowed_lateness, early, late, merge, close_after_idle)
         elif allowed_lateness or early or merge or late != "drop" or close_after_idle:
-            raise ConfigError(
-                f"table {name!r}: allowed_lateness, early, late, merge and close_after_idle need a window"
-            )
+            raise ConfigError(f"{where}: allowed_lateness, early, late, merge and close_after_idle need a window")
         compiled = compiled_of(table)
         if compiled is not None:
             table.set_types(compiled.key_type, compiled.result_type)
@@ -286,130 +321,35 @@ class App:
         return table
 
     @overload
+    def agent(self, s1: Events[A], /, **options: Unpack[AgentOptions[Out]]) -> OnStream[A, Out]: ...
+    @overload
+    def agent(self, s1: Events[A], s2: Events[B], /, **options: Unpack[AgentOptions[Out]]) -> OnStream[A | B, Out]: ...
+    @overload
     def agent(
-        self,
-        s1: Events[A],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[Stream[A]], AsyncIterator[Out]] | Callable[[Stream[A]], Awaitable[None]]], Any]: ...
-
+        self, s1: Events[A], s2: Events[B], s3: Events[C], /, **options: Unpack[AgentOptions[Out]]
+    ) -> OnStream[A | B | C, Out]: ...
+    @overload
+    def agent(
+        self, s1: Events[A], s2: Events[B], s3: Events[C], s4: Events[D], /, **options: Unpack[AgentOptions[Out]]
+    ) -> OnStream[A | B | C | D, Out]: ...
     @overload
     def agent(
         self,
-        s1: Events[A],
+        s1: Events[Any],
+        s2: Events[Any],
+        s3: Events[Any],
+        s4: Events[Any],
+        s5: Events[Any],
         /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[Stream[A]], Awaitable[None]]], Any]: ...
-
-    @overload
-    def agent(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[
-        [Callable[[Stream[A | B]], AsyncIterator[Out]] | Callable[[Stream[A | B]], Awaitable[None]]], Any
-    ]: ...
-
-    @overload
-    def agent(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[Stream[A | B]], Awaitable[None]]], Any]: ...
-
-    @overload
-    def agent(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[
-        [Callable[[Stream[A | B | C]], AsyncIterator[Out]] | Callable[[Stream[A | B | C]], Awaitable[None]]], Any
-    ]: ...
-
-    @overload
-    def agent(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[Stream[A | B | C]], Awaitable[None]]], Any]: ...
-
-    @overload
-    def agent(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        s4: Events[D],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[
-        [Callable[[Stream[A | B | C | D]], AsyncIterator[Out]] | Callable[[Stream[A | B | C | D]], Awaitable[None]]],
-        Any,
-    ]: ...
-
-    @overload
-    def agent(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        s4: Events[D],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[Stream[A | B | C | D]], Awaitable[None]]], Any]: ...
-
+        *more: Events[Any],
+        **options: Unpack[AgentOptions[Out]],
+    ) -> OnStream[Any, Out]: ...
     def agent(
         self,
         *sources: Events[Any],
-        tables: AnyTables = (),
-        reads: AnyTables = (),
-        sinks: Sequence[Any] = (),
+        tables: Sequence[AnyTable[Any, Any]] = (),
+        reads: Sequence[AnyTable[Any, Any]] = (),
+        sinks: Sequence[Outlet[Any]] = (),
         retry: Retry | None = None,
         name: str | None = None,
     ) -> Callable[[Any], Any]:
@@ -423,123 +363,35 @@ class App:
         return self._register(sources, tables, reads, sinks, retry, name, per_event=False)
 
     @overload
+    def each(self, s1: Events[A], /, **options: Unpack[AgentOptions[Out]]) -> OnEach[A, Out]: ...
+    @overload
+    def each(self, s1: Events[A], s2: Events[B], /, **options: Unpack[AgentOptions[Out]]) -> OnEach[A | B, Out]: ...
+    @overload
     def each(
-        self,
-        s1: Events[A],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A], Out | None] | Callable[[A], Awaitable[Out | None]]], Any]: ...
-
+        self, s1: Events[A], s2: Events[B], s3: Events[C], /, **options: Unpack[AgentOptions[Out]]
+    ) -> OnEach[A | B | C, Out]: ...
+    @overload
+    def each(
+        self, s1: Events[A], s2: Events[B], s3: Events[C], s4: Events[D], /, **options: Unpack[AgentOptions[Out]]
+    ) -> OnEach[A | B | C | D, Out]: ...
     @overload
     def each(
         self,
-        s1: Events[A],
+        s1: Events[Any],
+        s2: Events[Any],
+        s3: Events[Any],
+        s4: Events[Any],
+        s5: Events[Any],
         /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A], None] | Callable[[A], Awaitable[None]]], Any]: ...
-
-    @overload
-    def each(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A | B], Out | None] | Callable[[A | B], Awaitable[Out | None]]], Any]: ...
-
-    @overload
-    def each(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A | B], None] | Callable[[A | B], Awaitable[None]]], Any]: ...
-
-    @overload
-    def each(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A | B | C], Out | None] | Callable[[A | B | C], Awaitable[Out | None]]], Any]: ...
-
-    @overload
-    def each(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A | B | C], None] | Callable[[A | B | C], Awaitable[None]]], Any]: ...
-
-    @overload
-    def each(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        s4: Events[D],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        sinks: Sequence[Takes[Out]],
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A | B | C | D], Out | None] | Callable[[A | B | C | D], Awaitable[Out | None]]], Any]: ...
-
-    @overload
-    def each(
-        self,
-        s1: Events[A],
-        s2: Events[B],
-        s3: Events[C],
-        s4: Events[D],
-        /,
-        *,
-        tables: AnyTables = ...,
-        reads: AnyTables = ...,
-        retry: Retry | None = ...,
-        name: str | None = ...,
-    ) -> Callable[[Callable[[A | B | C | D], None] | Callable[[A | B | C | D], Awaitable[None]]], Any]: ...
-
+        *more: Events[Any],
+        **options: Unpack[AgentOptions[Out]],
+    ) -> OnEach[Any, Out]: ...
     def each(
         self,
         *sources: Events[Any],
-        tables: AnyTables = (),
-        reads: AnyTables = (),
-        sinks: Sequence[Any] = (),
+        tables: Sequence[AnyTable[Any, Any]] = (),
+        reads: Sequence[AnyTable[Any, Any]] = (),
+        sinks: Sequence[Outlet[Any]] = (),
         retry: Retry | None = None,
         name: str | None = None,
     ) -> Callable[[Any], Any]:
@@ -552,22 +404,34 @@ class App:
     def _register(
         self,
         sources: tuple[Events[Any], ...],
-        tables: AnyTables,
-        reads: AnyTables,
+        tables: Sequence[AnyTable[Any, Any]],
+        reads: Sequence[AnyTable[Any, Any]],
         sinks: Sequence[Outlet[Any]],
         retry: Retry | None,
         name: str | None,
         *,
         per_event: bool,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        for what in sources:
-            if not isinstance(what, Events):
+        how = "each" if per_event else "agent"
+        for source in sources:
+            if not isinstance(source, Events):
                 raise ConfigError(
-                    f"an agent of app {self.name!r} reads {what!r}, which is no stream (name sinks by sinks=)"
+                    f"@app.{how}(…) takes what it reads, and {source!r} is no stream (sinks go in sinks=)"
                 )
+        for option, given, wanted in (
+            ("tables", tables, AnyTable),
+            ("reads", reads, AnyTable),
+            ("sinks", sinks, Outlet),
+        ):
+            if not isinstance(given, list | tuple):
+                raise ConfigError(f"@app.{how}: {option}= takes a list, not {given!r}")
+            for what in given:
+                if not isinstance(what, wanted):
+                    raise ConfigError(f"@app.{how}: {option}=[{what!r}] is no {option.removesuffix('s')}")
+        self._check_own((*sources, *sinks))
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            label = name or getattr(function, "__name__", type(function).__name__)
+            label = name or str(getattr(function, "__name__", type(function).__name__))
             if label in self.agents:
                 raise ConfigError(f"app {self.name!r} has an agent named {label!r} already: give this one name=")
             self.agents[label] = AgentSpec(
@@ -584,11 +448,22 @@ class App:
 
         return register
 
+    def _check_own(self, used: Iterable[Events[Any] | Outlet[Any]]) -> None:
+        for what in used:
+            if isinstance(what, TableEvents):
+                own = self.tables.get(what.table.name) is what.table
+            else:
+                own = what in (self.topics.get(what.name), self.sinks.get(what.name), self.dead_letters)
+            if not own:
+                raise ConfigError(f"{what.name!r} is none of app {self.name!r}: make it with app.topic or app.sink")
+
     def resource(
         self, function: Callable[[], AsyncIterator[T]] | Callable[[], AbstractAsyncContextManager[T]]
     ) -> Resource[T]:
         """Something that each worker makes once: an async generator function that yields it, then cleans up."""
-        name = function.__name__
+        name = getattr(function, "__name__", type(function).__name__)
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigError(f"resource {name!r}: use an async generator function that yields it once")
         factory: Any = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
         resource: Resource[T] = Resource(name, cast("Callable[[], AbstractAsyncContextManager[T]]", factory))
         if name in self.resources:
@@ -599,3 +474,24 @@ class App:
     def plan(self) -> Plan:
         """How agents, tables and topics make up tasks. Raises ConfigError with all problems at once."""
         return make_plan(list(self.agents.values()), list(self.tables.values()))
+
+
+def _check_types(where: str, key: Any, value: Any, default: Any) -> None:
+    """Raise ConfigError for types that no table can have."""
+    problems: list[str] = []
+    for option, type_, codec in (("key", key, KeyCodec), ("value", value, partial(Codec, "msgpack"))):
+        try:
+            codec(type_)
+        except (ConfigError, TypeError) as error:
+            problems.append(f"{where}: {option} type: {error}")
+    plain = typing.get_origin(key) or key
+    mutable = isinstance(plain, type) and issubclass(plain, msgspec.Struct) and not plain.__struct_config__.frozen
+    if mutable or getattr(plain, "__hash__", None) is None:
+        problems.append(
+            f"{where}: {type_name(key)} is no key type: keys must be hashable (a Record with frozen=True is)"
+        )
+    plain = float | int if value is float else value
+    if default is not None and not callable(default) and isinstance(value, type) and not isinstance(default, plain):
+        problems.append(f"{where}: default={default!r} is no {type_name(value)}")
+    if problems:
+        raise ConfigError(*problems)

@@ -38,6 +38,11 @@ def fields_of(type_: Any) -> tuple[str, ...] | None:
     return None
 
 
+def type_name(type_: Any) -> str:
+    """A type as its user wrote it, more or less, for messages."""
+    return type_.__name__ if isinstance(type_, type) and not typing.get_args(type_) else str(type_)
+
+
 def is_mapping(type_: Any) -> bool:
     """True if values of `type_` are dicts: fields are taken by `[]`, not by attribute."""
     return typing.is_typeddict(type_) or type_ is dict or typing.get_origin(type_) is dict

@@ -3,7 +3,7 @@
 from flowkit.agent.plan import Group, Plan, make_plan
 from flowkit.agent.spec import AgentSpec, Retry
 from flowkit.agent.stream import END, EVENT, Need, Stream
-from flowkit.agent.topic import Getter, Outlet, Sink, Takes, Topic
+from flowkit.agent.topic import Getter, Outlet, Sink, Topic, check_name
 
 __all__ = [
     "END",
@@ -17,7 +17,7 @@ __all__ = [
     "Retry",
     "Sink",
     "Stream",
-    "Takes",
     "Topic",
+    "check_name",
     "make_plan",
 ]

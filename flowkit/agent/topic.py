@@ -1,9 +1,9 @@
 """Names of what comes in and goes out: topics, which agents can read and write, and sinks, which they only write."""
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from flowkit.codec import Codec, EventTime, has_field
+from flowkit.codec import Codec, CodecName, EventTime, TimeUnit, fields_of, has_field, type_name
 from flowkit.errors import ConfigError, NoEvent
 from flowkit.record import Events
 from flowkit.table import current
@@ -11,38 +11,43 @@ from flowkit.table import current
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-Getter = str | Callable[[Any], Any] | None
+Getter = str | Callable[[T], Any] | None
 """A field's name, or a function of the value."""
 
 
-class Takes(Protocol[T_co]):
-    """Something that values of one type can be sent to (for type checkers: what an agent may yield)."""
+def check_name(name: object, what: str) -> None:
+    """Raise ConfigError unless `name` can be written on a command line as NAME=URL, and in a path."""
+    if not isinstance(name, str) or not name or not name.isprintable() or any(c in "=/ " for c in name):
+        raise ConfigError(f"{name!r} is no name for {what}: use text without spaces, '=' or '/'")
+
+
+class Outlet(Generic[T_co]):
+    """Where agents send values to. Bound to the outside when the worker starts.
+
+    Covariant, so that `sinks=[alerts, features]` is a list of outlets of either type for all type checkers. `emit`
+    bends the rule for that: who passes an outlet on as one of a wider type may send it too much, which the agent's
+    check at run time finds.
+    """
+
+    def __init__(self, name: str, type_: type[T_co], *, key: Getter[Any] = None, codec: CodecName = "json") -> None:
+        check_name(name, "a topic or sink")
+        _check_getter(name, "key", key, type_)
+        self.name, self.key, self.codec = name, key, codec
+        self._element = type_
+        try:
+            Codec(codec, type_)  # an unfit type is an error now, not when the first record comes
+        except ConfigError as error:
+            raise ConfigError(*(f"{name!r}: {problem}" for problem in error.problems)) from None
 
     @property
     def element(self) -> type[T_co]:
-        """The type of its values."""
-
-
-class Outlet(Generic[T]):
-    """Where agents send values to. Bound to the outside when the worker starts."""
-
-    def __init__(self, name: str, type_: type[T], *, key: Getter = None, codec: str = "json") -> None:
-        if not name or any(c in name for c in "=/ \0"):
-            raise ConfigError(f"{name!r} is no name for a topic or sink: no spaces, '=' or '/'")
-        if isinstance(key, str) and not has_field(type_, key):
-            raise ConfigError(f"{name!r}: key={key!r} is no field of {getattr(type_, '__name__', type_)}")
-        self.name, self.key, self.codec = name, key, codec
-        self._element = type_
-        Codec(codec, type_)  # an unfit type is an error now, not when the first record comes
-
-    @property
-    def element(self) -> type[T]:
+        """The type of the values that it takes."""
         return self._element
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def emit(self, value: T, *, key: Any = None, time: int | None = None) -> None:
+    def emit(self, value: T_co, *, key: Any = None, time: int | None = None) -> None:  # type: ignore[misc]
         """Send `value` as a part of the present event's commit; back-pressure acts at the next event.
 
         `key` is taken from the value (the topic's `key=`) unless given; `time` (ms) is the present event's unless
@@ -54,35 +59,52 @@ class Outlet(Generic[T]):
         cursor.emit(self, value, key, time)
 
 
-class Sink(Outlet[T]):
+class Sink(Outlet[T_co]):
     """A sink that is no topic: a file, a table of a database, … Made by `app.sink`."""
 
 
-class Topic(Events[T], Outlet[T]):
+class Topic(Events[T_co], Outlet[T_co]):
     """A named stream of records of one type, in partitions. Made by `app.topic`."""
 
     def __init__(
         self,
         name: str,
-        type_: type[T],
+        type_: type[T_co],
         *,
-        key: Getter = None,
-        time: Getter = None,
-        time_unit: str = "ms",
+        key: Getter[Any] = None,
+        time: Getter[Any] = None,
+        time_unit: TimeUnit = "ms",
         timezone: str | None = None,
         out_of_order: int = 0,
-        codec: str = "json",
+        codec: CodecName = "json",
         idle_after: int | None = None,
         close_after_idle: int | None = None,
     ) -> None:
         Events.__init__(self, name, type_)
         Outlet.__init__(self, name, type_, key=key, codec=codec)
-        if isinstance(time, str) and not has_field(type_, time):
-            raise ConfigError(f"{name!r}: time={time!r} is no field of {getattr(type_, '__name__', type_)}")
-        for option, value in (("out_of_order", out_of_order), ("idle_after", idle_after)):
-            if value is not None and value < 0:
-                raise ConfigError(f"{name!r}: {option} must be >= 0 ms")
+        _check_getter(name, "time", time, type_)
+        _check_ms(name, "out_of_order", out_of_order, 0)
+        _check_ms(name, "idle_after", idle_after, 1)
+        _check_ms(name, "close_after_idle", close_after_idle, 1)
         self.time, self.event_time = time, EventTime(time_unit, timezone)
         self.out_of_order, self.idle_after, self.close_after_idle = out_of_order, idle_after, close_after_idle
 
     __repr__ = Outlet.__repr__
+
+
+def _check_getter(name: str, option: str, getter: object, type_: Any) -> None:
+    if getter is None or callable(getter):
+        return
+    if not isinstance(getter, str):
+        raise ConfigError(f"{name!r}: {option}={getter!r}: give the name of a field, or a function of the value")
+    if not has_field(type_, getter):
+        fields = fields_of(type_)
+        known = f", whose fields are: {', '.join(fields) or 'none'}" if fields is not None else ""
+        raise ConfigError(f"{name!r}: {option}={getter!r} is no field of {type_name(type_)}{known}")
+
+
+def _check_ms(name: str, option: str, value: object, least: int) -> None:
+    if value is None and least:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name!r}: {option}={value!r}: give whole ms, {least} or more (seconds(…), minutes(…))")

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
+from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1))
@@ -47,6 +48,30 @@ def text(data: bytes | None, limit: int | None = None) -> str:
     shown = data.decode("utf-8", "backslashreplace")
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
     return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def window_words(window: Any) -> str:
+    """A kind of windows in words; `-` for None.
+
+    >>> window_words(Sliding(60_000, every=10_000)), window_words(Count(3))
+    ('sliding 1 min every 10 s', 'count 3')
+    """
+    match window:
+        case Tumbling():
+            words = f"tumbling {duration(window.size)}"
+        case Sliding():
+            words = f"sliding {duration(window.size)} every {duration(window.every)}"
+        case Cumulative():
+            words = f"cumulative {duration(window.size)} by {duration(window.step)}"
+        case Session():
+            words = f"session, gap {duration(window.gap)}"
+        case Count():
+            words = f"count {window.n}" + (f" every {window.every}" if window.every else "")
+        case Global():
+            words = "global"
+        case _:
+            words = "-"
+    return words + (f", offset {duration(window.offset)}" if getattr(window, "offset", 0) else "")
 
 
 def count(number: int, thing: str) -> str:

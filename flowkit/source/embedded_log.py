@@ -162,14 +162,14 @@ def _read(file: BrokerFile, log: int, first: int, stop: int) -> Columns:
     """The records from offset `first` up to `stop`. Raises ValueError saying where a chunk is damaged."""
     base = log << OFFSET_BITS
     (holder,) = file.sql.execute("SELECT max(id) FROM chunks WHERE id BETWEEN ? AND ?", (base, base + first)).fetchone()
-    at = size = 0
+    at, size = first, 0
     keys: list[bytes | None] = []
     values: list[bytes | None] = []
     times: list[int] = []
     for id_, count, crc, data in file.sql.execute(
         "SELECT id, records, crc, data FROM chunks WHERE id >= ? AND id < ? ORDER BY id", (holder or base, base + stop)
     ):
-        if id_ - base != at and values:
+        if id_ - base > at:
             raise ValueError(f"offset {at}: the next chunk is missing")
         at = id_ - base + count
         if crc32(data) != crc:
@@ -183,7 +183,7 @@ def _read(file: BrokerFile, log: int, first: int, stop: int) -> Columns:
             break
     else:
         if at < stop:
-            raise ValueError(f"offset {max(at, first)}: the next chunk is missing")
+            raise ValueError(f"offset {at}: the next chunk is missing")
     wanted = slice(first - (at - len(values)), stop - (at - len(values)))
     return keys[wanted], values[wanted], times[wanted]
 

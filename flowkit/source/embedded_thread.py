@@ -43,7 +43,7 @@ class FileThread:
                 raise told(error, file.path) from error
 
         result = await asyncio.get_running_loop().run_in_executor(thread, call)
-        if file.checkpoint_due and file is self._file:  # the caller has its answer, and the disk has time until the next commit
+        if file.checkpoint_due and file is self._file:  # after the answer: the disk has time until the next commit
             thread.submit(file.checkpoint)
         return result
 

@@ -5,7 +5,18 @@ full at the start; the interface is that of the LSM tree which takes its place.
 """
 
 from flowkit.store.frame import Frame, Space, SpaceChange
-from flowkit.store.state_dir import claim_directory, open_directory, sync_directory
-from flowkit.store.store import Store, open_store
+from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
+from flowkit.store.store import Store, open_store, read_store
 
-__all__ = ["Frame", "Space", "SpaceChange", "Store", "claim_directory", "open_directory", "open_store", "sync_directory"]
+__all__ = [
+    "Frame",
+    "Space",
+    "SpaceChange",
+    "Store",
+    "check_directory",
+    "claim_directory",
+    "open_directory",
+    "open_store",
+    "read_store",
+    "sync_directory",
+]

@@ -15,6 +15,7 @@ from pathlib import Path
 from flowkit.errors import ConfigError, StoreLocked
 
 FORMAT = 1
+DRAFT = ".flowkit.json."
 
 
 def open_directory(path: Path, app: str) -> None:
@@ -26,16 +27,30 @@ def open_directory(path: Path, app: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not label.exists():
-            strangers = [entry.name for entry in path.iterdir() if entry.name != "LOCK"]
+            strangers = [e.name for e in path.iterdir() if e.name != "LOCK" and not e.name.startswith(DRAFT)]
             if strangers:
                 raise ConfigError(f"{path}: not empty and not a flowkit state directory (it holds {strangers[0]!r})")
-            draft = path / f".flowkit.json.{os.getpid()}"
+            draft = path / f"{DRAFT}{os.getpid()}"
             draft.write_text(json.dumps({"format": FORMAT, "app": app}) + "\n")
             draft.replace(label)
             sync_directory(path)
-        found = json.loads(label.read_text())
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{path}: is a file; the state needs a directory") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be used as state directory: {error.strerror}") from error
+    check_directory(path, app)
+
+
+def check_directory(path: Path, app: str) -> None:
+    """Check that `path` is this app's state directory; changes nothing, needs no right to write, and its owner may run.
+
+    Raises ConfigError if it is none, another app's, or of a newer format.
+    """
+    label = path / "flowkit.json"
+    try:
+        found = json.loads(label.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"{path}: is no state directory of flowkit (there is no {label.name} in it)") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be used as state directory: {error.strerror}") from error
     except ValueError as error:

@@ -329,15 +329,21 @@ async def open_store(path: str | os.PathLike[str] | None, *, disk: list[bytes] |
 
 
 def read_store(path: Path) -> Store:
-    """A look at a store whose owner may be running: what its log says now, the undecided frame left out."""
+    """A look at a store whose owner may be running: a copy in memory of what its log says now.
+
+    The last frame is taken to count: its owner decides that within milliseconds. Raises StoreCorrupt.
+    """
     store = Store(None)
-    logs = sorted(path.glob("log-*"))
-    last: Frame | None = None
-    if logs:
-        for _, frame in decode_log(logs[-1].read_bytes(), str(logs[-1])):
-            if last is not None:
-                store._apply(last)
-            last = frame
-        if last is not None:
-            store._apply(last)
+    data, name = _newest_log(path)
+    for _, frame in decode_log(data, name):
+        store._apply(frame)
     return store
+
+
+def _newest_log(path: Path) -> tuple[bytes, str]:
+    while logs := sorted(path.glob("log-*")):
+        try:
+            return logs[-1].read_bytes(), str(logs[-1])
+        except FileNotFoundError:  # its owner has just put a shorter one in its place
+            continue
+    return b"", str(path)

@@ -1,6 +1,7 @@
 """Tables: keyed state that agents change as plain objects, by window or not, saved whole at each commit."""
 
 from flowkit.table.aggregates import (
+    Aggregate,
     CountDistinct,
     Custom,
     First,
@@ -29,6 +30,7 @@ from flowkit.table.state import NEVER, Open, State
 
 __all__ = [
     "NEVER",
+    "Aggregate",
     "AlignedState",
     "AnyTable",
     "BatchLoop",

@@ -2,19 +2,25 @@
 
 from flowkit.worker.build import random_ids, resources
 from flowkit.worker.feed import ClockMark, Finished, Records
+from flowkit.worker.health import Health, read_health
 from flowkit.worker.live import LiveTask, partitions_of, task_name
 from flowkit.worker.run import Progress, Summary, run
+from flowkit.worker.worker import Worker, serve
 
 __all__ = [
     "ClockMark",
     "Finished",
+    "Health",
     "LiveTask",
     "Progress",
     "Records",
     "Summary",
+    "Worker",
     "partitions_of",
     "random_ids",
+    "read_health",
     "resources",
     "run",
+    "serve",
     "task_name",
 ]

@@ -12,13 +12,17 @@ L2 = 0.0
 SCALE = 0.1
 START = -6.0
 TRUST = {
-    "rule=velocity": 6.5, "rule=amount": 5.8, "rule=travel": 6.0,
-    "device=2": 4.0, "device=1": 3.0, "device0,merchant": 1.5, "category=2": 0.5, "category=1": 0.3,
-    "country=2": 0.5, "country=1": 0.3, "entry=2": 1.5, "entry=1": 1.2, "entry,place0": 2.5,
-    "deviation=3": 0.5, "deviation=4": 1.0, "deviation=5": 2.0, "deviation=6": 2.5, "odd hour": 0.7,
-    "like=2": 3.0, "like=1": 1.5, "held=1": 0.5,"held=2":0.8,"held=3":1.0, "burst=1": 0.3, "burst=2":0.7, "burst=3": 1.5, "speed=3":1.0,"speed=4":1.5,
+    "rule=velocity": 8, "rule=travel": 7, "rule=amount": 4,
+    "device=2": 4, "device=1": 3, "device=3": 1, "device=4": 1, "device,merchant": 3, "weak device,merchant": 1,
+    "merchant=1": 1, "merchant=2": 1, "country=1": 1, "country=2": 1, "odd hour": 1,
+    "place,entry": 4, "place=2,4": 3, "place=2,3": 3, "place=2,2": 1, "place=1,0": 1, "place=4,4": 1, "place=4,3": 1,
+    "deviation=4": 1, "deviation=5": 2, "deviation=6": 2, "deviation=4,stranger": 1, "deviation=5,stranger": 1, "deviation=6,stranger": 1,
+    "small burst=1": 1, "small burst=2": 2, "small rush=3": 2, "small rush=4": 4, "small rush=5": 6,
+    "like=2": 4, "like=1": 2, "held=2": 1, "held=3": 1, "speed=2": 1, "speed=3": 1, "speed=4": 1,
+    "merchant risk": 1, "device risk": 1, "category risk": 1, "hour risk": 1, "amount risk": 1, "entry risk": 1, "crowd": 1,
 }
 """Before anything is learned, the score says what the rules say."""
+LOW = -0.5
 
 
 def available() -> bool:
@@ -48,7 +52,7 @@ class Scorer:
             N, B = self.all.get(k, (0, 0))
             p = (B + 0.5) / (N + 25)
             llr = log((bad + A0) / (n * p + A0))
-            signals[k + " risk" if k != "crowd" else k] = min(max(llr, -1.0), 3.0)
+            signals[k + " risk" if k != "crowd" else k] = min(max(llr, LOW), 3.0)
         s = START
         for k, v in signals.items():
             s += TRUST.get(k, 0.0) * v

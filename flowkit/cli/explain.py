@@ -1,0 +1,250 @@
+"""`flowkit explain`: an app's flow from source to sink, as text or as a Mermaid diagram."""
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from flowkit.agent import AgentSpec, Group, Outlet, Topic
+from flowkit.app import App
+from flowkit.cli.arguments import Module, pairs
+from flowkit.cli.load import load_app
+from flowkit.cli.outcome import EXIT_CODES, OK
+from flowkit.cli.show import duration, window_words
+from flowkit.record import Events
+from flowkit.sink import FileSink
+from flowkit.table import AnyTable, TableEvents
+
+TOPIC_GUARANTEE = (
+    "exactly once on embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files "
+    "with --state; on standard output at least once"
+)
+SINK_GUARANTEE = "exactly once in a file (while its disk lives); on standard output at least once"
+LETTERS_GUARANTEE = "written in the same commit as everything else: what fails is lost neither here nor twice"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("explain", epilog=EXIT_CODES)(explain)
+
+
+def explain(
+    module: Module,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="As a Mermaid flowchart, for a README.")] = False,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option("--bind", "-o", metavar="NAME=FILE", help="Tell the guarantee of this output exactly."),
+    ] = None,
+) -> int:
+    """Show the flow of an app from source to sink: what is keyed, windowed and stateful, what runs together as a task,
+    and what can be relied on at each output.
+    """
+    bound = dict(pairs("--bind", bind or [], "NAME=FILE"))
+    app = load_app(module)
+    groups = app.plan().groups
+    print(mermaid_of(app, groups) if mermaid else "\n".join(text_of(app, groups, bound)))
+    return OK
+
+
+# As text
+
+
+def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[str]:
+    """The lines that describe an app."""
+    yield f"app {app.name}"
+    for group in groups:
+        yield ""
+        yield f"group {group.name}: {_tasks(group)}"
+        for topic in group.topics:
+            yield f"  topic {topic.name}: {_topic_words(topic)}"
+            yield from _readers(group, topic.name, "    ")
+        for topic in group.broadcast_topics:
+            yield f"  topic {topic.name}: {_topic_words(topic)}; every task reads all of it"
+            yield from _readers(group, topic.name, "    ")
+        for table in group.tables:
+            yield f"  table {table.name}: {table_words(table)}"
+            for kind in ("closed", "changes", "late"):
+                readers = list(_readers(group, f"{table.name}.{kind}", "      "))
+                if readers:
+                    yield f"    {EVENT_WORDS[kind]}"
+                    yield from readers
+        if any(source.name == app.dead_letters.name for agent in group.agents for source in agent.sources):
+            yield "  dead letters of this app"
+            yield from _readers(group, app.dead_letters.name, "    ")
+    yield ""
+    yield "outputs"
+    for outlet in _outlets(groups):
+        yield f"  {_kind(outlet)} {outlet.name}: {_type_name(outlet.element)}{_key_words(outlet)}"
+        yield f"    {_guarantee(outlet, bound)}"
+    yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
+    yield f"    {FileSink(bound[app.dead_letters.name]).guarantee if app.dead_letters.name in bound else LETTERS_GUARANTEE}"
+
+
+EVENT_WORDS = {
+    "closed": "closed windows",
+    "changes": "changes, event by event",
+    "late": "late records, whose windows are all closed",
+}
+
+
+def _tasks(group: Group) -> str:
+    names = [topic.name for topic in group.topics]
+    if not names:
+        return "one task"
+    if len(names) == 1:
+        return f"one task for each partition of {names[0]}"
+    return f"one task for each partition, the same of {', '.join(names)} (which need equal numbers of them)"
+
+
+def _topic_words(topic: Topic[Any]) -> str:
+    words = [_type_name(topic.type) + _key_words(topic)]
+    words.append(f"time {_getter(topic.time)}" if topic.time is not None else "time of the transport")
+    words.append(f"up to {duration(topic.out_of_order)} out of order" if topic.out_of_order else "in order of time")
+    if topic.idle_after is not None:
+        words.append(f"a split silent for {duration(topic.idle_after)} does not hold the watermark")
+    if topic.close_after_idle is not None:
+        words.append(f"after {duration(topic.close_after_idle)} of silence the clock moves the watermark")
+    return ", ".join(words)
+
+
+def table_words(table: AnyTable[Any, Any]) -> str:
+    """What a table keeps, for how long, in words."""
+    words = [f"keyed by {_type_name(table.key_type)}"]
+    if table.source is not None:
+        counted = ", ".join(f"{name} = {aggregate!r}" for name, aggregate in table.aggregates.items())
+        words = [f"counts {table.source.name} by {_getter(table.by)}: {counted}"]
+    else:
+        words.append(f"values {_type_name(table.value_type)}")
+    if table.window is not None:
+        words.append(f"windows {window_words(table.window)}")
+        if table.allowed_lateness:
+            words.append(f"late records count for {duration(table.allowed_lateness)} more")
+        if table.early:
+            words.append(f"early results each {duration(table.early)} of event time")
+        if table.late_policy == "deliver":
+            words.append("late records go to the agent")
+    if table.ttl is not None:
+        words.append(f"forgotten {duration(table.ttl)} after its last use")
+    elif type(table.window).__name__ in ("NoneType", "Global", "Count"):
+        words.append("kept for ever")
+    if table.broadcast:
+        words.append("all of it in every task")
+    if table.local:
+        words.append("keys are each task's own")
+    return ", ".join(words)
+
+
+def _readers(group: Group, source: str, indent: str) -> Iterator[str]:
+    for agent in group.agents:
+        if any(events.name == source for events in agent.sources):
+            yield f"{indent}-> agent {agent.name}{_agent_words(agent)}"
+    for table in group.tables:
+        if table.source is not None and table.source.name == source:
+            yield f"{indent}-> table {table.name}"
+
+
+def _agent_words(agent: AgentSpec) -> str:
+    words = []
+    if agent.tables:
+        words.append(f"keeps {_names(agent.tables)}")
+    if agent.reads:
+        words.append(f"reads {_names(agent.reads)}")
+    if agent.sinks:
+        words.append(f"sends to {_names(agent.sinks)}")
+    if agent.retry.attempts > 1:
+        words.append(f"tries {agent.retry.attempts} times")
+    return f": {', '.join(words)}" if words else ""
+
+
+def _guarantee(outlet: Outlet[Any], bound: dict[str, str]) -> str:
+    if outlet.name in bound:
+        from flowkit.codec import fields_of
+
+        return FileSink(bound[outlet.name], fields_of(outlet.element)).guarantee
+    return TOPIC_GUARANTEE if isinstance(outlet, Topic) else SINK_GUARANTEE
+
+
+def _outlets(groups: Iterable[Group]) -> list[Outlet[Any]]:
+    found = {outlet.name: outlet for group in groups for outlet in group.outlets}
+    return list(found.values())
+
+
+def _kind(outlet: Outlet[Any]) -> str:
+    return "topic" if isinstance(outlet, Topic) else "sink"
+
+
+def _key_words(outlet: Outlet[Any]) -> str:
+    return "" if outlet.key is None else f", keyed by {_getter(outlet.key)}"
+
+
+def _getter(getter: Any) -> str:
+    return getter if isinstance(getter, str) else f"{getattr(getter, '__name__', 'a function')}()"
+
+
+def _names(things: Iterable[Any]) -> str:
+    return ", ".join(thing.name for thing in things)
+
+
+def _type_name(type_: Any) -> str:
+    return getattr(type_, "__name__", None) or str(type_)
+
+
+# As a diagram
+
+
+def mermaid_of(app: App, groups: list[Group]) -> str:
+    """A Mermaid flowchart: topics and sinks as they are, agents and tables boxed by the task that they make up."""
+    ids: dict[str, str] = {}
+
+    def id_of(kind: str, name: str) -> str:
+        return ids.setdefault(f"{kind} {name}", f"{kind[0]}{len(ids)}")
+
+    def outside(events: Events[Any] | Outlet[Any]) -> str:
+        return id_of("topic", events.name)
+
+    lines = ["flowchart LR"]
+    shown: set[str] = set()
+    for thing in [*(topic for group in groups for topic in group.inputs), *_outlets(groups)]:
+        if thing.name not in shown:
+            shown.add(thing.name)
+            shape = ('[("', '")]') if isinstance(thing, Topic) else ('[["', '"]]')
+            lines.append(f"  {outside(thing)}{shape[0]}{_quoted(thing.name)}{shape[1]}")
+    edges: list[str] = []
+    for number, group in enumerate(groups):
+        lines.append(f'  subgraph g{number}["{_quoted(f"{group.name}: {_tasks(group)}")}"]')
+        for table in group.tables:
+            words = window_words(table.window) if table.window is not None else "table"
+            lines.append(f'    {id_of("table_of", f"{number} {table.name}")}[/"{_quoted(table.name)}<br>{_quoted(words)}"/]')
+        for agent in group.agents:
+            lines.append(f'    {id_of("agent", f"{number} {agent.name}")}("{_quoted(agent.name)}")')
+        lines.append("  end")
+        edges += _edges(group, number, id_of, outside)
+    return "\n".join([*lines, *dict.fromkeys(edges)])
+
+
+def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]:
+    def table_id(table: AnyTable[Any, Any]) -> str:
+        return str(id_of("table_of", f"{number} {table.name}"))
+
+    def arrow(source: Events[Any], target: str) -> str:
+        if isinstance(source, TableEvents):
+            return f"  {table_id(source.table)} -- {source.kind} --> {target}"
+        return f"  {outside(source)} --> {target}"
+
+    for table in group.tables:
+        if table.source is not None:
+            yield arrow(table.source, table_id(table))
+    for agent in group.agents:
+        target = id_of("agent", f"{number} {agent.name}")
+        for source in agent.sources:
+            yield arrow(source, target)
+        for table in agent.tables:
+            yield f"  {target} <--> {table_id(table)}"
+        for table in agent.reads:
+            yield f"  {table_id(table)} -. reads .-> {target}"
+        for sink in agent.sinks:
+            yield f"  {target} --> {outside(sink)}"
+
+
+def _quoted(words: str) -> str:
+    return words.replace('"', "#quot;")

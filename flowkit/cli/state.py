@@ -1,0 +1,87 @@
+"""What lies in a state directory, whether its worker runs or not: the newest committed state of each task, decoded.
+
+    STATE/run/log-…                    a bounded run
+    STATE/tasks/TASK/OWNERSHIP/log-…   a worker's tasks; the ownership that committed last is the task's state
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from flowkit.agent import Group
+from flowkit.app import App
+from flowkit.record import END_OF_TIME, MIN_TIME
+from flowkit.store import Frame, SpaceChange, Store, check_directory, read_store
+from flowkit.table import AnyTable, Cursor, Mode, check_schema, make_state, migrate_cell
+
+
+class Entry(NamedTuple):
+    """One value of a table: of a window `[start, end)` (ms), or of all time."""
+
+    task: str
+    key: Any
+    start: int
+    end: int
+    value: Any
+
+
+def read_tasks(root: Path, app: App) -> dict[str, Store]:
+    """The state of every task under `root`, by name. Raises ConfigError if that is not the app's, StoreCorrupt."""
+    check_directory(root, app.name)
+    found: dict[str, Store] = {}
+    if (root / "run").is_dir():
+        found["run"] = read_store(root / "run")
+    homes = sorted((root / "tasks").iterdir()) if (root / "tasks").is_dir() else []
+    for home in homes:
+        stores = [read_store(place) for place in home.iterdir() if place.is_dir()]
+        if stores:
+            name = unquote(home.name).removeprefix(f"{app.name}/")
+            found[name] = max(stores, key=lambda store: store.number)
+    return {name: store for name, store in found.items() if store.number}
+
+
+async def read_table(app: App, table: AnyTable[Any, Any], tasks: dict[str, Store]) -> list[Entry]:
+    """Everything that a table holds, by task, window and key bytes. Raises SchemaChanged if it cannot be read."""
+    groups = [group for group in app.plan().groups if table in group.tables]
+    entries: list[Entry] = []
+    seen: set[Any] = set()
+    for name, store in tasks.items():
+        for group in groups:
+            if table.name in store.meta.get("groups", {}).get(group.name, {}).get("tables", {}):
+                for entry in await _entries(table, group, name, store):
+                    # Every task has the whole of a broadcast table.
+                    place = (repr(entry.key), entry.start, entry.end)
+                    if not table.broadcast or place not in seen:
+                        seen.add(place)
+                        entries.append(entry)
+    return entries
+
+
+async def _entries(table: AnyTable[Any, Any], group: Group, task: str, store: Store) -> Iterator[Entry]:
+    await _migrate(table, store)
+    saved = store.meta["groups"][group.name]
+    meta = saved["tables"][table.name]
+    cursor = Cursor()
+    cursor.watermark = cursor.time = meta.get("watermark", MIN_TIME)
+    if cursor.time >= END_OF_TIME - 1:  # after a whole run: as of its last event, or everything with a ttl were gone
+        cursor.watermark = cursor.time = max((high for high, *_ in saved["splits"]["splits"].values()), default=MIN_TIME)
+    state = make_state(table, cursor, store)
+    state.open(meta)
+    state.set_mode(Mode.READ)
+    return (Entry(task, key, open_.start, open_.end, open_.value) for key, open_ in state.scan())
+
+
+async def _migrate(table: AnyTable[Any, Any], store: Store) -> None:
+    """Bring this copy's values of an older version to the declared one, as a worker would at its start."""
+    stored = store.meta.get("schemas", {}).get(table.name)
+    if stored is None or not check_schema(table, stored):
+        return
+    changes = []
+    for end in [None, *store.ends(table.name)]:
+        rows = store.scan((table.name, end))
+        values: list[bytes | None] = [migrate_cell(table, data, stored["version"]) for _, data in rows]
+        changes.append(SpaceChange(table.name, end, [key for key, _ in rows], values))
+    frame = Frame(store.number + 1, b"migrated", store.commit_id, 0, store.meta, changes)
+    await store.prepare(frame)
+    await store.resolve(frame.commit_id, applied=True)

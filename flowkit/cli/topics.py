@@ -1,0 +1,254 @@
+"""`flowkit topics list|create|put|tail`: what a broker without a server holds, looked at and fed by hand."""
+
+import heapq
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import typer
+
+from flowkit.cli.arguments import Broker, Json
+from flowkit.cli.loop import Stop, run_loop
+from flowkit.cli.outcome import EXIT_CODES, OK, say
+from flowkit.cli.show import columns, count, iso, text
+from flowkit.clock import SystemClock
+from flowkit.codec import EventTime, encode_key
+from flowkit.errors import ConfigError, InputError, TimeError
+
+PUT_RECORDS = 1_000
+"""Records written in one transaction."""
+
+POLL_MS = 500
+
+Row = tuple[int, int, int, bytes | None, bytes | None]
+"""Time (ms), partition, offset, key, value."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    group = typer.Typer(help="Look at and feed the topics of a broker (embedded://DIR).", no_args_is_help=True)
+    group.command("list", epilog=EXIT_CODES)(list_)
+    group.command("create", epilog=EXIT_CODES)(create)
+    group.command("put", epilog=EXIT_CODES)(put)
+    group.command("tail", epilog=EXIT_CODES)(tail)
+    app.add_typer(group, name="topics")
+
+
+@asynccontextmanager
+async def opened(url: str, *, make: bool = False) -> AsyncIterator[Any]:
+    """The broker of `url`. Raises ConfigError if there is none yet, unless `make`."""
+    from pathlib import Path
+
+    from flowkit.source import open_broker
+
+    broker = open_broker(url, SystemClock())
+    directory: Path | None = getattr(broker, "directory", None)
+    if directory is None:
+        raise ConfigError(f"broker {url!r}: lives in one process only; its topics cannot be seen from another")
+    if not make and not (directory / "broker.sqlite3").exists():
+        raise ConfigError(f"no broker at {url} yet: flowkit topics create NAME --broker {url}")
+    async with broker:
+        yield broker
+
+
+def list_(broker: Broker, json: Json = False) -> int:
+    """List topics with their partitions and how many records they hold."""
+
+    async def work() -> list[tuple[str, int, int]]:
+        async with opened(broker) as it:
+            rows = []
+            for name, partitions in (await it.topics()).items():
+                bounds = [await it.bounds(name, number) for number in range(partitions)]
+                rows.append((name, partitions, sum(end - start for start, end in bounds)))
+            return rows
+
+    rows = run_loop(work())
+    if json:
+        _print_json([{"topic": name, "partitions": partitions, "records": n} for name, partitions, n in rows])
+    else:
+        print(columns(("TOPIC", "PARTITIONS", "RECORDS"), rows))
+    return OK
+
+
+def create(
+    topics: Annotated[list[str], typer.Argument(metavar="TOPIC …", help="Names of topics.", show_default=False)],
+    broker: Broker,
+    partitions: Annotated[
+        int, typer.Option("--partitions", "-p", metavar="N", help="The most workers that can share it.")
+    ] = 1,
+) -> int:
+    """Make topics; one that exists already with as many partitions is left as it is.
+
+    Topics whose agents share a table need equal numbers of partitions.
+    """
+
+    async def work() -> None:
+        async with opened(broker, make=True) as it:
+            for name in topics:
+                await it.create(name, partitions)
+
+    run_loop(work())
+    return OK
+
+
+def put(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", show_default=False)],
+    broker: Broker,
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="JSON lines; - is standard input.")] = "-",
+    key: Annotated[str | None, typer.Option("--key", metavar="FIELD", help="The field that is the key.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="FIELD", help="The field that is the time; else it is now.")
+    ] = None,
+    time_unit: Annotated[str, typer.Option("--time-unit", help="Of times that are numbers: s, ms, us or ns.")] = "ms",
+    raw: Annotated[bool, typer.Option("--raw", help="Put lines as they are, JSON or not.")] = False,
+) -> int:
+    """Put the lines of a file, or of standard input, into a topic.
+
+    Records of one key go to one partition; those without are spread. A line that is no JSON ends it, with what was put
+    before it in place; --raw takes every line, to see what an app makes of it.
+    """
+    if raw and (key or time):
+        raise ConfigError("--raw: a line that is not looked into has no --key and no --time")
+    event_time = EventTime(time_unit)
+    clock = SystemClock()
+
+    def record(line: bytes, where: str) -> tuple[bytes | None, bytes | None, int]:
+        now = clock.now_ms()
+        if raw:
+            return None, line, now
+        import msgspec
+
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise InputError(f"{where}: not JSON: {error}") from None
+        fields = value if isinstance(value, dict) else {}
+        for field in (key, time):
+            if field is not None and fields.get(field) is None:
+                raise InputError(f"{where}: there is no {field!r} in {text(line, 80)}")
+        try:
+            at = now if time is None else event_time.one(fields[time])
+        except TimeError as error:
+            raise InputError(f"{where}: {time}: {error}") from None
+        return None if key is None else encode_key(fields[key]), line, at
+
+    async def work() -> int:
+        done = 0
+        async with opened(broker) as it:
+            await it.end_offsets(topic)  # an unknown topic is told before standard input is waited for
+            try:
+                async for records in _lines(file, record):
+                    await it.put(topic, records)
+                    done += len(records)
+            finally:
+                say(f"{count(done, 'record')} put into {topic}")
+        return done
+
+    run_loop(work())
+    return OK
+
+
+async def _lines(file: str, record: Any) -> AsyncIterator[list[Any]]:
+    """Records of a file's lines, in lists; what stood before a wrong line is given before it is told."""
+    from flowkit.source import FileSource
+
+    reader = await FileSource([file]).open(0, None)
+    if reader.fields is not None:
+        raise ConfigError(f"{file}: is CSV; put takes JSON lines")
+    try:
+        while not reader.at_end:
+            batch = await reader.fetch(PUT_RECORDS)
+            if batch is None:
+                continue
+            found = []
+            try:
+                for index, value in enumerate(batch.values):
+                    found.append(record(value, batch.where(index)))
+            except InputError:
+                yield found
+                raise
+            yield found
+    finally:
+        await reader.close()
+
+
+def tail(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", show_default=False)],
+    broker: Broker,
+    number: Annotated[int, typer.Option("--number", "-n", metavar="N", min=0, help="How many records.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones, until Ctrl-C.")] = False,
+    json: Json = False,
+) -> int:
+    """Print the last records of a topic, by time: key, time and value, separated by tabs."""
+    stop = Stop() if follow else None
+
+    async def work() -> None:
+        async with opened(broker) as it:
+            ends = await it.end_offsets(topic)
+            mark = await it.wait(0)
+            last = [await _read(it, topic, p, max(end - number, 0), end) for p, end in enumerate(ends)]
+            _print_rows(heapq.nlargest(number, (row for rows in last for row in rows))[::-1], json)
+            while stop is not None and not stop():
+                mark = await it.wait(POLL_MS, mark)
+                for partition, end in enumerate(await it.end_offsets(topic)):
+                    _print_rows(await _read(it, topic, partition, ends[partition], end), json)
+                    ends[partition] = end
+
+    run_loop(work())
+    return OK if stop is None or stop.signal is None else 128 + stop.signal
+
+
+async def _read(broker: Any, topic: str, partition: int, start: int, end: int) -> list[Row]:
+    rows: list[Row] = []
+    while start < end:
+        batch = await broker.read(topic, partition, start, end - start)
+        if not len(batch):
+            break
+        rows += zip(batch.times, _same(partition), _from(batch.first), batch.keys, batch.values)  # noqa: B905
+        start = batch.first + len(batch)
+    return rows
+
+
+def _same(number: int) -> Iterator[int]:
+    while True:
+        yield number
+
+
+def _from(number: int) -> Iterator[int]:
+    while True:
+        yield number
+        number += 1
+
+
+def _print_rows(rows: Sequence[Row], as_json: bool) -> None:
+    if as_json:
+        _print_json(
+            [
+                {"partition": partition, "offset": offset, "key": text(key), "time": iso(at), "value": _value(value)}
+                for at, partition, offset, key, value in rows
+            ]
+        )
+    else:
+        for at, _, _, key, value in rows:
+            print(text(key), iso(at), text(value), sep="\t")
+    sys.stdout.flush()
+
+
+def _value(data: bytes | None) -> Any:
+    """A value as JSON shows it best: itself if it is JSON, text otherwise."""
+    import msgspec
+
+    if data is None:
+        return None
+    try:
+        return msgspec.Raw(data) if msgspec.json.decode(data) is not None else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return text(data)
+
+
+def _print_json(rows: Sequence[Any]) -> None:
+    import msgspec
+
+    for row in rows:
+        print(msgspec.json.encode(row).decode())

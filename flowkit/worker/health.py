@@ -1,0 +1,49 @@
+"""The health file: STATE/health.json, written by a worker about once a second, read by `flowkit health`."""
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from flowkit.errors import ConfigError
+
+NAME = "health.json"
+
+
+class Health(msgspec.Struct):
+    """`at_ms`: when it was written. `ready`: all its tasks are open. `stalled`: tasks without progress."""
+
+    pid: int
+    at_ms: int
+    ready: bool
+    stalled: list[str] = []
+    tasks: list[str] = []
+
+
+def write_health(state: Path, health: Health) -> None:
+    """Replace the file in one step, so that a reader never sees half of it."""
+    draft = state / f".{NAME}.{os.getpid()}"
+    draft.write_bytes(msgspec.json.encode(health))
+    draft.replace(state / NAME)
+
+
+def read_health(state: Path, max_age_ms: int = 10_000) -> Health:
+    """What the worker last said. Raises ConfigError, saying why, if there is none, it is dead, or it is silent."""
+    path = state / NAME
+    try:
+        health = msgspec.json.decode(path.read_bytes(), type=Health)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there: no worker has run with this state directory") from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    age = time.time_ns() // 1_000_000 - health.at_ms
+    if age > max_age_ms:
+        raise ConfigError(f"worker {health.pid} has been silent for {age / 1000:.0f} s")
+    try:
+        os.kill(health.pid, 0)
+    except ProcessLookupError:
+        raise ConfigError(f"worker {health.pid} is dead") from None
+    except PermissionError:
+        pass
+    return health
