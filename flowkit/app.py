@@ -294,7 +294,7 @@ class App:
             )
         elif not isinstance(of, Events):
             raise ConfigError(f"{where}: of={of!r} is no stream")
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        if type(version) is not int or version < 1:
             raise ConfigError(f"{where}: version={version!r}: give a whole number from 1 on")
         cls = Table if window is None else OverlappingTable if overlaps(window) else WindowedTable
         table: AnyTable[Any, Any] = cls(

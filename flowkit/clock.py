@@ -4,6 +4,8 @@ import time
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
+import anyio.lowlevel
 
 
 class Clock(Protocol):
@@ -41,7 +43,7 @@ class VirtualClock:
 
     async def sleep(self, ms: float) -> None:
         self.advance(int(ms))
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
     def advance(self, ms: int) -> None:
         """Move on by `ms` milliseconds (never back)."""
@@ -49,5 +51,4 @@ class VirtualClock:
 
     def reach(self, at_ms: int) -> None:
         """Move on to `at_ms`, unless it is already later."""
-        if at_ms > self._now:
-            self._now = at_ms
+        self._now = max(self._now, at_ms)

@@ -243,7 +243,7 @@ class EventTime:
             else:
                 return None
             # One pass in C over the batch: a bool, a None or a text among the numbers, or an absurd one, shows here.
-            if EARLIEST <= min(times) and max(times) <= LATEST and set(map(type, values)) == {first}:
+            if min(times) >= EARLIEST and max(times) <= LATEST and set(map(type, values)) == {first}:
                 return times
         except (TypeError, OverflowError):
             pass
@@ -266,7 +266,7 @@ class EventTime:
                 raise TimeError(f"{value} is not a time")
             at = math.floor(value * self.multiply / self.divide)
         else:
-            at = value * self.multiply // self.divide
+            at = int(value) * self.multiply // self.divide
         if not EARLIEST <= at <= LATEST:
             raise TimeError(f"{value!r} lies outside the years 1 to 9999")
         return at

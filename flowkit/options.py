@@ -1,23 +1,26 @@
-"""Configuration: typed settings from the environment, and the options of a worker with defaults right for production."""
+"""Configuration: typed settings from the environment, and a worker's options with defaults right for production."""
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
 import msgspec
 
 from flowkit.errors import ConfigError
 
 
-@dataclass_transform(field_specifiers=(msgspec.field,))
-class _SettingsMeta(type(msgspec.Struct)):  # type: ignore[misc]
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], prefix: str = "", **kw: Any) -> Any:
-        namespace["__settings_prefix__"] = prefix
-        return super().__new__(mcs, name, bases, namespace, **kw)
+class _SettingsMeta(msgspec.StructMeta):
+    def __new__(
+        mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], prefix: str | None = None, **options: Any
+    ) -> Any:
+        if prefix is not None:
+            namespace["__settings_prefix__"] = prefix
+        return super().__new__(mcs, name, bases, namespace, **options)
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Settings(msgspec.Struct, metaclass=_SettingsMeta, frozen=True, kw_only=True):
-    """Typed configuration of a service, from the environment.
+    """Typed configuration of a service, from the environment. A class without `prefix` has that of its base.
 
     >>> class Limits(Settings, prefix="FRAUD_"):
     ...     threshold: float = 0.8
@@ -27,6 +30,10 @@ class Settings(msgspec.Struct, metaclass=_SettingsMeta, frozen=True, kw_only=Tru
     """
 
     __settings_prefix__: ClassVar[str] = ""
+
+    if TYPE_CHECKING:  # the metaclass takes it, which type checkers do not look at
+
+        def __init_subclass__(cls, *, prefix: str = "", **options: Any) -> None: ...
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Self:

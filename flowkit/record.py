@@ -3,7 +3,7 @@
 Times are integer milliseconds since the epoch, UTC; durations are integer milliseconds made by `milliseconds` … `days`.
 """
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -22,8 +22,15 @@ LATEST = 253_402_300_799_999
 Pane = Literal["early", "on_time", "late"]
 
 
-class Record(msgspec.Struct):
+@dataclass_transform(field_specifiers=(msgspec.field,))
+class _RecordMeta(msgspec.StructMeta):
+    """For type checkers alone: a class that names such a metaclass may have frozen and other subclasses (PEP 681)."""
+
+
+class Record(msgspec.Struct, metaclass=_RecordMeta):
     """Base of the values that flow and are stored: a typed, mutable struct, checked when it is decoded.
+
+    With `frozen=True` it can be the key of a table. Other options are those of `msgspec.Struct`.
 
     >>> class Reading(Record):
     ...     sensor: str

@@ -15,6 +15,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from flowkit.cli.commands import run_command
 
         code = run_command(words)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  the last stop: whatever it is, it is told
         code = tell(error)
     return finish(code)

@@ -1,2 +1,235 @@
-def add_to(app):
-    pass
+"""`flowkit check`: what will go wrong later, told before anything starts."""
+
+import enum
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import typer
+
+from flowkit.agent import AgentSpec, Group, Topic
+from flowkit.app import App
+from flowkit.cli.arguments import Module, OptionalBroker, OptionalState
+from flowkit.cli.check_code import kept_between_events
+from flowkit.cli.load import load_app
+from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, shown_path
+from flowkit.cli.show import count, duration
+from flowkit.errors import ConfigError
+from flowkit.table import AnyTable, check_schema
+from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
+
+Severity = Literal["error", "warning", "note"]
+
+HELP = """Look for what will go wrong later: state that grows for ever, variables that are taken for state, windows
+without times, names that nothing uses.
+
+With --state also for stored state that the app can no longer read, with --broker for topics that are missing or whose
+partition counts do not fit. Exit code 1 if there is an error or a warning; notes are only for your eyes.
+"""
+
+
+class Finding(NamedTuple):
+    """One thing worth a look."""
+
+    severity: Severity
+    message: str
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("check", help=HELP, epilog=EXIT_CODES)(check)
+
+
+def check(module: Module, state: OptionalState = None, broker: OptionalBroker = None) -> int:
+    """Print all findings; the exit code."""
+    app = load_app(module)
+    findings = list(check_app(app))
+    if state is not None and Path(state).exists():
+        findings += check_state(app, Path(state))
+    groups = plan_of(app)
+    if broker is not None and groups is not None:
+        findings += check_broker(groups, broker)
+    order: tuple[Severity, ...] = ("error", "warning", "note")
+    for severity in order:
+        for finding in findings:
+            if finding.severity == severity:
+                print(f"{severity}: {finding.message}")
+    found = [count(n, severity) for severity in order if (n := sum(f.severity == severity for f in findings))]
+    print(f"{app.name}: {', '.join(found) or 'nothing found'}")
+    return FAILED if any(finding.severity != "note" for finding in findings) else OK
+
+
+def plan_of(app: App) -> list[Group] | None:
+    """The app's groups, or None if it cannot be planned (`check_app` says why)."""
+    try:
+        return app.plan().groups
+    except ConfigError:
+        return None
+
+
+def check_app(app: App) -> Iterator[Finding]:
+    """What can be told of an app alone."""
+    try:
+        app.plan()
+    except ConfigError as error:
+        yield from (Finding("error", problem) for problem in error.problems)
+    for table in app.tables.values():
+        yield from _growth(table, app)
+        yield from _ttl(table)
+    yield from _times(app)
+    for agent in app.agents.values():
+        yield from _variables(agent)
+    yield from _unused(app)
+
+
+def _growth(table: AnyTable[Any, Any], app: App) -> Iterator[Finding]:
+    """Tables whose keys nothing ever removes."""
+    if not isinstance(table.window, Count | Global | None) or table.ttl is not None or table.broadcast or table.local:
+        return
+    if has_few_values(table.key_type) or any(_deletes(agent, table) for agent in app.agents.values()):
+        return
+    kind = "" if table.window is None else f" ({type(table.window).__name__.lower()} windows)"
+    yield Finding(
+        "warning",
+        f"table {table.name!r}{kind}: keys are kept for ever: give it ttl=, such as ttl=days(30), or delete them",
+    )
+
+
+def has_few_values(type_: Any) -> bool:
+    """True for types that have a fixed number of values: bool, enums, literals, None, and unions of those."""
+    if typing.get_origin(type_) is Literal or type_ in (bool, None, type(None)):
+        return True
+    if isinstance(type_, type) and issubclass(type_, enum.Enum):
+        return True
+    is_union = typing.get_origin(type_) in (typing.Union, types.UnionType)
+    return is_union and all(has_few_values(arm) for arm in typing.get_args(type_))
+
+
+def _deletes(agent: AgentSpec, table: AnyTable[Any, Any]) -> bool:
+    """True if the agent's own code deletes keys of the table."""
+    import dis
+
+    names = {name for name, value in getattr(agent.function, "__globals__", {}).items() if value is table}
+    code = getattr(agent.function, "__code__", None)
+    if table not in agent.tables or code is None:
+        return False
+    steps = list(dis.get_instructions(code))
+    deletes = any(step.opname == "DELETE_SUBSCR" for step in steps)
+    return deletes and any(step.argval in names for step in steps)
+
+
+def _ttl(table: AnyTable[Any, Any]) -> Iterator[Finding]:
+    if table.ttl is not None and isinstance(table.window, Tumbling | Sliding | Cumulative | Session):
+        yield Finding(
+            "note",
+            f"table {table.name!r}: ttl={duration(table.ttl)} has no effect: the state of a window goes when it closes",
+        )
+
+
+def _times(app: App) -> Iterator[Finding]:
+    """Topics from outside that feed windows, and whose records name no time."""
+    written = {sink.name for agent in app.agents.values() for sink in agent.sinks}
+    for topic in app.topics.values():
+        if topic.time is not None or topic.name in written:
+            continue
+        fed = [
+            table.name
+            for table in app.tables.values()
+            if isinstance(table.window, Tumbling | Sliding | Cumulative | Session)
+            and (table.source is topic or any(topic in a.sources and table in a.tables for a in app.agents.values()))
+        ]
+        if fed:
+            yield Finding(
+                "warning",
+                f"topic {topic.name!r}: feeds the windows of {', '.join(fed)} without time=: on a broker they go by "
+                "the time of arrival, and in files everything falls into one window",
+            )
+
+
+def _variables(agent: AgentSpec) -> Iterator[Finding]:
+    code = getattr(agent.function, "__code__", None)
+    for kept in kept_between_events(agent.function, per_event=agent.per_event):
+        at = f"{shown_path(code.co_filename)}:{kept.line}: " if code is not None else ""
+        whose = "belongs to the module" if kept.is_global else "is set before the loop"
+        yield Finding(
+            "warning",
+            f"{at}agent {agent.name!r}: {kept.name!r} {whose} and is changed by events: it is no state, a restart "
+            "loses it and a failed event does not undo it; keep it in a table",
+        )
+
+
+def _unused(app: App) -> Iterator[Finding]:
+    agents = list(app.agents.values())
+    sources = {source.name for agent in agents for source in agent.sources}
+    sources |= {table.source.name for table in app.tables.values() if table.source is not None}
+    written = {sink.name for agent in agents for sink in agent.sinks}
+    for topic in app.topics.values():
+        if topic.name not in sources | written:
+            yield Finding("warning", f"topic {topic.name!r}: no agent reads or writes it")
+    for sink in app.sinks.values():
+        if sink.name not in written:
+            yield Finding("warning", f"sink {sink.name!r}: no agent sends to it")
+    for table in app.tables.values():
+        subscribed = any(f"{table.name}.{kind}" in sources for kind in ("closed", "changes", "late"))
+        read = subscribed or any(table in agent.reads for agent in agents)
+        if table.source is None and not any(table in agent.tables for agent in agents):
+            if not read:
+                yield Finding("warning", f"table {table.name!r}: no agent writes or reads it")
+        elif table.source is not None and not read:
+            end = f"{table.name}.closed" if table.window is not None else f"{table.name}.changes"
+            yield Finding("note", f"table {table.name!r}: counts, but no agent reads it or subscribes to {end}")
+
+
+# Against the outside
+
+
+def check_state(app: App, root: Path) -> Iterator[Finding]:
+    """Stored state that does not fit what the app declares now. Raises ConfigError if it is not the app's."""
+    from flowkit.cli.state import read_tasks
+
+    told: set[str] = set()
+    for store in read_tasks(root, app).values():
+        for name, schema in store.meta.get("schemas", {}).items():
+            if name in told:
+                continue
+            told.add(name)
+            if name not in app.tables:
+                yield Finding("note", f"table {name!r}: is stored in {root}, but no longer declared")
+                continue
+            try:
+                migrates = check_schema(app.tables[name], schema)
+            except ConfigError as error:
+                yield from (Finding("error", problem) for problem in error.problems)
+                continue
+            if migrates:
+                new = app.tables[name].version
+                yield Finding("note", f"table {name!r}: will be migrated from version {schema['version']} to {new}")
+
+
+def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
+    """Topics that the broker lacks, and partition counts that do not fit each other."""
+    from flowkit.cli.loop import run_loop
+    from flowkit.cli.topics import opened
+
+    async def partitions() -> dict[str, int]:
+        async with opened(url) as broker:
+            found: dict[str, int] = await broker.topics()
+            return found
+
+    known = run_loop(partitions())
+    written = {outlet.name for group in groups for outlet in group.outlets if isinstance(outlet, Topic)}
+    read = {topic.name for group in groups for topic in group.inputs}
+    for name in sorted((read | written) - known.keys()):
+        yield Finding("note", f"topic {name!r}: is not at {url} yet: flowkit topics create {name} --broker {url}")
+    for group in groups:
+        counts = {topic.name: known[topic.name] for topic in group.topics if topic.name in known}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} has {number}" for name, number in counts.items())
+            tables = ", ".join(table.name for table in group.tables)
+            yield Finding(
+                "error",
+                f"group {group.name!r}: its topics need equal numbers of partitions"
+                f"{f', since they share {tables}' if tables else ''}: {told}",
+            )

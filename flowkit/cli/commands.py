@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flowkit.cli.outcome import BROKEN_PIPE, EXIT_CODES, WRONG, say
+from flowkit.cli.outcome import BROKEN_PIPE, EXIT_CODES, WRONG
 
 NAMES = ("run", "worker", "health", "topics", "tables", "explain", "check", "dlq", "new")
 """In the order in which --help shows them. Each is a module of this room with `add_to(app)`."""
@@ -21,7 +21,10 @@ several apps in it, MODULE:APP says which.
 
 
 class Commands(TyperGroup):
-    """Commands that may be cut short by who reads them: `flowkit topics tail … | head` is no error."""
+    """Commands in the order of NAMES, which may be cut short by who reads them: `flowkit … | head` is no error."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=NAMES.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -50,7 +53,7 @@ def make_app(names: Sequence[str] = NAMES) -> typer.Typer:
 
 
 def _version(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),  # noqa: FBT003
+    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
 ) -> None:
     if version:
         from importlib.metadata import version as version_of

@@ -14,13 +14,16 @@ from flowkit.cli.show import duration, window_words
 from flowkit.record import Events
 from flowkit.sink import FileSink
 from flowkit.table import AnyTable, TableEvents
+from flowkit.window import Cumulative, Session, Sliding, Tumbling
 
 TOPIC_GUARANTEE = (
     "exactly once on embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files "
     "with --state; on standard output at least once"
 )
 SINK_GUARANTEE = "exactly once in a file (while its disk lives); on standard output at least once"
-LETTERS_GUARANTEE = "written in the same commit as everything else: what fails is lost neither here nor twice"
+LETTERS_GUARANTEE = (
+    "exactly once, in the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl"
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -77,7 +80,8 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
         yield f"  {_kind(outlet)} {outlet.name}: {_type_name(outlet.element)}{_key_words(outlet)}"
         yield f"    {_guarantee(outlet, bound)}"
     yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
-    yield f"    {FileSink(bound[app.dead_letters.name]).guarantee if app.dead_letters.name in bound else LETTERS_GUARANTEE}"
+    letters = bound.get(app.dead_letters.name)
+    yield f"    {LETTERS_GUARANTEE if letters is None else FileSink(letters).guarantee}"
 
 
 EVENT_WORDS = {
@@ -123,9 +127,11 @@ def table_words(table: AnyTable[Any, Any]) -> str:
             words.append(f"early results each {duration(table.early)} of event time")
         if table.late_policy == "deliver":
             words.append("late records go to the agent")
-    if table.ttl is not None:
+    if isinstance(table.window, Tumbling | Sliding | Cumulative | Session):
+        words.append("gone when its window closes")
+    elif table.ttl is not None:
         words.append(f"forgotten {duration(table.ttl)} after its last use")
-    elif type(table.window).__name__ in ("NoneType", "Global", "Count"):
+    else:
         words.append("kept for ever")
     if table.broadcast:
         words.append("all of it in every task")
@@ -214,9 +220,9 @@ def mermaid_of(app: App, groups: list[Group]) -> str:
         lines.append(f'  subgraph g{number}["{_quoted(f"{group.name}: {_tasks(group)}")}"]')
         for table in group.tables:
             words = window_words(table.window) if table.window is not None else "table"
-            lines.append(f'    {id_of("table_of", f"{number} {table.name}")}[/"{_quoted(table.name)}<br>{_quoted(words)}"/]')
-        for agent in group.agents:
-            lines.append(f'    {id_of("agent", f"{number} {agent.name}")}("{_quoted(agent.name)}")')
+            box = f'[/"{_quoted(table.name)}<br>{_quoted(words)}"/]'
+            lines.append(f"    {id_of('table_of', f'{number} {table.name}')}{box}")
+        lines += [f'    {id_of("agent", f"{number} {a.name}")}("{_quoted(a.name)}")' for a in group.agents]
         lines.append("  end")
         edges += _edges(group, number, id_of, outside)
     return "\n".join([*lines, *dict.fromkeys(edges)])

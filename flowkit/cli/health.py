@@ -1,15 +1,14 @@
 """`flowkit health`: is the worker of this container alive and moving? For health checks, which want an exit code."""
 
-import json
-import os
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flowkit.cli.arguments import OptionalState
+from flowkit.cli.logging import set_up_logs
 from flowkit.cli.outcome import FAILED, OK, WRONG, complain
+from flowkit.errors import ConfigError
 
 HELP = """Tell whether the worker that uses a state directory is alive, ready and not stalled.
 
@@ -39,39 +38,20 @@ def health(
     if state is None:
         complain("which worker? give --state DIR, or set FLOWKIT_STATE")
         return WRONG
-    problem = what_is_wrong(Path(state) / "health.json", time.time_ns() // 1_000_000, round(max_age * 1000))
+    set_up_logs(None, "warning")
+    problem = what_is_wrong(Path(state), round(max_age * 1000))
     print(problem or "healthy")
     return FAILED if problem else OK
 
 
-def what_is_wrong(file: Path, now_ms: int, max_age_ms: int) -> str:
-    """Why the worker that writes `file` is not healthy at `now_ms`; '' if it is."""
-    try:
-        found = json.loads(file.read_bytes())
-        pid, at_ms, ready, stalled = (found[name] for name in ("pid", "at_ms", "ready", "stalled"))
-    except FileNotFoundError:
-        return f"no worker has run here: there is no {file}"
-    except OSError as error:
-        return f"{file}: cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError):
-        return f"{file}: is not what a worker writes"
-    age_ms = now_ms - int(at_ms)
-    if not _is_alive(pid):
-        return f"the worker (process {pid}) is gone, its last sign of life is {age_ms / 1000:.0f} s old"
-    if age_ms > max_age_ms:
-        return f"the worker (process {pid}) has given no sign of life for {age_ms / 1000:.0f} s"
-    if stalled:
-        return f"the worker (process {pid}) has stalled: {stalled}" if isinstance(stalled, str) else "the worker has stalled"
-    return "" if ready else f"the worker (process {pid}) is not ready yet"
+def what_is_wrong(state: Path, max_age_ms: int) -> str:
+    """Why the worker that uses `state` is not healthy; '' if it is."""
+    from flowkit.worker import read_health
 
-
-def _is_alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's, but there
-    return True
+        found = read_health(state, max_age_ms)
+    except ConfigError as error:
+        return str(error)
+    if found.stalled:
+        return f"worker {found.pid} makes no progress: {', '.join(found.stalled)}"
+    return "" if found.ready else f"worker {found.pid} is not ready yet: tasks are being opened"

@@ -1,4 +1,4 @@
-"""From MODULE[:APP] on the command line to the app; what keeps it from being imported is told in the user's own lines."""
+"""From MODULE[:APP] on the command line to the app; what keeps it from being imported is told in the user's lines."""
 
 import importlib
 import importlib.util
@@ -20,7 +20,7 @@ def load_app(target: str) -> App:
     """
     place, _, name = target.rpartition(":") if _names_app(target) else (target, "", "")
     module = _import(place)
-    own_directories.add(os.path.dirname(os.path.abspath(module.__file__ or "")) + os.sep)
+    own_directories.add(str(Path(module.__file__ or "").resolve().parent) + os.sep)
     apps = {key: value for key, value in vars(module).items() if isinstance(value, App)}
     shown = shown_path(module.__file__ or place)
     if name:
@@ -36,9 +36,7 @@ def load_app(target: str) -> App:
     if not different:
         raise ConfigError(f'{shown}: there is no flowkit.App in it; write: app = flowkit.App("my-app")')
     names = sorted(key for key, _ in different.values())
-    raise ConfigError(
-        f"{shown}: there are {len(names)} apps in it ({', '.join(names)}); say which: {place}:{names[0]}"
-    )
+    raise ConfigError(f"{shown}: there are {len(names)} apps in it ({', '.join(names)}); say which: {place}:{names[0]}")
 
 
 def _names_app(target: str) -> bool:
@@ -51,7 +49,7 @@ def _import(place: str) -> ModuleType:
     if not place:
         raise ConfigError("no MODULE is named: give pkg.mod or a path such as app.py")
     # As with `python -m`: what lies here can be imported, also where a console script has set no path.
-    here = os.getcwd()
+    here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
@@ -71,7 +69,7 @@ def _import_file(place: str) -> ModuleType:
     if path.is_dir():
         raise ConfigError(f"{place}: is a directory; name the file in it, such as {path / 'app.py'}")
     if not path.exists():
-        raise ConfigError(f"{place}: no such file (looked from {os.getcwd()})")
+        raise ConfigError(f"{place}: no such file (looked from {Path.cwd()})")
     path = path.resolve()
     own_directories.add(str(path.parent) + os.sep)
     parts = [path.stem]
@@ -110,7 +108,7 @@ def _import_name(name: str) -> ModuleType:
             raise
         path = Path(name.replace(".", os.sep) + ".py")
         hint = f"; did you mean {path}?" if path.is_file() else ""
-        raise ConfigError(f"no module named {missing!r} (looked in {os.getcwd()} and on Python's path){hint}") from None
+        raise ConfigError(f"no module named {missing!r} (looked in {Path.cwd()} and on Python's path){hint}") from None
 
 
 def _refused(place: str, error: BaseException) -> ConfigError:
@@ -138,5 +136,3 @@ def _refused(place: str, error: BaseException) -> ConfigError:
         refused = ConfigError(f"{at}cannot import {place}: {described(error)}{cure}{trail}")
     refused.__traceback__ = None
     return refused
-
-

@@ -4,10 +4,13 @@
     1    the app failed, or a check found something
     2    wrong usage, configuration or input
     3    state, output or broker cannot be used: in use, full, damaged, taken over; what was committed is safe
-    130, 143   stopped by SIGINT (Ctrl-C), SIGTERM; a run or worker has committed before
+    130  stopped by SIGINT (Ctrl-C), a run after committing; 143: by SIGTERM
     141  nobody reads the output any more (flowkit … | head)
+
+What is told names the thing and the cure, and shows lines of the user's own files only.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -17,6 +20,7 @@ import traceback
 from pathlib import Path
 
 from flowkit.errors import CommitError, ConfigError, FlowkitError, InputError, Stalled, StoreError
+from flowkit.sink import OutputClosed
 
 OK, FAILED, WRONG, UNUSABLE = 0, 1, 2, 3
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -47,12 +51,11 @@ def tell(error: BaseException) -> int:
             return error.code if isinstance(error.code, int) else OK if error.code is None else FAILED
         case KeyboardInterrupt():
             return 128 + signal.SIGINT
-        case BrokenPipeError():
+        case BrokenPipeError() | OutputClosed():
             return BROKEN_PIPE
         case FlowkitError():
-            if type(error).__name__ == "OutputClosed":
-                return BROKEN_PIPE
-            complain(*(error.problems if isinstance(error, ConfigError) else [str(error)]), where=user_frames(error)[-1:])
+            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+            complain(*problems, where=user_frames(error)[-1:])
             return code_of(error)
         case OSError() if not user_frames(error):
             complain(_system_error(error))
@@ -95,11 +98,10 @@ def say(text: str) -> None:
     stream = sys.stderr
     if stream is None or stream.closed:
         return
-    try:
-        stream.write(text.encode(stream.encoding or "utf-8", "backslashreplace").decode(stream.encoding or "utf-8") + "\n")
+    encoding = stream.encoding or "utf-8"
+    with contextlib.suppress(OSError):
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         stream.flush()
-    except OSError:
-        pass
 
 
 def finish(code: int) -> int:
@@ -134,7 +136,7 @@ def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _is_own(path: str) -> bool:
-    if path.startswith((OURS, "<")):
+    if path.startswith((OURS, "<")) or not os.path.isabs(path):  # compiled modules give paths of where they were made
         return False
     return not path.startswith(LIBRARIES) or path.startswith(tuple(own_directories))
 

@@ -82,6 +82,7 @@ def say_summary(app: str, summary: Summary, unbound: dict[str, int], stopped: st
     if counters.late:
         words.append(f"{counters.late:,} late")
     if counters.dead:
-        words.append(count(counters.dead, "dead letter") + (f" in {summary.dead_letters}" if summary.dead_letters else ""))
+        where = f" in {summary.dead_letters}" if summary.dead_letters else ""
+        words.append(count(counters.dead, "dead letter") + where)
     how = f"stopped by {stopped}, committed" if stopped else "went on and is done" if summary.resumed else "done"
     say(f"{app}: {how}: {', '.join(words)}")

@@ -2,6 +2,8 @@
 
     STATE/run/log-…                    a bounded run
     STATE/tasks/TASK/OWNERSHIP/log-…   a worker's tasks; the ownership that committed last is the task's state
+
+Nothing is locked or written.
 """
 
 from collections.abc import Iterator
@@ -65,7 +67,8 @@ async def _entries(table: AnyTable[Any, Any], group: Group, task: str, store: St
     cursor = Cursor()
     cursor.watermark = cursor.time = meta.get("watermark", MIN_TIME)
     if cursor.time >= END_OF_TIME - 1:  # after a whole run: as of its last event, or everything with a ttl were gone
-        cursor.watermark = cursor.time = max((high for high, *_ in saved["splits"]["splits"].values()), default=MIN_TIME)
+        highs = [high for high, *_ in saved["splits"]["splits"].values()]
+        cursor.watermark = cursor.time = max(highs, default=MIN_TIME)
     state = make_state(table, cursor, store)
     state.open(meta)
     state.set_mode(Mode.READ)

@@ -35,9 +35,8 @@ def list_(module: Module, state: State, json: Json = False) -> int:
     rows = []
     for table in app.tables.values():
         entries = asyncio.run(read_table(app, table, tasks))
-        rows.append(
-            (table.name, _name(table.key_type), window_words(table.window), len(entries), len({entry.task for entry in entries}))
-        )
+        spread = len({entry.task for entry in entries})
+        rows.append((table.name, _name(table.key_type), window_words(table.window), len(entries), spread))
     if json:
         _print_json([dict(zip(("table", "key", "window", "entries", "tasks"), row, strict=True)) for row in rows])
     else:
@@ -136,4 +135,3 @@ def _print_json(rows: Sequence[dict[str, Any]]) -> None:
 
 def _name(type_: Any) -> str:
     return getattr(type_, "__name__", str(type_))
-

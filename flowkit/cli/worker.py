@@ -1,2 +1,77 @@
-def add_to(app):
-    pass
+"""`flowkit worker`: takes its share of an app's live tasks until it is told to stop."""
+
+from typing import Annotated
+
+import typer
+
+from flowkit.cli.arguments import Broker, LogLevel, Module, State, pairs
+from flowkit.cli.load import load_app
+from flowkit.cli.logging import set_up_logs
+from flowkit.cli.loop import run_loop
+from flowkit.cli.outcome import OK
+from flowkit.options import WorkerOptions
+
+HELP = """Run an app live: join the other workers of the app and take a share of its tasks.
+
+Topics are on the broker; --bind leads sinks (and topics that should not be there) to files. On SIGTERM or Ctrl-C it
+finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (25000). In a container nothing needs to be
+said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment.
+
+\b
+Example:
+  flowkit worker app.py --broker embedded://data/topics --bind alerts=alerts.jsonl --state data/state
+"""
+
+CODES = """\b
+Exit codes:
+  0  stopped by SIGTERM or Ctrl-C, everything committed
+  1  the app failed
+  2  wrong usage or configuration
+  3  state, output or broker cannot be used (in use, full, damaged);
+     what was committed is safe
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("worker", help=HELP, epilog=CODES)(worker)
+
+
+def worker(
+    module: Module,
+    broker: Broker,
+    state: State,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option("--bind", "-b", metavar="NAME=FILE", help="Where a sink or topic leads; {partition} is filled in"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", envvar="FLOWKIT_BATCH_SIZE", help="Records fetched at once [5000]."),
+    ] = None,
+    commit_every: Annotated[
+        int | None,
+        typer.Option("--commit-every", metavar="N", envvar="FLOWKIT_COMMIT_EVERY", help="Records a commit [5000]."),
+    ] = None,
+    commit_interval: Annotated[
+        int | None,
+        typer.Option("--commit-interval", metavar="MS", envvar="FLOWKIT_COMMIT_INTERVAL", help="Or so long [1000]."),
+    ] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Start again when a .py file changes.")] = False,
+    log_level: LogLevel = None,
+) -> int:
+    """Work until told to stop; the exit code."""
+    if reload:
+        from flowkit.cli.reload import run_reloading
+
+        return run_reloading(module)
+    set_up_logs(log_level, "info")
+    binds = dict(pairs("--bind", bind or [], "NAME=FILE"))
+    options = WorkerOptions.from_environment(
+        batch_size=batch_size, commit_every=commit_every, commit_interval=commit_interval
+    )
+    app = load_app(module)
+    from flowkit.worker import serve
+
+    run_loop(serve(app, broker, binds, state=state, options=options))
+    return OK

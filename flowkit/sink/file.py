@@ -14,24 +14,19 @@ short block, which the next run replaces: also a file that was written in severa
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import anyio.to_thread
 
 from flowkit.codec import csv_line
 from flowkit.errors import ConfigError
 from flowkit.sink.file_target import DiskFile, Stdout
+from flowkit.sink.seam import Outgoing
 
 CODECS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 
 BLOCK_BYTES = 256 << 10
 """How many bytes of lines make a compressed block. Part of the format: another number gives another file."""
-
-
-class Encoded(Protocol):
-    """A record in the codec's bytes."""
-
-    value: bytes | None
 
 
 class FileSink:
@@ -77,7 +72,7 @@ class FileSink:
         self._tail = known["tail"]
         await anyio.to_thread.run_sync(self._target.open, None if state is None else (self._start, self._end))
 
-    def stage(self, records: Sequence[Encoded], final: bool) -> Any:  # noqa: FBT001 - as the seam has it
+    def stage(self, records: Sequence[Outgoing], final: bool) -> Any:
         """The hand-off {offset, data}: `data` are the file's bytes from `offset` to its end. None if there are none."""
         data = self._lines(records, final)
         last = b""
@@ -107,7 +102,7 @@ class FileSink:
         """Let go of the file."""
         self._target.close()
 
-    def _lines(self, records: Sequence[Encoded], final: bool) -> bytes:  # noqa: FBT001
+    def _lines(self, records: Sequence[Outgoing], final: bool) -> bytes:
         values = [record.value for record in records]
         if None in values:
             lines = [self._null if value is None else value for value in values]
@@ -118,7 +113,7 @@ class FileSink:
             present = [csv_line(self.fields or ()), *present]
         return b"\n".join([*present, b""]) if present else b""
 
-    def _blocks(self, lines: bytes, compress: Callable[[bytes], bytes], final: bool) -> tuple[bytes, bytes]:  # noqa: FBT001
+    def _blocks(self, lines: bytes, compress: Callable[[bytes], bytes], final: bool) -> tuple[bytes, bytes]:
         """Whole blocks, and at a stop what is left as a short one."""
         lines = self._tail + lines
         whole = len(lines) - len(lines) % BLOCK_BYTES

@@ -4,14 +4,12 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 *reader* at a time, from a *position* that only the source understands and that lives in the task's commit.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
-
 from flowkit.source.brokers import open_broker
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
+from flowkit.source.seam import Batch, Broker, Claim, Output, Position, Reader, Source
 
 __all__ = [
     "Batch",
@@ -19,113 +17,12 @@ __all__ = [
     "Claim",
     "FileReader",
     "FileSource",
+    "MemoryBroker",
+    "MemoryStore",
     "Output",
     "Position",
     "Reader",
     "Source",
+    "open_broker",
     "partition_of",
 ]
-
-Position = Any
-"""Whatever a source needs to go on from: msgpack-able builtins, opaque to everyone else. None: from the start."""
-
-
-class Batch(Protocol):
-    """Consecutive records of one split, still in wire form."""
-
-    values: Sequence[bytes | None]
-    """The records' bytes; None is a tombstone."""
-
-    keys: Sequence[bytes | None] | None
-    """The transport's keys, or None where the transport has none."""
-
-    times: Sequence[int] | None
-    """The broker's timestamps (ms), or None where it has none."""
-
-    def __len__(self) -> int: ...
-
-    def position(self, count: int) -> Position:
-        """Where to go on after the first `count` records of this batch."""
-
-    def offset(self, index: int) -> int:
-        """The number of record `index` in its split (an offset; a line number in a file)."""
-
-    def where(self, index: int) -> str:
-        """Where record `index` lies, for a person: `data.jsonl:12` or `payments[3] offset 99`."""
-
-
-class Reader(Protocol):
-    """Reads one split in order."""
-
-    at_end: bool
-    """True once a bounded split has been read to its end. Always False for an unbounded one."""
-
-    async def fetch(self, max_records: int) -> Batch | None:
-        """The next records, at most `max_records`; None when there are none for now (returns soon, never blocks long)."""
-
-    async def close(self) -> None: ...
-
-
-class Source(Protocol):
-    """One bound topic."""
-
-    codec: str | None
-    """The codec that the outside dictates (a `.csv` file is CSV), or None: the topic's own."""
-
-    async def splits(self) -> Sequence[int]:
-        """The numbers of the splits (partitions) that exist now."""
-
-    async def open(self, split: int, position: Position) -> Reader:
-        """A reader of `split` from `position` (None: from the start)."""
-
-
-class Output(Protocol):
-    """One record on its way out."""
-
-    topic: str
-    partition: int
-    key: bytes | None
-    value: bytes | None
-    time: int
-
-
-class Claim(Protocol):
-    """What a broker says when a task is claimed: the new epoch, and the last commit that counts."""
-
-    epoch: int
-    number: int
-    commit_id: bytes | None
-    state: str
-    """Where the previous owner kept the task's state (a path on this machine), or ''."""
-
-
-class Broker(Protocol):
-    """A system that holds topics, places tasks, and decides whether a commit counts."""
-
-    async def partitions(self, topic: str) -> int:
-        """How many partitions the topic has; 0 if it does not exist."""
-
-    async def create(self, topic: str, partitions: int) -> None:
-        """Make a topic. Raises ConfigError if it exists with another number of partitions."""
-
-    def source(self, topic: str) -> Source: ...
-
-    async def claim(self, task: str, state: str) -> Claim:
-        """Become the task's owner: fences every earlier owner. `state` is where this owner keeps the task's state."""
-
-    async def last_commit(self, task: str) -> tuple[int, bytes | None]:
-        """Number and id of the last commit of `task` that counts (0, None: none yet)."""
-
-    async def commit(
-        self,
-        task: str,
-        epoch: int,
-        number: int,
-        commit_id: bytes,
-        positions: Any,
-        outputs: Sequence[Output],
-    ) -> None:
-        """Outputs, positions and identity in one transaction, if `epoch` is still the task's.
-
-        Raises Fenced if it is not; OutcomeUnknown if nobody knows what became of the transaction.
-        """

@@ -20,7 +20,8 @@ from flowkit.source import embedded_tasks as ledger
 from flowkit.source.embedded_file import BrokerFile
 from flowkit.source.embedded_thread import FileThread
 from flowkit.source.local import LogSource, Records
-from flowkit.source.rules import Claimed, KeyValueTime, Lease, Output, check_topic
+from flowkit.source.rules import Claimed, KeyValueTime, Lease, check_topic
+from flowkit.source.seam import Output
 
 POLL_MS = 5
 """How often `wait` looks whether the file has changed; a look costs about 0.1 ms in another thread."""

@@ -115,12 +115,12 @@ class BrokerFile:
             try:
                 yield self.sql
             except BaseException:
-                self._roll_back()
+                self.roll_back()
                 raise
             try:
                 self.sql.execute("COMMIT")
             except sqlite3.Error as error:
-                self._roll_back()
+                self.roll_back()
                 if _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):  # the commit mark was not written
                     raise
                 # The mark may be on disk, though SQLite goes on as if it were not: the next writer overwrites it, but a
@@ -145,7 +145,8 @@ class BrokerFile:
             self.sql.close()
         self._unlock_for_good()
 
-    def _roll_back(self) -> None:
+    def roll_back(self) -> None:
+        """End a transaction without effect; does not fail."""
         if self.sql.in_transaction:  # SQLite may have done it by itself
             with suppress(sqlite3.Error):
                 self.sql.execute("ROLLBACK")

@@ -154,7 +154,7 @@ def read(file: BrokerFile, url: str, topic: str, partition: int, offset: int, li
     except (ValueError, msgspec.MsgspecError) as error:
         raise StoreCorrupt(f"{file.path}: {topic}[{partition}] is damaged at {error}") from error
     finally:
-        file.sql.execute("ROLLBACK")
+        file.roll_back()
     return Records(topic, partition, first, keys, values, times)
 
 

@@ -9,7 +9,8 @@ import msgspec
 from flowkit.errors import Fenced
 from flowkit.source.embedded_file import BrokerFile
 from flowkit.source.embedded_log import append, pack, size_of
-from flowkit.source.rules import DEFAULT_TTL_MS, Claimed, Lease, Output, claimed, group_outputs, must_apply
+from flowkit.source.rules import DEFAULT_TTL_MS, Claimed, Lease, claimed, group_outputs, must_apply
+from flowkit.source.seam import Output
 
 FORGET_MS = 86_400_000
 """A worker that has been dead for a day is forgotten: names are often made up anew at each start."""

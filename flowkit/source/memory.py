@@ -22,7 +22,6 @@ from flowkit.source.rules import (
     Columns,
     KeyValueTime,
     Lease,
-    Output,
     check_same_partitions,
     check_topic,
     claimed,
@@ -33,6 +32,7 @@ from flowkit.source.rules import (
     unknown_partition,
     unknown_topic,
 )
+from flowkit.source.seam import Output
 
 
 class MemoryBroker:

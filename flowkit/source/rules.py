@@ -5,12 +5,12 @@ They stand here once, so that what a test shows on `memory://` holds on `embedde
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import msgspec
 
 from flowkit.errors import CommitError, ConfigError, Fenced
 from flowkit.source.partitioner import partition_of
+from flowkit.source.seam import Output
 
 DEFAULT_TTL_MS = 10_000
 """How long a lease lasts whose owner has not joined as a worker."""
@@ -22,16 +22,6 @@ KeyValueTime = tuple[bytes | None, bytes | None, int]
 """A record from outside; time in ms."""
 
 BYTES: set[type] = {bytes, type(None)}
-
-
-class Output(Protocol):
-    """One record of a commit. The seam's own words said again, so that the room's door may import the brokers."""
-
-    topic: str
-    partition: int
-    key: bytes | None
-    value: bytes | None
-    time: int
 
 
 class Lease(msgspec.Struct):

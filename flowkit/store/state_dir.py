@@ -59,7 +59,8 @@ def check_directory(path: Path, app: str) -> None:
         raise ConfigError(f"{label}: damaged (no format version)")
     if found["format"] > FORMAT:
         raise ConfigError(
-            f"{path}: written by a newer flowkit (format {found['format']}; this one reads up to {FORMAT}): upgrade flowkit"
+            f"{path}: written by a newer flowkit (format {found['format']}; this one reads up to {FORMAT}): "
+            "upgrade flowkit"
         )
     if found.get("app") != app:
         raise ConfigError(

@@ -86,7 +86,7 @@ class State:
     def windows(self, key: Any) -> list[Open[Any]]:
         raise TypeError(f"table {self.name!r} has no windows")
 
-    def scan(self) -> Iterator[Open[Any]]:
+    def scan(self) -> Iterator[tuple[Any, Open[Any]]]:
         """Every entry as (key, Open) pairs; without a window, start and end are those of all time."""
         raise NotImplementedError
 

@@ -137,11 +137,11 @@ class Harness:
         getter: Callable[[Any], Any] | None = (
             field_getter(topic.type, topic.key) if isinstance(topic.key, str) else topic.key
         )
-        rows = []
+        rows: list[tuple[bytes | None, bytes | None, int]] = []
         for value in values:
             raw = isinstance(value, bytes) and topic.type is not bytes
             of = key if key is not None or getter is None or raw else getter(value)
-            data = value if raw else codec.encode(value)
+            data = value if isinstance(value, bytes) and raw else codec.encode(value)
             rows.append((None if of is None else encode_key(of), data, self.clock.now_ms() if time is None else time))
         await self._broker.put(topic.name, rows)
         await self.settle()

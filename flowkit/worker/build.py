@@ -38,6 +38,7 @@ def make_engine(
     bounded: bool = False,
     clean_limit: int = 1_000_000,
 ) -> Engine:
+    """The engine of one group in one task, not yet opened."""
     return Engine(
         app, group, store, outlets, clock, owns=owns, bounded=bounded, counters=counters, clean_limit=clean_limit
     )
@@ -93,5 +94,5 @@ def random_ids(seed: int | None = None) -> Callable[[], bytes]:
     """A maker of commit ids; seeded only in tests."""
     if seed is None:
         return lambda: os.urandom(16)
-    generator = random.Random(seed)  # noqa: S311  not for secrets
+    generator = random.Random(seed)
     return lambda: generator.randbytes(16)

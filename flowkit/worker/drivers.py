@@ -204,7 +204,8 @@ class StreamDriver(Driver):
 
         By throwing, not by `close`: on an async generator's pending step that would leave the generator "running".
         """
-        resume, argument = coro.throw, GeneratorExit()
+        resume = coro.throw
+        argument: Any = GeneratorExit()
         while True:
             try:
                 got = resume(argument)

@@ -1,4 +1,4 @@
-"""One group's agents and tables, stepped event by event. COMMIT.md, "One event":
+"""One group's agents and tables, stepped event by event, as COMMIT.md says under "One event".
 
     1. the event passes every agent that reads it, in order of registration
     2. the watermark moves
@@ -10,6 +10,7 @@ so that a failed event leaves no trace. Events that may be late, or that touch a
 """
 
 from collections.abc import Awaitable, Callable
+from operator import length_hint
 from typing import Any
 
 import msgspec
@@ -419,7 +420,8 @@ class Engine:
     ) -> int:
         """A declared table alone: its generated loop, from one move of the watermark that matters to the next."""
         (driver,) = drivers
-        assert isinstance(driver, AggregateDriver) and driver.loop is not None
+        assert isinstance(driver, AggregateDriver)
+        assert driver.loop is not None
         self.driver = driver
         base, space_at = self.event_number - start, driver.state.space_at
         index = start
@@ -436,15 +438,15 @@ class Engine:
 
             try:
                 split.high = driver.loop(zip(rest, times, strict=False), split.high, switch)
-                index = stop - rest.__length_hint__()
+                index = stop - length_hint(rest)
                 self.event_number, self.unit = base + index - 1, 0
             except _Careful:
-                index = stop - rest.__length_hint__()
+                index = stop - length_hint(rest)
                 split.high = max(split.high, max(times[: index - 1 - first], default=MIN_TIME))
                 self.event_number, self.unit = base + index - 1, 0
                 await self._careful_event(drivers, split, decoded, index - 1, topic)
             except Exception as error:
-                index = stop - rest.__length_hint__()
+                index = stop - length_hint(rest)
                 raise EventFailed((base + index - 1, 0), driver, error) from error
             await self.advance(False)
             if self.link_hit:
@@ -481,8 +483,7 @@ class Engine:
                 split.high = t
                 watermark = max(splits.floor, min(t - out_of_order - 1, others))
             for state in self.moving:
-                if state.due < self.next_due:
-                    self.next_due = state.due
+                self.next_due = min(self.next_due, state.due)
             if watermark >= self.next_due:
                 await self.advance(careful)
             if cursor.ready:
@@ -779,9 +780,10 @@ class Engine:
         """Hand over the batches that have waited for as long as their agents allow."""
         now = self._now()
         for driver in self.drivers:
-            if isinstance(driver, StreamDriver) and driver.buffer and driver.need.within is not None:
-                if now - driver.since >= driver.need.within:
-                    await self._flush(driver, careful)
+            if not isinstance(driver, StreamDriver) or not driver.buffer or driver.need.within is None:
+                continue
+            if now - driver.since >= driver.need.within:
+                await self._flush(driver, careful)
 
     async def _flush(self, driver: StreamDriver, careful: bool) -> None:
         """Give a batch to its agent; carefully, a batch that fails is tried event by event."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-
 from flowkit.source import Position, Reader
 from flowkit.window import Split
 from flowkit.worker.engine import Engine
@@ -73,13 +72,13 @@ class Waiting:
     """An input has nothing for now and is not at its end (standard input): time to commit, or to stop."""
 
 
-Piece = Records | Ended | Finished | Idle | ClockMark | Tick | Waiting
+Piece = Records | Ended | Finished | Idle | ClockMark | Tick
 
 
 class Feed(Protocol):
     """Where a task takes its pieces from."""
 
-    async def next(self, limit: int) -> Piece | None:
+    async def next(self, limit: int) -> Piece | Waiting | None:
         """The next piece, of at most `limit` records; None: nothing more (for now)."""
 
     def taken(self, piece: Piece, count: int) -> None:
@@ -169,9 +168,9 @@ class LinkBatch:
 
     def __init__(self, topic: str, first: int, records: Sequence[Outgoing]) -> None:
         self.topic, self.first = topic, first
-        self.values = [record.value for record in records]
-        self.keys = [record.key for record in records]
-        self.times = [record.time for record in records]
+        self.values: Sequence[bytes | None] = [record.value for record in records]
+        self.keys: Sequence[bytes | None] | None = [record.key for record in records]
+        self.times: Sequence[int] | None = [record.time for record in records]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -214,7 +213,8 @@ class LinkHead(Head):
         rows: list[Outgoing] = []
         for n, decoded in enumerate(self.decoded[self.at :]):
             batch = decoded.batch
-            assert batch.keys is not None and batch.times is not None
+            assert batch.keys is not None
+            assert batch.times is not None
             begin = self.index if n == 0 else 0
             rows += [Outgoing(batch.keys[i], batch.values[i], batch.times[i]) for i in range(begin, len(batch))]
         return rows
@@ -248,7 +248,7 @@ class BoundedFeed:
         self.finished = [engine for engine in self.engines if engine.group.name in saved.get("finished", [])]
         self.finished_before = list(self.finished)
 
-    async def next(self, limit: int) -> Piece | None:
+    async def next(self, limit: int) -> Piece | Waiting | None:
         while True:
             self._move_links()
             ready: list[tuple[int, int, Head]] = []

@@ -99,8 +99,8 @@ class Inlet:
                 times = event_time.many(taken)
                 if times is not None:
                     return times
-            except Exception:
-                pass  # a time function that fails on some record: below it is found which
+            except Exception:  # noqa: S110  a time function that fails on some record: below it is found which
+                pass
         times, last = [], MIN_TIME
         for index, record in enumerate(records):
             if index not in bad:
@@ -128,7 +128,7 @@ def _project(type_: Any, only: frozenset[str]) -> Any:
         return type_
     fields: list[Any] = []
     for info in sorted(infos, key=lambda info: not info.required):
-        default = msgspec.field(default=info.default, default_factory=info.default_factory)
+        default: Any = msgspec.field(default=info.default, default_factory=info.default_factory)  # type: ignore[call-overload]
         fields.append((info.name, info.type) if info.required else (info.name, info.type, default))
     return msgspec.defstruct(
         f"{type_.__name__}Part", fields, rename={info.name: info.encode_name for info in infos}, kw_only=True

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any
 
 import structlog
 
@@ -26,6 +25,7 @@ log = structlog.get_logger("flowkit.task")
 
 
 def task_name(app: App, group: Group, partition: int) -> str:
+    """The task's name: that of its lease, its transactions and its state directory."""
     return f"{app.name}/{group.name}/{partition}"
 
 

@@ -125,7 +125,7 @@ async def run(
             stack.enter_context(claim_directory(Path(state)))
             store_path = Path(state) / "run"
         store = await stack.enter_async_context(open_store(store_path))
-        sinks: dict[str, Sink] = dict(files)
+        sinks: dict[str, Sink] = {**files}
         if app.dead_letters.name not in sinks:
             letters = _dead_letters_path(app, state)
             sinks[app.dead_letters.name] = LazySink(FileSink(letters, sync=state is not None))
@@ -285,7 +285,7 @@ def _same(a: str, b: str) -> bool:
 
 
 def _dead_letters_path(app: App, state: str | Path | None) -> str:
-    """In the state directory, or beside the user (for temporary files where nothing may be written) under a free name."""
+    """In the state directory; else under a free name beside the user, or in /tmp if nothing may be written there."""
     if state is not None:
         return str(Path(state) / "dead-letters.jsonl")
     place = Path() if os.access(".", os.W_OK) else Path(tempfile.gettempdir())

@@ -49,7 +49,7 @@ class StateHome:
     async def open(self, task: str, place: Path, claim: Claim) -> AsyncIterator[Store]:
         """The store of a claimed task, as the last commit that counts left it.
 
-        Raises StoreCorrupt if that state is nowhere to be found: computing on from an older one would be wrong in silence.
+        Raises StoreCorrupt if that state is nowhere: computing on from an older one would be wrong in silence.
         """
         with ExitStack() as locks:
             locks.enter_context(claim_directory(place))

@@ -23,7 +23,7 @@ def waiting_for(task: "asyncio.Task[Any]") -> list[str]:
     places: list[str] = []
     awaited: Any = task.get_coro()
     while awaited is not None and len(places) < 50:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None) or getattr(awaited, "ag_frame", None)
+        frame = next((f for n in ("cr_frame", "gi_frame", "ag_frame") if (f := getattr(awaited, n, None))), None)
         if frame is not None:
             places.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
         following = None
@@ -58,7 +58,7 @@ class LoopWatch:
             silent = time.monotonic() - self.turned
             if silent >= self.limit and self._told != self.turned:
                 self._told = self.turned
-                frame = sys._current_frames().get(thread_id)
+                frame = sys._current_frames().get(thread_id)  # noqa: SLF001  the only way to see another thread
                 stack = traceback.format_stack(frame) if frame is not None else []
                 log.error(
                     "the event loop is blocked: some code does not give way (use async calls, or a thread)",

@@ -1,4 +1,4 @@
-"""A worker: one process, one event loop, many tasks. It joins the others of its app and takes its share of the tasks."""
+"""A worker: one process, one event loop, many tasks. It joins the others of its app and takes its share of tasks."""
 
 import asyncio
 import os
@@ -84,13 +84,14 @@ class Worker:
             stack.enter_context(claim_directory(self.state))
             stack.enter_context(tuned_collector())
             self.home = StateHome(self.state)
-            self.broker = await stack.enter_async_context(open_broker(self.broker_url, self.clock))
+            self.broker = open_broker(self.broker_url, self.clock)
+            await stack.enter_async_context(self.broker)
             await self._prepare_topics()
             await stack.enter_async_context(resources(self.app))
             watch = LoopWatch(self.options.stall_after)
             stack.enter_context(watch.running())
             await self.broker.join(self.id, self.options.lease_ttl)
-            log.info("worker started", app=self.app.name, worker=self.id, tasks=len(self.groups), broker=self.broker_url)
+            log.info("worker started", worker=self.id, tasks=len(self.groups), broker=self.broker_url)
             try:
                 await self._live(watch)
             finally:
@@ -137,7 +138,7 @@ class Worker:
                 log.info("topic made", topic=outlet.name, partitions=self.options.partitions)
                 await self.broker.create(outlet.name, self.options.partitions)
             self.topics[outlet.name] = await self.broker.partitions(outlet.name)
-        problems = []
+        problems: list[str] = []
         for group in self.plan.groups:
             try:
                 count = await partitions_of(self.broker, group)
@@ -236,7 +237,7 @@ class Worker:
                 except (Fenced, ConfigError, StoreCorrupt):
                     raise
                 except Exception as error:
-                    log.error("task failed; opening it again", task=name, error=str(error), wait=backoff, exc_info=True)
+                    log.exception("task failed; opening it again", task=name, error=str(error), wait=backoff)
                     if time.monotonic() - opened > 60:
                         backoff = 1.0
                     await self._pause(running, backoff)
@@ -249,6 +250,7 @@ class Worker:
             if self._stopping.is_set():
                 raise
         except BaseException as error:
+            # Whatever it is, the worker cannot go on with it in silence: `run` raises it.
             self._fatal = error
             self._stopping.set()
         finally:
@@ -262,7 +264,7 @@ class Worker:
     async def _pause(self, running: Running, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not running.stop.is_set() and not self._stopping.is_set():
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # noqa: ASYNC110  two events and a deadline end it
 
     async def _run_task(self, name: str, running: Running, place: Path, claim: Any) -> None:
         group, partition, count = self.groups[name]

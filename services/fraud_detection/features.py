@@ -78,16 +78,18 @@ def signals(tx: Transaction, profile: Profile, burst: Burst, beside: Comparison,
         out.append(f"like={like}")
     age = beside.age_ms
     told = beside.at - min(profile.devices.values()) if profile.devices else 0
-    shop, kind, land, mode, device = (
+    shop, kind, land, device = (
         fresh(beside.merchant_ms, age), fresh(beside.category_ms, age), fresh(beside.country_ms, age),
-        fresh(beside.entry_ms, age), fresh(beside.device_ms, told),
+        fresh(beside.device_ms, told),
     )
+    share = beside.entry_share if tx.entry else 1.0
+    mode = 2 if share < 0.04 else 1 if share < 0.12 else 0
     place = 2 if far else fresh(beside.place_ms, age)
     if device and (profile.told < 3 or told < 2 * DAY_MS):
         device += 2
     if place and (age < 2 * DAY_MS or profile.seen < 6):
         place += 2
-    if mode and (age < 2 * DAY_MS or profile.seen < 10):
+    if mode and profile.seen < 12:
         mode = 0
     stranger = device in (1, 2) or place in (1, 2)
     tokens["crowd"] = f"s{merchant}"
@@ -109,6 +111,7 @@ def signals(tx: Transaction, profile: Profile, burst: Burst, beside: Comparison,
         if land:
             out.append(f"{mark}country={land}")
         if device or place or mode:
+            tokens["entry"] = f"e{entry},{device},{place},{bool(mode)}"
             tokens["category"] = f"c{category},{bool(device)},{bool(place)}"
             tokens["hour"] = f"h{entry},{beside.hour}"
             tokens["amount"] = f"a{bisect_right(AMOUNTS, tx.amount)},{device},{entry}"
@@ -118,5 +121,5 @@ def signals(tx: Transaction, profile: Profile, burst: Burst, beside: Comparison,
             out.append(f"deviation={high},stranger")
         if not tx.device and tx.entry and shop and not place:
             out.append(f"untold,merchant")
-            tokens["entry"] = f"e{entry},{shop},{place}"
+            tokens["entry"] = f"u{entry},{shop}"
     return dict.fromkeys(out, 1.0), tokens, stranger

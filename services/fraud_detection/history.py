@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
     merchant_ms: int | None
     category_ms: int | None
     country_ms: int | None
-    entry_ms: int | None
+    entry_share: float
     device_ms: int | None
 
 
@@ -87,7 +87,7 @@ def compare(profile: Profile, tx: Transaction) -> Comparison:
     return Comparison(
         at, at - profile.since if profile.seen else 0, deviation, away, tenure, hop, speed, hour, share,
         _tenure(profile.merchants, tx.merchant, at), _tenure(profile.categories, tx.category, at),
-        _tenure(profile.countries, tx.country, at), _tenure(profile.entries, tx.entry, at),
+        _tenure(profile.countries, tx.country, at), profile.entries.get(tx.entry, 0) / max(profile.seen, 1),
         _tenure(profile.devices, tx.device, at),
     )
 
@@ -118,7 +118,8 @@ def remember(profile: Profile, tx: Transaction, at: int) -> None:
     _note(profile.merchants, tx.merchant, at)
     _note(profile.categories, tx.category, at)
     _note(profile.countries, tx.country, at)
-    _note(profile.entries, tx.entry, at)
+    if tx.entry:
+        profile.entries[tx.entry] = profile.entries.get(tx.entry, 0) + 1
     _note(profile.devices, tx.device, at)
     profile.told += tx.device != ""
     if tx.lat is not None and tx.lon is not None:

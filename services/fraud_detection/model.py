@@ -15,7 +15,7 @@ TRUST = {
     "rule=velocity": 8, "rule=travel": 7, "rule=amount": 4,
     "device=2": 4, "device=1": 3, "device=3": 1, "device=4": 1, "device,merchant": 3, "weak device,merchant": 1,
     "merchant=1": 1, "merchant=2": 1, "country=1": 1, "country=2": 1, "odd hour": 1,
-    "place,entry": 4, "place=2,4": 3, "place=2,3": 3, "place=2,2": 1, "place=1,0": 1, "place=4,4": 1, "place=4,3": 1,
+    "place,entry": 4, "entry=2": 1, "place=2,4": 3, "place=2,3": 3, "place=2,2": 1, "place=1,0": 1, "place=4,4": 1, "place=4,3": 1,
     "deviation=4": 1, "deviation=5": 2, "deviation=6": 2, "deviation=4,stranger": 1, "deviation=5,stranger": 1, "deviation=6,stranger": 1,
     "small burst=1": 1, "small burst=2": 2, "small rush=3": 2, "small rush=4": 4, "small rush=5": 6,
     "like=2": 4, "like=1": 2, "held=2": 1, "held=3": 1, "speed=2": 1, "speed=3": 1, "speed=4": 1,
