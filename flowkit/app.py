@@ -24,7 +24,7 @@ from flowkit.table import (
     compiled_of,
     overlaps,
 )
-from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
+from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling, Window
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -294,8 +294,11 @@ class App:
             )
         elif not isinstance(of, Events):
             raise ConfigError(f"{where}: of={of!r} is no stream")
+        if window is not None and not isinstance(window, Window):
+            raise ConfigError(f"{where}: window={window!r} is no window: use Tumbling(…), Sliding(…), Session(…), …")
         if type(version) is not int or version < 1:
             raise ConfigError(f"{where}: version={version!r}: give a whole number from 1 on")
+        _check_whole(where, ttl=ttl, allowed_lateness=allowed_lateness, early=early, close_after_idle=close_after_idle)
         cls = Table if window is None else OverlappingTable if overlaps(window) else WindowedTable
         table: AnyTable[Any, Any] = cls(
             name,
@@ -310,7 +313,7 @@ class App:
             by=by,
             aggregates=aggregates,
         )
-        if isinstance(table, WindowedTable | OverlappingTable):
+        if window is not None and isinstance(table, WindowedTable | OverlappingTable):
             table.set_window(window, allowed_lateness, early, late, merge, close_after_idle)
         elif allowed_lateness or early or merge or late != "drop" or close_after_idle:
             raise ConfigError(f"{where}: allowed_lateness, early, late, merge and close_after_idle need a window")
@@ -474,6 +477,12 @@ class App:
     def plan(self) -> Plan:
         """How agents, tables and topics make up tasks. Raises ConfigError with all problems at once."""
         return make_plan(list(self.agents.values()), list(self.tables.values()))
+
+
+def _check_whole(where: str, **durations: object) -> None:
+    for option, ms in durations.items():
+        if ms is not None and type(ms) is not int:
+            raise ConfigError(f"{where}: {option}={ms!r}: give whole ms (seconds(…), minutes(…))")
 
 
 def _check_types(where: str, key: Any, value: Any, default: Any) -> None:

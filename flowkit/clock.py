@@ -5,7 +5,6 @@ from typing import Protocol
 
 import anyio
 import anyio.lowlevel
-import anyio.lowlevel
 
 
 class Clock(Protocol):

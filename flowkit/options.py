@@ -62,8 +62,10 @@ def parse_text(text: str, type_: Any) -> Any:
     except msgspec.ValidationError as error:
         try:
             return msgspec.json.decode(text, type=type_)
-        except msgspec.MsgspecError:
-            raise ValueError(str(error)) from None
+        except msgspec.ValidationError as inner:  # it is JSON: what is wrong inside tells more
+            raise ValueError(f"{inner}, found {text[:80]!r}") from None
+        except msgspec.DecodeError:
+            raise ValueError(f"{error}, found {text[:80]!r}") from None
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,12 +96,15 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             variable = f"FLOWKIT_{name.upper()}"
             if flags.get(name) is not None:
                 values[name] = flags[name]
+                where = f"{name}={flags[name]!r}"
             elif variable in found:
+                where = f"{variable}={found[variable]!r}"
                 try:
                     values[name] = int(found[variable])
                 except ValueError:
-                    problems.append(f"{variable}={found[variable]!r} is no whole number")
-        problems += [f"{name} must be at least 1" for name, value in values.items() if value < 1]
+                    problems.append(f"{where} is no whole number")
+            if name in values and values[name] < 1:
+                problems.append(f"{where} must be at least 1")
         if problems:
             raise ConfigError(*problems)
         return cls(**values)

@@ -3,7 +3,7 @@
 Times are integer milliseconds since the epoch, UTC; durations are integer milliseconds made by `milliseconds` … `days`.
 """
 
-from typing import Any, Generic, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -22,9 +22,14 @@ LATEST = 253_402_300_799_999
 Pane = Literal["early", "on_time", "late"]
 
 
-@dataclass_transform(field_specifiers=(msgspec.field,))
-class _RecordMeta(msgspec.StructMeta):
-    """For type checkers alone: a class that names such a metaclass may have frozen and other subclasses (PEP 681)."""
+if TYPE_CHECKING:
+
+    @dataclass_transform(field_specifiers=(msgspec.field,))
+    class _RecordMeta(msgspec.StructMeta):
+        """A class that names such a metaclass may have frozen and other subclasses (PEP 681)."""
+
+else:
+    _RecordMeta = msgspec.StructMeta  # a subclass of it would be in the way of msgspec.defstruct
 
 
 class Record(msgspec.Struct, metaclass=_RecordMeta):

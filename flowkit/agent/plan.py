@@ -4,8 +4,10 @@ Agents that share a table, or read the same topic, form one *group*: partition p
 one task. The agent that writes a broadcast table runs in every group that reads it, over all partitions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import Any
 
 from flowkit.agent.spec import AgentSpec
@@ -68,22 +70,23 @@ def make_plan(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]])
     for table in tables:
         if table.source is not None:
             joined.join([("table", table.name), _root(table.source)])
-    groups: dict[Any, Group] = {}
+    made: dict[Any, Group] = {}
     for agent in agents:
         if agent not in broadcast_writers:
-            groups.setdefault(joined.find(_node(agent)), Group("")).agents.append(agent)
+            made.setdefault(joined.find(_node(agent)), Group("")).agents.append(agent)
     for table in tables:
         key = joined.find(("table", table.name))
-        if not table.broadcast and (key in groups or table.source is not None):
-            groups.setdefault(key, Group("")).tables.append(table)
-    for group in groups.values():
+        if not table.broadcast and (key in made or table.source is not None):
+            made.setdefault(key, Group("")).tables.append(table)
+    groups = list(made.values())
+    for group in groups:
         _complete(group, broadcast_writers, agents, depths)
-    alone = [writer for writer in broadcast_writers if not any(writer in group.agents for group in groups.values())]
-    for writer in alone:
-        group = groups[_node(writer)] = Group("", [writer], list(writer.tables))
-        _inputs(group, {writer})
-        group.name = writer.name
-    return Plan(_in_order(list(groups.values())))
+    for writer in reversed(broadcast_writers):  # one that nobody reads still runs, somewhere
+        if not any(writer in group.agents for group in groups):
+            groups.append(group := Group("", [writer]))
+            _complete(group, broadcast_writers, agents, depths)
+    _name(groups)
+    return Plan(_in_order(groups))
 
 
 def _node(agent: AgentSpec) -> tuple[str, str]:
@@ -112,22 +115,45 @@ class _Joined:
 
 
 def _complete(group: Group, writers: list[AgentSpec], agents: Sequence[AgentSpec], depths: dict[str, int]) -> None:
-    read = {table for agent in group.agents for table in agent.reads if table.broadcast}
-    brought = [writer for writer in writers if read & set(writer.tables)]
+    """Add the writers of the broadcast tables that the group reads, and of those that these read; then the inputs."""
+    members = set(group.agents)
+    while True:
+        read = {table for agent in members for table in agent.reads if table.broadcast}
+        more = {writer for writer in writers if read & set(writer.tables)} - members
+        if not more:
+            break
+        members |= more
+    group.agents = [agent for agent in agents if agent in members]
+    brought = [agent for agent in group.agents if agent in writers]
     group.tables += [table for writer in brought for table in writer.tables]
-    order = {agent: n for n, agent in enumerate(agents)}
-    group.agents = sorted([*brought, *group.agents], key=lambda agent: order[agent])
     group.tables.sort(key=lambda table: depths[table.name])
     _inputs(group, set(brought))
-    group.name = min([t.name for t in group.tables if not t.broadcast] or [agent.name for agent in group.agents])
+
+
+def _name(groups: list[Group]) -> None:
+    """Names by what does not change when an agent is added: tables. State is found by them, so they must differ."""
+    for group in groups:
+        group.name = min([t.name for t in group.tables if not t.broadcast], default="")
+    taken = {group.name for group in groups}
+    for group in groups:
+        if not group.name:
+            group.name = min(agent.name for agent in group.agents)
+            while group.name in taken:
+                group.name = f"agent-{group.name}"
+            taken.add(group.name)
 
 
 def _inputs(group: Group, brought: set[AgentSpec]) -> None:
     everywhere = {s.name: s for a in group.agents if a in brought for s in a.sources if isinstance(s, Topic)}
     here = {s.name: s for a in group.agents if a not in brought for s in a.sources if isinstance(s, Topic)}
     here |= {t.source.name: t.source for t in group.tables if isinstance(t.source, Topic)}
-    group.topics = list(here.values())
-    group.broadcast_topics = [topic for name, topic in everywhere.items() if name not in here]
+    for name in sorted(everywhere.keys() & here.keys()):
+        writers = ", ".join(repr(agent.name) for agent in group.agents if agent in brought)
+        raise ConfigError(
+            f"topic {name!r}: {writers} read all of it for a broadcast table, and others of the same task one "
+            "partition: send it on to a topic of its own"
+        )
+    group.topics, group.broadcast_topics = list(here.values()), list(everywhere.values())
 
 
 def _in_order(groups: list[Group]) -> list[Group]:
@@ -135,11 +161,11 @@ def _in_order(groups: list[Group]) -> list[Group]:
     done: list[Group] = []
     rest = list(groups)
     while rest:
-        written = {outlet.name for group in rest for outlet in group.outlets}
+        writers = [(outlet.name, group) for group in rest for outlet in group.outlets]
         free = [
             group
             for group in rest
-            if not any(topic.name in written - {o.name for o in group.outlets} for topic in group.inputs)
+            if not {topic.name for topic in group.inputs} & {name for name, writer in writers if writer is not group}
         ]
         step = free or rest[:1]
         done += step
@@ -148,48 +174,85 @@ def _in_order(groups: list[Group]) -> list[Group]:
 
 
 def _depths(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -> dict[str, int]:
-    """How many tables lie upstream of each table, through their own events. Raises ConfigError for a circle."""
-    above: dict[str, set[str]] = {table.name: set() for table in tables}
-    for agent in agents:
-        for source in agent.sources:
-            if isinstance(source, TableEvents) and source.kind == "closed":
-                for table in agent.tables:
-                    above[table.name].add(source.table.name)
-    for table in tables:
-        if isinstance(table.source, TableEvents):
-            above[table.name].add(table.source.table.name)
+    """How many tables lie upstream of each table, through their closed windows. Raises ConfigError for a circle."""
+    above: dict[str, dict[str, TableEvents]] = {table.name: {} for table in tables}
+    windows: dict[str, set[str]] = {table.name: set() for table in tables}
+    for sources, written in [
+        *((agent.sources, agent.tables) for agent in agents),
+        *(((table.source,), (table,)) for table in tables if table.source is not None),
+    ]:
+        for source in sources:
+            if isinstance(source, TableEvents):
+                for table in written:
+                    above[table.name].setdefault(source.table.name, source)
+                    if source.kind == "closed":
+                        windows[table.name].add(source.table.name)
+    circle = _circle(above)
+    if circle:
+        way = " -> ".join(repr(above[low][high].name) for high, low in pairwise(circle))
+        raise ConfigError(
+            f"tables feed each other in a circle: {way} -> {circle[0]!r}: an event could go round without end"
+        )
     depths: dict[str, int] = {}
 
-    def depth(name: str, path: tuple[str, ...]) -> int:
-        if name in path:
-            raise ConfigError(f"tables feed each other in a circle: {' -> '.join((*path[path.index(name) :], name))}")
+    def depth(name: str) -> int:
         if name not in depths:
-            depths[name] = max((depth(up, (*path, name)) + 1 for up in above[name]), default=0)
+            depths[name] = max((depth(up) + 1 for up in windows[name]), default=0)
         return depths[name]
 
     for table in tables:
-        depth(table.name, ())
+        depth(table.name)
     return depths
+
+
+def _circle(above: Mapping[str, Iterable[str]]) -> list[str]:
+    """Names of which each lies above the next, the first again as the last; [] if there is no such circle."""
+    try:
+        TopologicalSorter(above).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def _broadcast_problem(where: str, source: TableEvents) -> Iterator[str]:
+    if source.table.broadcast:
+        yield (
+            f"{where}: {source.name!r} would come once in every task, since table {source.table.name!r} is broadcast: "
+            "name the table in reads="
+        )
 
 
 def _table_problems(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -> Iterable[str]:
     known = set(tables)
     for agent in agents:
-        for table in (*agent.tables, *agent.reads):
+        sources = [source for source in agent.sources if isinstance(source, TableEvents)]
+        for table in dict.fromkeys((*agent.tables, *agent.reads, *(source.table for source in sources))):
             if table not in known:
                 yield f"agent {agent.name!r}: table {table.name!r} belongs to another app"
+        for source in sources:
+            yield from _broadcast_problem(f"agent {agent.name!r}", source)
     for table in tables:
         writers = [agent for agent in agents if table in agent.tables]
         if len(writers) > 1:
             names = ", ".join(repr(agent.name) for agent in writers)
             yield f"table {table.name!r} is written by {names}: one agent writes a table, others name it in reads="
-        readers = [agent for agent in agents if table in agent.reads]
+        readers = [
+            agent
+            for agent in agents
+            if table in agent.reads or any(isinstance(s, TableEvents) and s.table is table for s in agent.sources)
+        ]
         if readers and not writers and table.source is None:
             yield f"table {table.name!r} is read by {readers[0].name!r}, but no agent writes it"
+        if isinstance(table.source, TableEvents):
+            yield from _broadcast_problem(f"table {table.name!r}", table.source)
+            if table.source.table not in known:
+                yield f"table {table.name!r}: of={table.source.name!r} belongs to another app"
         if table.broadcast:
             for writer in writers:
-                if writer.sinks or any(not t.broadcast for t in (*writer.tables, *writer.reads)):
+                parts = [s for s in writer.sources if isinstance(s, TableEvents)]
+                if writer.sinks or parts or any(not t.broadcast for t in (*writer.tables, *writer.reads)):
                     yield (
                         f"agent {writer.name!r} writes the broadcast table {table.name!r} and so runs in every task: "
-                        "it can have neither sinks nor tables of one partition"
+                        "it can have neither sinks nor anything of tables of one partition"
                     )

@@ -38,10 +38,10 @@ def _ask(need: Need) -> Generator[Need, Any, Any]:
 
 
 class Stream(Generic[T_co]):
-    """The events of an agent's sources, in the order of the task. `async for event in stream`, or `stream.batches(n)`."""
+    """The events of an agent's sources, in the order of the task: by `async for event in stream`, or by `batches`."""
 
     def __aiter__(self) -> AsyncIterator[T_co]:
-        return self  # type: ignore[return-value]
+        return self
 
     def __anext__(self) -> Any:
         return _ask(EVENT)

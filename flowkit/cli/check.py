@@ -14,7 +14,7 @@ from flowkit.app import App
 from flowkit.cli.arguments import Module, OptionalBroker, OptionalState
 from flowkit.cli.check_code import kept_between_events
 from flowkit.cli.load import load_app
-from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, shown_path
+from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
 from flowkit.cli.show import count, duration
 from flowkit.errors import ConfigError
 from flowkit.table import AnyTable, check_schema
@@ -55,9 +55,9 @@ def check(module: Module, state: OptionalState = None, broker: OptionalBroker = 
     for severity in order:
         for finding in findings:
             if finding.severity == severity:
-                print(f"{severity}: {finding.message}")
+                out(f"{severity}: {finding.message}")
     found = [count(n, severity) for severity in order if (n := sum(f.severity == severity for f in findings))]
-    print(f"{app.name}: {', '.join(found) or 'nothing found'}")
+    out(f"{app.name}: {', '.join(found) or 'nothing found'}")
     return FAILED if any(finding.severity != "note" for finding in findings) else OK
 
 

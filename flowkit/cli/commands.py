@@ -1,6 +1,7 @@
 """The commands, and which of them a command line needs: only that one's module is loaded, all of them for --help."""
 
 import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flowkit.cli.outcome import BROKEN_PIPE, EXIT_CODES, WRONG
+from flowkit.cli.outcome import BROKEN_PIPE, EXIT_CODES, WRONG, out
 
 NAMES = ("run", "worker", "health", "topics", "tables", "explain", "check", "dlq", "new")
 """In the order in which --help shows them. Each is a module of this room with `add_to(app)`."""
@@ -46,20 +47,24 @@ def make_app(names: Sequence[str] = NAMES) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    app.callback()(_version)
+    app.callback()(_common)
     for name in names:
         import_module(f"flowkit.cli.{name}").add_to(app)
     return app
 
 
-def _version(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
-) -> None:
-    if version:
-        from importlib.metadata import version as version_of
-
-        print(f"flowkit {version_of('flowkit')}")
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        out(f"flowkit {sys.modules['flowkit'].__version__}")  # the roof is there, but no room imports it
         raise typer.Exit
+
+
+def _common(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and leave.", is_eager=True, callback=_tell_version
+    ),
+) -> None:
+    """Options before the command."""
 
 
 def run_command(words: Sequence[str]) -> int:

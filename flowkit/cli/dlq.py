@@ -9,7 +9,7 @@ import typer
 
 from flowkit.cli.arguments import OptionalBroker, OptionalState, pairs
 from flowkit.cli.loop import run_loop
-from flowkit.cli.outcome import EXIT_CODES, OK, say
+from flowkit.cli.outcome import EXIT_CODES, OK, out, say
 from flowkit.cli.show import columns, count, iso, text
 from flowkit.errors import ConfigError, InputError
 from flowkit.record import DeadLetter
@@ -46,7 +46,7 @@ def list_(
         for number, letter in enumerate(read_letters(file, state, broker), 1)
         if topic in (None, letter.topic)
     ]
-    print(columns(("N", "TOPIC", "POSITION", "ERROR", "REASON"), rows) if rows else "no dead letters")
+    out(columns(("N", "TOPIC", "POSITION", "ERROR", "REASON"), rows) if rows else "no dead letters")
     return OK
 
 
@@ -70,9 +70,9 @@ def show(
         ("key", text(letter.key)),
         ("value", text(letter.value)),
     ):
-        print(f"{name:<10} {value}")
+        out(f"{name:<10} {value}")
     if letter.traceback:
-        print(f"\n{letter.traceback.rstrip()}")
+        out(f"\n{letter.traceback.rstrip()}")
     return OK
 
 

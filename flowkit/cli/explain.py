@@ -9,8 +9,8 @@ from flowkit.agent import AgentSpec, Group, Outlet, Topic
 from flowkit.app import App
 from flowkit.cli.arguments import Module, pairs
 from flowkit.cli.load import load_app
-from flowkit.cli.outcome import EXIT_CODES, OK
-from flowkit.cli.show import duration, window_words
+from flowkit.cli.outcome import EXIT_CODES, OK, out
+from flowkit.cli.show import duration, type_name, window_words
 from flowkit.record import Events
 from flowkit.sink import FileSink
 from flowkit.table import AnyTable, TableEvents
@@ -45,7 +45,7 @@ def explain(
     bound = dict(pairs("--bind", bind or [], "NAME=FILE"))
     app = load_app(module)
     groups = app.plan().groups
-    print(mermaid_of(app, groups) if mermaid else "\n".join(text_of(app, groups, bound)))
+    out(mermaid_of(app, groups) if mermaid else "\n".join(text_of(app, groups, bound)))
     return OK
 
 
@@ -77,7 +77,7 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
     yield ""
     yield "outputs"
     for outlet in _outlets(groups):
-        yield f"  {_kind(outlet)} {outlet.name}: {_type_name(outlet.element)}{_key_words(outlet)}"
+        yield f"  {_kind(outlet)} {outlet.name}: {type_name(outlet.element)}{_key_words(outlet)}"
         yield f"    {_guarantee(outlet, bound)}"
     yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
     letters = bound.get(app.dead_letters.name)
@@ -101,7 +101,7 @@ def _tasks(group: Group) -> str:
 
 
 def _topic_words(topic: Topic[Any]) -> str:
-    words = [_type_name(topic.type) + _key_words(topic)]
+    words = [type_name(topic.type) + _key_words(topic)]
     words.append(f"time {_getter(topic.time)}" if topic.time is not None else "time of the transport")
     words.append(f"up to {duration(topic.out_of_order)} out of order" if topic.out_of_order else "in order of time")
     if topic.idle_after is not None:
@@ -113,12 +113,12 @@ def _topic_words(topic: Topic[Any]) -> str:
 
 def table_words(table: AnyTable[Any, Any]) -> str:
     """What a table keeps, for how long, in words."""
-    words = [f"keyed by {_type_name(table.key_type)}"]
+    words = [f"keyed by {type_name(table.key_type)}"]
     if table.source is not None:
         counted = ", ".join(f"{name} = {aggregate!r}" for name, aggregate in table.aggregates.items())
         words = [f"counts {table.source.name} by {_getter(table.by)}: {counted}"]
     else:
-        words.append(f"values {_type_name(table.value_type)}")
+        words.append(f"values {type_name(table.value_type)}")
     if table.window is not None:
         words.append(f"windows {window_words(table.window)}")
         if table.allowed_lateness:
@@ -189,10 +189,6 @@ def _getter(getter: Any) -> str:
 
 def _names(things: Iterable[Any]) -> str:
     return ", ".join(thing.name for thing in things)
-
-
-def _type_name(type_: Any) -> str:
-    return getattr(type_, "__name__", None) or str(type_)
 
 
 # As a diagram

@@ -7,7 +7,7 @@ import typer
 
 from flowkit.cli.arguments import OptionalState
 from flowkit.cli.logging import set_up_logs
-from flowkit.cli.outcome import FAILED, OK, WRONG, complain
+from flowkit.cli.outcome import FAILED, OK, WRONG, complain, out
 from flowkit.errors import ConfigError
 
 HELP = """Tell whether the worker that uses a state directory is alive, ready and not stalled.
@@ -40,7 +40,7 @@ def health(
         return WRONG
     set_up_logs(None, "warning")
     problem = what_is_wrong(Path(state), round(max_age * 1000))
-    print(problem or "healthy")
+    out(problem or "healthy")
     return FAILED if problem else OK
 
 

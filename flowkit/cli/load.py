@@ -53,7 +53,7 @@ def _import(place: str) -> ModuleType:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        if place.endswith(".py") or os.sep in place or Path(place).is_dir():
+        if place.endswith(".py") or os.sep in place:
             return _import_file(place)
         return _import_name(place)
     except (KeyboardInterrupt, ConfigError) as error:

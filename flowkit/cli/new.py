@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowkit.cli.outcome import EXIT_CODES, OK
+from flowkit.cli.outcome import EXIT_CODES, OK, out
 from flowkit.errors import ConfigError
 
 APP = '''"""$title: counts clicks a user, minute by minute, and tells who is too quick."""
@@ -165,7 +165,7 @@ def new(
         raise ConfigError(f"{path}: exists already; choose another name") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
-    print(f"""made {path}/ with {", ".join(FILES)}. Next:
+    out(f"""made {path}/ with {", ".join(FILES)}. Next:
   cd {path}
   pytest
   flowkit run app.py --input clicks=sample.jsonl --output alerts=- --output by_minute=-""")

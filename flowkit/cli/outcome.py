@@ -94,14 +94,23 @@ def complain(*problems: str, where: list[traceback.FrameSummary] | None = None) 
 
 
 def say(text: str) -> None:
-    """A line on stderr; what the terminal cannot show is escaped, and nobody listening is no error."""
+    """A line on stderr; nobody listening is no error."""
     stream = sys.stderr
     if stream is None or stream.closed:
         return
-    encoding = stream.encoding or "utf-8"
     with contextlib.suppress(OSError):
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.write(text + "\n")
         stream.flush()
+
+
+def out(text: str) -> None:
+    """A line on stdout. Raises StoreError if it cannot be written."""
+    try:
+        print(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StoreError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def finish(code: int) -> int:
@@ -136,7 +145,8 @@ def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _is_own(path: str) -> bool:
-    if path.startswith((OURS, "<")) or not os.path.isabs(path):  # compiled modules give paths of where they were made
+    # Compiled modules give paths of where they were made, which are not absolute.
+    if path.startswith((OURS, "<")) or not Path(path).is_absolute():
         return False
     return not path.startswith(LIBRARIES) or path.startswith(tuple(own_directories))
 

@@ -69,16 +69,19 @@ def _watermark(ms: int) -> str:
     return "-" if ms <= MIN_TIME else "end" if ms >= END_OF_TIME else iso(ms)
 
 
-def say_summary(app: str, summary: Summary, unbound: dict[str, int], stopped: str | None) -> None:
-    """The one line at the end of a run. `unbound` counts what was sent to where nothing was bound."""
+def say_summary(app: str, summary: Summary, bound: set[str], unbound: set[str], stopped: str | None) -> None:
+    """The one line at the end of a run: what was sent to outputs that are `bound`, and to those that are not."""
     if summary.already_done:
         say(f"{app}: nothing left to do: the run in this state directory is complete")
         return
     counters = summary.counters
     rate = counters.records / summary.seconds if summary.seconds else 0.0
     words = [f"{count(counters.records, 'record')} in {summary.seconds:.2f} s ({rate:,.0f}/s)"]
-    words += [f"{sent:,} to {name}" for name, sent in sorted(summary.emitted.items()) if sent and name not in unbound]
-    words += [f"{sent:,} to {name} dropped (no --output)" for name, sent in sorted(unbound.items()) if sent]
+    for name, sent in sorted(summary.emitted.items()):
+        if sent and name in bound:
+            words.append(f"{sent:,} to {name}")
+        elif sent and name in unbound:
+            words.append(f"{sent:,} to {name} dropped (no --output)")
     if counters.late:
         words.append(f"{counters.late:,} late")
     if counters.dead:

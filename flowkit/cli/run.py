@@ -81,9 +81,10 @@ def run(
                 should_stop=stop,
             )
         )
-    bound = {name for name, _ in outputs} | {app.dead_letters.name}
+    letters = {app.dead_letters.name}
+    bound = {name for name, _ in outputs} - letters
     read = {topic.name for group in app.plan().groups for topic in group.inputs}
-    unbound = {name: sent for name, sent in summary.emitted.items() if name not in bound | read}
+    unbound = summary.emitted.keys() - bound - read - letters
     stopped = signal.Signals(stop.signal).name if stop.signal is not None and summary.stopped else None
-    say_summary(app.name, summary, unbound, stopped)
+    say_summary(app.name, summary, bound, unbound, stopped)
     return OK if stopped is None or stop.signal is None else 128 + stop.signal

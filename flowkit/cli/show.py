@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
@@ -48,6 +48,15 @@ def text(data: bytes | None, limit: int | None = None) -> str:
     shown = data.decode("utf-8", "backslashreplace")
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
     return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def type_name(type_: Any) -> str:
+    """A type as it was written.
+
+    >>> type_name(int), type_name(tuple[str, int])
+    ('int', 'tuple[str, int]')
+    """
+    return type_.__name__ if isinstance(type_, type) and not get_args(type_) else str(type_)
 
 
 def window_words(window: Any) -> str:

@@ -10,8 +10,8 @@ import typer
 from flowkit.app import App
 from flowkit.cli.arguments import Json, Module, State
 from flowkit.cli.load import load_app
-from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, say
-from flowkit.cli.show import columns, iso, text, window_words
+from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, say
+from flowkit.cli.show import columns, iso, text, type_name, window_words
 from flowkit.errors import ConfigError
 
 TableName = Annotated[str, typer.Argument(metavar="TABLE", show_default=False)]
@@ -36,11 +36,11 @@ def list_(module: Module, state: State, json: Json = False) -> int:
     for table in app.tables.values():
         entries = asyncio.run(read_table(app, table, tasks))
         spread = len({entry.task for entry in entries})
-        rows.append((table.name, _name(table.key_type), window_words(table.window), len(entries), spread))
+        rows.append((table.name, type_name(table.key_type), window_words(table.window), len(entries), spread))
     if json:
         _print_json([dict(zip(("table", "key", "window", "entries", "tasks"), row, strict=True)) for row in rows])
     else:
-        print(columns(("TABLE", "KEY", "WINDOW", "ENTRIES", "TASKS"), rows))
+        out(columns(("TABLE", "KEY", "WINDOW", "ENTRIES", "TASKS"), rows))
     return OK
 
 
@@ -107,9 +107,9 @@ def _print(rows: Sequence[Any], as_json: bool) -> None:
         return
     if any(row.start > MIN_TIME or row.end < END_OF_TIME for row in rows):
         cells = [(_key(row.key), iso(row.start), iso(row.end), _encoded(row.value)) for row in rows]
-        print(columns(("KEY", "START", "END", "VALUE"), cells))
+        out(columns(("KEY", "START", "END", "VALUE"), cells))
     else:
-        print(columns(("KEY", "VALUE"), [(_key(row.key), _encoded(row.value)) for row in rows]))
+        out(columns(("KEY", "VALUE"), [(_key(row.key), _encoded(row.value)) for row in rows]))
 
 
 def _key(key: Any) -> str:
@@ -130,8 +130,4 @@ def _encoded(value: Any) -> str:
 
 def _print_json(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
-        print(_encoded(row))
-
-
-def _name(type_: Any) -> str:
-    return getattr(type_, "__name__", str(type_))
+        out(_encoded(row))

@@ -10,7 +10,7 @@ import typer
 
 from flowkit.cli.arguments import Broker, Json
 from flowkit.cli.loop import Stop, run_loop
-from flowkit.cli.outcome import EXIT_CODES, OK, say
+from flowkit.cli.outcome import EXIT_CODES, OK, out, say
 from flowkit.cli.show import columns, count, iso, text
 from flowkit.clock import SystemClock
 from flowkit.codec import EventTime, encode_key
@@ -67,7 +67,7 @@ def list_(broker: Broker, json: Json = False) -> int:
     if json:
         _print_json([{"topic": name, "partitions": partitions, "records": n} for name, partitions, n in rows])
     else:
-        print(columns(("TOPIC", "PARTITIONS", "RECORDS"), rows))
+        out(columns(("TOPIC", "PARTITIONS", "RECORDS"), rows))
     return OK
 
 
@@ -154,9 +154,9 @@ async def _lines(file: str, record: Any) -> AsyncIterator[list[Any]]:
     from flowkit.source import FileSource
 
     reader = await FileSource([file]).open(0, None)
-    if reader.fields is not None:
-        raise ConfigError(f"{file}: is CSV; put takes JSON lines")
     try:
+        if reader.fields is not None:
+            raise ConfigError(f"{file}: is CSV; put takes JSON lines")
         while not reader.at_end:
             batch = await reader.fetch(PUT_RECORDS)
             if batch is None:
@@ -231,7 +231,7 @@ def _print_rows(rows: Sequence[Row], as_json: bool) -> None:
         )
     else:
         for at, _, _, key, value in rows:
-            print(text(key), iso(at), text(value), sep="\t")
+            out(f"{text(key)}\t{iso(at)}\t{text(value)}")
     sys.stdout.flush()
 
 
@@ -251,4 +251,4 @@ def _print_json(rows: Sequence[Any]) -> None:
     import msgspec
 
     for row in rows:
-        print(msgspec.json.encode(row).decode())
+        out(msgspec.json.encode(row).decode())

@@ -8,11 +8,11 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flowkit.record import MIN_TIME, Closed, Pane
+from flowkit.record import MIN_TIME, Closed
 from flowkit.store import SpaceChange
 from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
-from flowkit.table.state import NEVER, Open, State
+from flowkit.table.state import NEVER, Open, State, next_early
 from flowkit.window import Aligned
 
 
@@ -27,6 +27,8 @@ class AlignedState(State):
         self.by_end: dict[int, Cells] = {}
         self.starts: dict[int, int] = {}
         self.unfired: list[int] = []
+        self.opened: list[int] = []
+        """Ends of the windows opened since the last mark, so that a failed event leaves none behind."""
         self.moving = early is not None
         self.due = MIN_TIME + 1
         self.touched_early: dict[int, set[Any]] = {}
@@ -65,11 +67,16 @@ class AlignedState(State):
         """The cells of a window, opened if need be."""
         cells = self.by_end.get(end)
         if cells is None:
-            cells = self.by_end[end] = Cells(self.shape, self.store, (self.name, end))
+            cells = self.by_end[end] = Cells(self.shape, self.store, (self.space, end))
             self.starts[end] = start
-            if end - 1 > self.watermark:
-                heapq.heappush(self.unfired, end)
+            self.opened.append(end)
+            self._queue(start, end)
         return cells
+
+    def _queue(self, start: int, end: int) -> None:
+        """A window that was opened is to fire."""
+        if end - 1 > self.watermark:
+            heapq.heappush(self.unfired, end)
 
     def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
         ((start, end),) = self.window.windows(t)
@@ -80,7 +87,7 @@ class AlignedState(State):
         if self.shape.mode is Mode.WRITE:
             return self.by_end[self.hi].load(key)
         value = self.find(key)
-        return self.shape.present(value) if value is not None else self.shape.new(key)
+        return self.shape.present(value if value is not None else self.shape.new(key))
 
     def put(self, key: Any, value: Any) -> None:
         self.check_write()
@@ -102,10 +109,8 @@ class AlignedState(State):
         return self.by_end[self.hi]
 
     def find(self, key: Any) -> Any:
-        for _, end in self.window.windows(self.cursor.time):
-            if end in self.by_end:
-                return self.by_end[end].find(key)
-            return None
+        for _, end in self.window.windows(self.now())[:1]:
+            return self.by_end[end].find(key) if end in self.by_end else None
         return None
 
     def open_at(self, t: int) -> list[tuple[int, int]]:
@@ -117,9 +122,10 @@ class AlignedState(State):
         mode = self.shape.mode
         if mode is Mode.OUTSIDE:
             raise no_event(self.name)
-        spans = self.open_at(self.now())
-        if not spans and self.is_late(self.cursor.time):
-            raise self.closed_error(self.cursor.time)
+        t = self.now()
+        spans = self.open_at(t)
+        if not spans and mode is Mode.WRITE and self.is_late(t):
+            raise self.closed_error(t)
         if mode is Mode.READ:
             found = [(s, e, self.by_end[e].find(key)) for s, e in spans if e in self.by_end]
             return [Open(self.shape.present(value), s, e) for s, e, value in found if value is not None]
@@ -155,7 +161,21 @@ class AlignedState(State):
 
     def mark(self) -> None:
         self._note_early()
+        self.opened.clear()
         super().mark()
+
+    def undo(self) -> None:
+        super().undo()
+        for end in self.opened:
+            self._forget(end)
+        self.opened.clear()
+
+    def _forget(self, end: int) -> None:
+        """Take back that a window was opened."""
+        del self.by_end[end], self.starts[end]
+        if end in self.unfired:
+            self.unfired.remove(end)
+            heapq.heapify(self.unfired)
 
     def _note_early(self) -> None:
         if self.early is not None:
@@ -165,6 +185,7 @@ class AlignedState(State):
 
     def cut(self) -> tuple[list[SpaceChange], list[tuple[str, int | None]]]:
         self._note_early()
+        self.opened.clear()
         changes, _ = super().cut()
         dropped, self.dropped = self.dropped, []
         return changes, dropped
@@ -176,16 +197,17 @@ class AlignedState(State):
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
         starts = dict(meta.get("open", []))
-        stored = self.store.ends(self.name)
-        self.by_end = {e: self.by_end.get(e) or Cells(self.shape, self.store, (self.name, e)) for e in stored}
+        stored = self.store.ends(self.space)
+        self.by_end = {e: self.by_end.get(e) or Cells(self.shape, self.store, (self.space, e)) for e in stored}
         self.starts = {end: starts[end] for end in stored}
         self.unfired = [end for end in stored if end - 1 > self.watermark]
+        self.opened = []
         encoded = meta.get("early", [])
         self.touched_early = {end: {self.shape.decode_key(key) for key in keys} for end, keys in encoded}
         self._set_due()
 
     def meta(self) -> dict[str, Any]:
-        saved: dict[str, Any] = {"watermark": self.watermark, "open": list(self.starts.items())}
+        saved = super().meta() | {"open": list(self.starts.items())}
         if self.touched_early:
             encode = self.shape.encode_key
             saved["early"] = [[end, sorted(map(encode, keys))] for end, keys in self.touched_early.items()]
@@ -193,24 +215,27 @@ class AlignedState(State):
 
     # Time
 
+    def deadline(self, t: int) -> int:
+        # An event that no window covers is late by its own time.
+        return min((end - 1 for _, end in self.open_at(t)), default=t + self.lateness)
+
     def is_late(self, t: int) -> bool:
         return t < self.window.late_before(self.watermark + 1 - self.lateness)
 
     def peek(self, watermark: int) -> int | None:
         if self.unfired and self.unfired[0] - 1 <= watermark:
             return self.unfired[0]
-        if self.early is not None:
-            due = (end for end in self.unfired if end not in self.early_done and self._early_due(end) <= watermark)
-            return min(due, default=None)
+        if self.early is not None and watermark > self.settled:
+            self._note_early()
+            changed = self.touched_early.keys() - self.early_done
+            return min((end for end in changed if self._early_due(end) <= watermark), default=None)
         return None
 
     def _early_due(self, end: int) -> int:
         """The watermark at which the window ending at `end` gives its next early result."""
         assert self.early is not None
-        start = self.start_of(end)
-        k = max((self.watermark + 1 - start) // self.early, 0) + 1
-        at = start + k * self.early
-        return at - 1 if at < end and start > MIN_TIME else NEVER
+        point = next_early(self.start_of(end), self.early, self.settled)
+        return point if point < end - 1 else NEVER
 
     def start_of(self, end: int) -> int:
         """The start of the window that ends at `end`."""
@@ -218,37 +243,38 @@ class AlignedState(State):
 
     def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
         if end - 1 > watermark:
-            return self._fire_early(end, watermark)
+            return self._fire_early(end)
         heapq.heappop(self.unfired)
         self.touched_early.pop(end, None)
-        results = self.results(end, "on_time") if self.wants_closed else []
+        results = self.results(end) if self.wants_closed else []
         self.watermark = max(self.watermark, end - 1)
         if self.lateness == 0:
             self._drop(end)
         return results
 
-    def results(self, end: int, pane: Pane) -> list[Closed[Any, Any]]:
+    def results(self, end: int) -> list[Closed[Any, Any]]:
         """All results of a window, in order of key bytes; copies if the window lives on."""
         hand_over = self.shape.present if self.lateness else self.shape.final
         start = self.starts[end]
-        return [Closed(key, hand_over(value), start, end, pane) for _, key, value in self.by_end[end].items()]
+        return [Closed(key, hand_over(value), start, end) for _, key, value in self.by_end[end].items()]
 
-    def _fire_early(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
-        self._note_early()
+    def _fire_early(self, end: int) -> list[Closed[Any, Any]]:
         for cells in self.all_cells():
             cells.seal()
         self.refresh()
-        keys = self.touched_early.pop(end, set())
+        keys = self.touched_early.pop(end)
         self.early_done.add(end)
-        if not self.wants_closed:
-            return []
+        return self.early_results(end, keys) if self.wants_closed else []
+
+    def early_results(self, end: int, keys: set[Any]) -> list[Closed[Any, Any]]:
+        """The results so far of some keys, in order of key bytes."""
         cells = self.by_end[end]
         rows = sorted((self.shape.encode_key(key), key) for key in keys)
         found = [(key, cells.find(key)) for _, key in rows]
         return [Closed(k, self.shape.present(v), self.starts[end], end, "early") for k, v in found if v is not None]
 
     def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
-        fired = []
+        fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
         for end, cells in self.by_end.items():
             if end - 1 <= self.watermark:
                 for key in cells.touched():
@@ -261,7 +287,7 @@ class AlignedState(State):
     def _drop(self, end: int) -> None:
         del self.by_end[end], self.starts[end]
         self.touched_early.pop(end, None)
-        self.dropped.append((self.name, end))
+        self.dropped.append((self.space, end))
         if self.hi == end:
             self.refresh()
 
@@ -284,7 +310,10 @@ class AlignedState(State):
         if self.lateness:
             self.careful_before = self.window.last_end(fired)
             self.due = min(self.due, self.window.next_end(closed) - 1 + self.lateness)
+            # Where windows leave gaps, a late event may lie in one.
+            self.careful_before = max(self.careful_before, self.window.late_before(closed))
         else:
             self.careful_before = self.window.late_before(closed)
         if self.early is not None:
+            # Every move of the watermark may pass the early point of a window that is still to be opened.
             self.due = self.watermark + 1

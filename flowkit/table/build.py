@@ -15,7 +15,7 @@ from flowkit.store import Store
 from flowkit.table.aggregates import Compiled, compile_aggregates
 from flowkit.table.aligned import AlignedState
 from flowkit.table.cells import Shape
-from flowkit.table.counted import Counter, CountState, counter_codec
+from flowkit.table.counted import CountState, counter_codec, no_count
 from flowkit.table.cursor import Cursor
 from flowkit.table.definition import AnyTable
 from flowkit.table.panes import PaneState
@@ -40,23 +40,26 @@ def make_state(
     owns: Callable[[bytes], bool] | None = None,
     wants_closed: bool = True,
     clean_limit: int = 1_000_000,
+    space: str | None = None,
 ) -> State:
-    """The state of `table` in one task, empty until its `open`."""
+    """The state of `table` in one task, empty until its `open`. In the store it is called `space`, or as the table."""
     keys = KeyCodec(table.key_type)
     compiled = compiled_of(table)
     encode, decode, new, present, final = _values(table) if compiled is None else _accumulators(compiled)
     window = table.window
-    cell_new = new
+    cell_new, encode_value = new, encode
     if isinstance(window, Session):
         encode, decode = span_codec(encode, decode)
         cell_new = _no_spans
     elif isinstance(window, Count):
         encode, decode = counter_codec(encode, decode)
-        cell_new = _no_count
+        cell_new = no_count
     elif table.ttl is not None and (window is None or isinstance(window, Global)):
         encode, decode, cell_new = _timed(encode, decode, new)
     if table.local or table.broadcast:
         owns = None
+    elif owns is not None and keys.wire is not bytes:
+        owns = _by_wire(owns, keys.wire)
     shape = Shape(
         table.name,
         keys.encode,
@@ -66,16 +69,22 @@ def make_state(
         cell_new,
         present,
         final,
+        encode_value=encode_value,
         owns=owns,
         clean_limit=clean_limit,
+        space=space,
     )
     common: dict[str, Any] = {"lateness": table.allowed_lateness, "wants_closed": wants_closed}
     if window is None or isinstance(window, Global):
-        return PlainState(shape, cursor, store, ttl=table.ttl, all_time=window is not None, **common)
+        return PlainState(
+            shape, cursor, store, ttl=table.ttl, all_time=window is not None, early=table.early, **common
+        )
     if isinstance(window, Session):
         merge = table.merge if compiled is None else compiled.merge
         assert merge is not None
-        return SessionState(shape, cursor, store, gap=window.gap, merge=merge, new=new, **common)
+        return SessionState(
+            shape, cursor, store, gap=window.gap, merge=merge, new=new, early=table.early, **common
+        )
     if isinstance(window, Count):
         assert window.n is not None
         return CountState(
@@ -88,6 +97,10 @@ def make_state(
     return AlignedState(shape, cursor, store, window=window, early=table.early, **common)
 
 
+def _by_wire(owns: Callable[[bytes], bool], wire: Callable[[bytes], bytes]) -> Callable[[bytes], bool]:
+    return lambda key: owns(wire(key))
+
+
 def compiled_of(table: AnyTable[Any, Any]) -> Compiled | None:
     """The table's declared aggregates as code, or None."""
     if table.source is None:
@@ -97,10 +110,6 @@ def compiled_of(table: AnyTable[Any, Any]) -> Compiled | None:
 
 def _no_spans(_key: Any) -> list[Any]:
     return []
-
-
-def _no_count(_key: Any) -> Any:
-    return Counter(0, [])
 
 
 def _values(table: AnyTable[Any, Any]) -> Values:
@@ -269,10 +278,10 @@ def migrate_cell(table: AnyTable[Any, Any], data: bytes, version: int) -> bytes:
             raise SchemaChanged(f"table {table.name!r}: a migrated value does not fit: {error}") from error
 
     if isinstance(table.window, Session):
-        return pack([(start, end, fired, value(raw)) for start, end, fired, raw in unpack(data)])
+        return pack([(*span, value(raw)) for *span, raw in unpack(data)])
     if isinstance(table.window, Count):
-        count, parts = unpack(data)
-        return pack((count, [(number, start, high, value(raw)) for number, start, high, raw in parts]))
+        count, last, parts = unpack(data)
+        return pack((count, last, [(*part, value(raw)) for *part, raw in parts]))
     if table.ttl is not None and (table.window is None or isinstance(table.window, Global)):
         return data[:8] + value(data[8:])
     return value(data)

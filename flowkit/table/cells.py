@@ -26,7 +26,8 @@ class Shape:
 
     `new(key)` makes the cell of a key that has none (raises KeyError if the type has no default). `present(value)`
     makes what a reader may keep (a copy, or an aggregate's result), `final(value)` the same of a value that the table
-    is done with. `owns(key bytes)` is False for another partition's keys; None where there is one partition.
+    is done with. `encode_value` is for a value alone, where a cell holds more. `owns(key bytes)` is False for another
+    partition's keys; None where there is one partition. `space` is the table's name in the store.
     """
 
     __slots__ = (
@@ -36,12 +37,14 @@ class Shape:
         "decode_key",
         "encode",
         "encode_key",
+        "encode_value",
         "final",
         "mode",
         "name",
         "new",
         "owns",
         "present",
+        "space",
     )
 
     def __init__(
@@ -54,10 +57,14 @@ class Shape:
         new: Callable[[Any], Any],
         present: Callable[[Any], Any],
         final: Callable[[Any], Any],
+        *,
+        encode_value: Callable[[Any], bytes] | None = None,
         owns: Callable[[bytes], bool] | None = None,
         clean_limit: int = 1_000_000,
+        space: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.space = name, space or name
+        self.encode_value = encode_value or encode
         self.encode_key, self.decode_key = encode_key, decode_key
         self.encode, self.decode = encode, decode
         self.new, self.owns, self.clean_limit = new, owns, clean_limit

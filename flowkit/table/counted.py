@@ -4,6 +4,7 @@ Count(3)            |e1 e2 e3|e4 e5 e6|
 Count(4, every=2)   |e1 e2|                  the first window is not full, as in Flink
                     |e1 e2 e3 e4|
                           |e3 e4 e5 e6|
+Count(2, every=3)       |e2 e3|  |e5 e6|      e1 and e4 count nowhere
 """
 
 from collections.abc import Callable, Iterator
@@ -11,22 +12,25 @@ from typing import Any
 
 import msgspec
 
-from flowkit.record import Closed
+from flowkit.record import MIN_TIME, Closed
+from flowkit.store import SpaceChange
 from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
+from flowkit.table.expiry import Expiry
 from flowkit.table.state import Open, State
 
 
 class Counter:
-    """What is known of one key: how many events it has had, and its open windows, oldest first.
+    """What is known of one key: how many events it has had, when the last (ms), and its open windows, oldest first.
 
-    `seen` is the ordinal of the last event that was counted (of this run: it is not saved).
+    `seen` is the ordinal of the last event that was counted, `index` its number from 0 (of this run: not saved).
     """
 
-    __slots__ = ("count", "seen", "windows")
+    __slots__ = ("count", "index", "last", "seen", "windows")
 
-    def __init__(self, count: int, windows: "list[Part]") -> None:
-        self.count, self.windows, self.seen = count, windows, -1
+    def __init__(self, count: int, last: int, windows: "list[Part]") -> None:
+        self.count, self.last, self.windows = count, last, windows
+        self.seen = self.index = -1
 
 
 class Part:
@@ -45,26 +49,33 @@ def counter_codec(
     pack, unpack = msgspec.msgpack.encode, msgspec.msgpack.decode
 
     def encode_counter(counter: Counter) -> bytes:
-        return pack((counter.count, [(p.number, p.start, p.high, encode(p.value)) for p in counter.windows]))
+        parts = [(p.number, p.start, p.high, encode(p.value)) for p in counter.windows]
+        return pack((counter.count, counter.last, parts))
 
     def decode_counter(data: bytes) -> Counter:
-        count, parts = unpack(data)
-        return Counter(count, [Part(number, start, high, decode(value)) for number, start, high, value in parts])
+        count, last, parts = unpack(data)
+        return Counter(count, last, [Part(number, start, high, decode(value)) for number, start, high, value in parts])
 
     return encode_counter, decode_counter
 
 
 class CountState(State):
-    """Windows of `n` events, one firing each `every` events."""
+    """Windows of `n` events, one firing each `every` events. With a `ttl` a key not counted for so long starts anew."""
 
     def __init__(
         self, *args: Any, n: int, every: int, new: Callable[[Any], Any], ttl: int | None = None, **kw: Any
     ) -> None:
         super().__init__(*args, **kw)
-        self.n, self.every, self.new, self.ttl = n, every, new, ttl
-        self.cells = Cells(self.shape, self.store, (self.name, None))
+        self.n, self.every, self.new = n, every, new
+        self.cells = Cells(self.shape, self.store, (self.space, None))
         self.moving = True
-        self.full: list[Any] = []
+        self.expiry = None if ttl is None else Expiry(ttl)
+        self.full: list[tuple[Any, int]] = []
+        """Windows to fire in this step: keys and numbers."""
+        self._full_at_mark = 0
+        self._batch: Any = None
+        self._in_batch: dict[tuple[Any, int], int] = {}
+        """Which event of the present batch was counted as which of its key."""
 
     # Seen by agents
 
@@ -72,101 +83,163 @@ class CountState(State):
         if self.shape.mode is not Mode.WRITE:
             value = self.get(key)
             return value if value is not None else self.new(key)
-        return self._counted(key).windows[-1].value
+        parts = self._here(key)
+        # An event that falls in no window may do with its value what it likes.
+        return parts[-1].value if parts else self.new(key)
 
-    def _counted(self, key: Any) -> Counter:
-        """The key's counter with this event counted."""
-        t = self.now()
+    def _here(self, key: Any) -> list[Part]:
+        """The windows of `key` that this event is in; it is counted if it was not yet."""
         counter: Counter = self.cells.load(key)
-        if counter.seen == self.cursor.ordinal:
-            return counter
-        counter.seen = self.cursor.ordinal
-        if self.ttl is not None and counter.windows and counter.windows[-1].high + self.ttl <= t:
-            counter.windows.clear()
-            counter.count = 0
+        index = self._index(counter, key)
+        if index < 0:
+            index = self._count(counter, key)
+        first, last = index // self.every + 1, (index + self.n) // self.every
+        return [part for part in counter.windows if first <= part.number <= last]
+
+    def _index(self, counter: Counter, key: Any) -> int:
+        """As which of its key's events this one was counted; -1 if it was not."""
+        cursor = self.cursor
+        if cursor.batch is None:
+            return counter.index if counter.seen == cursor.ordinal else -1
+        if self._batch is not cursor.batch:
+            self._batch, self._in_batch = cursor.batch, {}
+        return self._in_batch.get((key, cursor.ordinal), -1)
+
+    def _count(self, counter: Counter, key: Any) -> int:
+        t = self.now()
+        if self.expiry is not None:
+            if self.expiry.over(counter.last, max(t, self.cursor.watermark)):
+                counter.windows.clear()
+                counter.count = 0
+            self.due = min(self.due, self.expiry.expect(max(counter.last, t), self.shape.encode_key(key)))
         index = counter.count
+        counter.seen, counter.index = self.cursor.ordinal, index
         counter.count += 1
-        first = index // self.every + 1
-        last = (index + self.n) // self.every
+        counter.last = max(counter.last, t)
+        if self.cursor.batch is not None:
+            self._in_batch[key, self.cursor.ordinal] = index
+        first, last = index // self.every + 1, (index + self.n) // self.every
         known = {part.number for part in counter.windows}
         for number in range(first, last + 1):
             if number not in known:
                 counter.windows.append(Part(number, t, t, self.new(key)))
         for part in counter.windows:
-            part.high = max(part.high, t)
+            if first <= part.number <= last:
+                part.high = max(part.high, t)
         if counter.count % self.every == 0:
-            self.full.append(key)
+            self.full.append((key, counter.count // self.every))
             self.cursor.ready = True
-        return counter
+        return index
 
     def put(self, key: Any, value: Any) -> None:
         self.check_write()
         if value is None:
             self.delete(key)
-        else:
-            self._counted(key).windows[-1].value = value
+            return
+        for part in self._here(key)[-1:]:
+            part.value = value
 
     def delete(self, key: Any) -> None:
         self.check_write()
         self.cells.delete(key)
 
     def find(self, key: Any) -> Any:
-        counter = self.cells.find(key)
-        return counter.windows[-1].value if counter is not None and counter.windows else None
+        counter: Counter | None = self.cells.find(key)
+        return counter.windows[-1].value if counter is not None and self._lives(counter) else None
 
-    def get(self, key: Any) -> Any:
-        if self.shape.mode is Mode.OUTSIDE:
-            raise no_event(self.name)
-        value = self.find(key)
-        return None if value is None else self.shape.present(value)
+    def _lives(self, counter: Counter) -> bool:
+        """True if the key has open windows and is not expired."""
+        if not counter.windows or self.expiry is None:
+            return bool(counter.windows)
+        return not self.expiry.over(counter.last, self.clock_now())
 
     def windows(self, key: Any) -> list[Open[Any]]:
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
         if self.shape.mode is Mode.READ:
-            counter = self.cells.find(key)
-            parts = counter.windows if counter is not None else []
+            counter: Counter | None = self.cells.find(key)
+            parts = counter.windows if counter is not None and self._lives(counter) else []
             return [Open(self.shape.present(part.value), part.start, part.high + 1) for part in parts]
-        return [Open(part.value, part.start, part.high + 1) for part in self._counted(key).windows]
+        return [Open(part.value, part.start, part.high + 1) for part in self._here(key)]
 
     def scan(self) -> Iterator[Any]:
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
         for _, key, counter in self.cells.items():
-            for part in counter.windows:
+            for part in counter.windows if self._lives(counter) else []:
                 yield key, Open(self.shape.present(part.value), part.start, part.high + 1)
 
     def refresh(self) -> None:
-        pass
+        """There is no quick path: every look-up may count."""
 
     # Boundaries
 
     def all_cells(self) -> Iterator[Cells]:
         yield self.cells
 
-    def value_of(self, cell: Any) -> Any:
-        return cell.windows[-1].value if cell is not None and cell.windows else None
+    def entries(self, cell: Any, end: int | None) -> dict[Any, tuple[Any, int, int]]:
+        return {} if cell is None else {p.number: (p.value, p.start, p.high + 1) for p in cell.windows}
+
+    def mark(self) -> None:
+        super().mark()
+        self._full_at_mark = len(self.full)
+        self._batch = None
 
     def undo(self) -> None:
-        self.full.clear()
+        # Windows that were full before the mark are still to fire.
+        del self.full[self._full_at_mark :]
+        self._batch = None
         super().undo()
+
+    def cut(self) -> tuple[list[SpaceChange], list[tuple[str, int | None]]]:
+        self._batch = None
+        return super().cut()
 
     def rollback(self, meta: dict[str, Any]) -> None:
         self.full.clear()
+        self._batch = None
         super().rollback(meta)
+
+    def open(self, meta: dict[str, Any]) -> None:
+        super().open(meta)
+        if self.expiry is not None:
+            self.expiry.reset((counter.last, key_bytes) for key_bytes, _, counter in self.cells.items())
+            self.due = self.expiry.due
 
     # Time
 
     def take_ready(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
-        fired = []
-        for key in self.full:
+        fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
+        full, self.full = self.full, []
+        for key, number in full:
+            if self.cells.find(key) is None:
+                continue  # deleted by the event that filled the window
             counter: Counter = self.cells.load(key)
-            number = counter.count // self.every
             for part in [part for part in counter.windows if part.number == number]:
                 counter.windows.remove(part)
                 closed = Closed(key, self.shape.final(part.value), part.start, part.high + 1)
                 fired.append((part.high + 1, self.shape.encode_key(key), closed))
-            if self.n == self.every:
+            if not counter.windows and counter.count % self.every == 0:
+                # Nothing is left to be known of the key: the next event begins anew.
                 self.cells.delete(key)
-        self.full.clear()
-        return fired  # type: ignore[return-value]
+        return fired
+
+    def settle(self, watermark: int) -> None:
+        super().settle(watermark)
+        if self.expiry is None:
+            return
+        for key_bytes in self.expiry.passed(watermark):
+            key = self.shape.decode_key(key_bytes)
+            counter: Counter | None = self.cells.find(key)
+            if counter is None:
+                continue
+            if self.expiry.over(counter.last, watermark):
+                self.cells.delete(key)
+            else:
+                self.expiry.expect(counter.last, key_bytes)
+        self.due = self.expiry.due
+
+
+def no_count(_key: Any) -> Counter:
+    """The cell of a new key."""
+    return Counter(0, MIN_TIME, [])

@@ -19,11 +19,12 @@ class Mode(Enum):
 class Cursor:
     """One task's present event.
 
-    `time` (ms) is the event's; `ordinal` counts events, so that a count window counts one once; `ready` is set by a
-    table that has something to fire without the watermark's help.
+    `time` (ms) is the event's; `ordinal` numbers events, so that a count window counts one once; `ready` is set by a
+    table that has something to fire without the watermark's help. In a batch `time` is NEVER, and `batch` has (time,
+    ordinal) by the events' identity.
     """
 
-    __slots__ = ("agent", "batch_times", "emit", "event", "ordinal", "ready", "time", "watermark")
+    __slots__ = ("agent", "batch", "emit", "event", "ordinal", "ready", "time", "watermark")
 
     def __init__(self) -> None:
         self.time = MIN_TIME
@@ -32,7 +33,7 @@ class Cursor:
         self.ordinal = 0
         self.ready = False
         self.agent: Any = None
-        self.batch_times: dict[int, int] | None = None
+        self.batch: dict[int, tuple[int, int]] | None = None
         self.emit: Callable[[Any, Any, Any, int | None], None]
 
 

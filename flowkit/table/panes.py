@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flowkit.record import Closed, Pane
+from flowkit.record import Change, Closed, Pane
 from flowkit.table.aligned import AlignedState
 from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
@@ -39,22 +39,29 @@ class PaneState(AlignedState):
         self.states, self.fresh = ({} if self.shape.copying else cells.live), cells.fresh
         self.lo, self.hi = start, end
 
-    def cells(self, start: int, end: int) -> Cells:
-        cells = self.by_end.get(end)
-        if cells is None:
-            cells = self.by_end[end] = Cells(self.shape, self.store, (self.name, end))
-            self.starts[end] = start
-            self._queue(start)
-        return cells
-
-    def _queue(self, start: int) -> None:
+    def _queue(self, start: int, end: int) -> None:
         """The windows over a pane are to fire."""
-        for _, end in self.window.windows(start):
-            if end - 1 > self.watermark and end not in self.queued:
-                self.queued.add(end)
-                heapq.heappush(self.unfired, end)
+        for _, outer in self.window.windows(start):
+            if outer - 1 > self.watermark and outer not in self.queued:
+                self.queued.add(outer)
+                heapq.heappush(self.unfired, outer)
 
-    def merged(self, start: int, end: int, keys: set[Any] | None = None) -> list[tuple[bytes, Any, Any]]:
+    def _forget(self, end: int) -> None:
+        del self.by_end[end], self.starts[end]
+        self._queue_all()
+
+    def _queue_all(self) -> None:
+        self.unfired, self.queued = [], set()
+        for end, start in self.starts.items():
+            self._queue(start, end)
+
+    def merged(
+        self,
+        start: int,
+        end: int,
+        keys: set[Any] | None = None,
+        look: Callable[[Cells, Any], Any] = Cells.find,
+    ) -> list[tuple[bytes, Any, Any]]:
         """(key bytes, key, accumulator) of the window `[start, end)`, of all keys or some, by key bytes."""
         found: dict[bytes, tuple[Any, Any]] = {}
         for pane_end in sorted(e for e, s in self.starts.items() if start <= s and e <= end):
@@ -62,7 +69,7 @@ class PaneState(AlignedState):
             if keys is None:
                 rows = cells.items()
             else:
-                rows = [(self.shape.encode_key(k), k, v) for k in keys if (v := cells.find(k)) is not None]
+                rows = [(self.shape.encode_key(k), k, v) for k in keys if (v := look(cells, k)) is not None]
             for key_bytes, key, value in rows:
                 known = found.get(key_bytes)
                 found[key_bytes] = (key, value if known is None else self.merge(known[1], value))
@@ -72,30 +79,23 @@ class PaneState(AlignedState):
         present = self.shape.present
         return [Closed(key, present(value), start, end, pane) for _, key, value in self.merged(start, end, keys)]
 
-    def results(self, end: int, pane: Pane) -> list[Closed[Any, Any]]:
-        return self._present(end - self._length(end), end, pane)
+    def results(self, end: int) -> list[Closed[Any, Any]]:
+        return self._present(self.start_of(end), end, "on_time")
 
-    def _length(self, end: int) -> int:
-        start, _ = next(span for span in self.window.windows(end - 1) if span[1] == end)
-        return end - start
+    def early_results(self, end: int, keys: set[Any]) -> list[Closed[Any, Any]]:
+        return self._present(self.start_of(end), end, "early", keys)
 
     def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
         if end - 1 > watermark:
-            self._note_early()
-            for cells in self.all_cells():
-                cells.seal()
-            self.refresh()
-            self.early_done.add(end)
-            keys = self.touched_early.pop(end, set())
-            return self._present(end - self._length(end), end, "early", keys) if self.wants_closed else []
+            return self._fire_early(end)
         heapq.heappop(self.unfired)
         self.queued.discard(end)
         self.touched_early.pop(end, None)
         self.watermark = max(self.watermark, end - 1)
-        return self.results(end, "on_time") if self.wants_closed else []
+        return self.results(end) if self.wants_closed else []
 
     def start_of(self, end: int) -> int:
-        return end - self._length(end)
+        return next(start for start, outer in self.window.windows(end - 1) if outer == end)
 
     def _note_early(self) -> None:
         if self.early is None:
@@ -107,18 +107,35 @@ class PaneState(AlignedState):
                         self.touched_early.setdefault(outer, set()).update(touched)
 
     def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
-        fired = []
-        for end, cells in self.by_end.items():
-            keys = set(cells.touched())
-            if keys:
-                for start, outer in self.open_at(self.starts[end]):
-                    if outer - 1 <= self.watermark:
-                        for late in self._present(start, outer, "late", keys):
-                            fired.append((outer, self.shape.encode_key(late.key), late))
+        fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
+        for (start, outer), keys in self._touched().items():
+            if outer - 1 <= self.watermark:
+                lates = self._present(start, outer, "late", keys)
+                fired += [(outer, self.shape.encode_key(late.key), late) for late in lates]
         return fired
 
+    def _touched(self) -> dict[tuple[int, int], set[Any]]:
+        """The open windows that were touched since the last boundary, and which of their keys."""
+        found: dict[tuple[int, int], set[Any]] = {}
+        for end, cells in self.by_end.items():
+            if touched := cells.touched():
+                for span in self.open_at(self.starts[end]):
+                    found.setdefault(span, set()).update(touched)
+        return found
+
+    def changes(self, time: int) -> list[Change[Any, Any]]:
+        """What the event since `mark` changed: windows, not panes."""
+        changes = []
+        for (start, end), keys in sorted(self._touched().items(), key=_by_end):
+            before = {row[0]: row[2] for row in self.merged(start, end, keys, Cells.before)}
+            for key_bytes, key, value in self.merged(start, end, keys):
+                old = before.get(key_bytes)
+                if old is None or self.differ(old, value):
+                    changes.append(self.change(key, old and (old, start, end), (value, start, end), time))
+        return changes
+
     def settle(self, watermark: int) -> None:
-        self.watermark = watermark
+        self.watermark = self.settled = watermark
         self.early_done.clear()
         closed_before = self.window.late_before(watermark + 1 - self.lateness)
         for end in [end for end in self.by_end if end <= closed_before]:
@@ -127,10 +144,7 @@ class PaneState(AlignedState):
 
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
-        self.unfired, self.queued = [], set()
-        for start in self.starts.values():
-            self._queue(start)
-        self._set_due()
+        self._queue_all()
 
     def windows(self, key: Any) -> list[Open[Any]]:
         if self.shape.mode is Mode.OUTSIDE:
@@ -139,14 +153,22 @@ class PaneState(AlignedState):
         return [Open(self.shape.present(found[0][2]), s, e) for s, e, found in rows if found]
 
     def find(self, key: Any) -> Any:
-        spans = self.open_at(self.cursor.time)
+        spans = self.open_at(self.now())
         found = self.merged(*spans[0], {key}) if spans else []
         return found[0][2] if found else None
 
     def scan(self) -> Iterator[Any]:
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
-        for end in sorted(self.queued):
-            start = end - self._length(end)
+        spans = {span for start in self.starts.values() for span in self.open_at(start)}
+        for start, end in sorted(spans, key=_end_of):
             for _, key, value in self.merged(start, end):
                 yield key, Open(self.shape.present(value), start, end)
+
+
+def _end_of(span: tuple[int, int]) -> int:
+    return span[1]
+
+
+def _by_end(row: tuple[tuple[int, int], set[Any]]) -> int:
+    return row[0][1]

@@ -7,20 +7,25 @@ from typing import Any
 import msgspec
 
 from flowkit.errors import StateError
-from flowkit.record import END_OF_TIME, Closed
+from flowkit.record import Change, Closed
 from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
-from flowkit.table.state import NEVER, Open, State
+from flowkit.table.state import NEVER, Open, State, next_early
 from flowkit.window import absorb
 
 
 class Span:
-    """One open session of a key. `fired` is True once its result was sent and no event has come since."""
+    """One open session of a key.
 
-    __slots__ = ("end", "fired", "start", "value")
+    `fired` is True once its result was sent and no event has come since, `told` the same of an early result. `point` is
+    the watermark that was last arranged for an early result (not saved).
+    """
 
-    def __init__(self, start: int, end: int, value: Any, fired: bool = False) -> None:
-        self.start, self.end, self.value, self.fired = start, end, value, fired
+    __slots__ = ("end", "fired", "point", "start", "told", "value")
+
+    def __init__(self, start: int, end: int, value: Any, *, fired: bool = False, told: bool = False) -> None:
+        self.start, self.end, self.value, self.fired, self.told = start, end, value, fired, told
+        self.point = NEVER
 
 
 def span_codec(
@@ -30,10 +35,13 @@ def span_codec(
     pack, unpack = msgspec.msgpack.encode, msgspec.msgpack.decode
 
     def encode_spans(spans: list[Span]) -> bytes:
-        return pack([(span.start, span.end, span.fired, encode(span.value)) for span in spans])
+        return pack([(span.start, span.end, span.fired, span.told, encode(span.value)) for span in spans])
 
     def decode_spans(data: bytes) -> list[Span]:
-        return [Span(start, end, decode(value), fired) for start, end, fired, value in unpack(data)]
+        return [
+            Span(start, end, decode(value), fired=fired, told=told)
+            for start, end, fired, told, value in unpack(data)
+        ]
 
     return encode_spans, decode_spans
 
@@ -42,14 +50,23 @@ class SessionState(State):
     """`merge(a, b)` makes one value of two sessions that an event joins, the earlier one first."""
 
     def __init__(
-        self, *args: Any, gap: int, merge: Callable[[Any, Any], Any], new: Callable[[Any], Any], **kw: Any
+        self,
+        *args: Any,
+        gap: int,
+        merge: Callable[[Any, Any], Any],
+        new: Callable[[Any], Any],
+        early: int | None = None,
+        **kw: Any,
     ) -> None:
         super().__init__(*args, **kw)
-        self.gap, self.merge, self.new = gap, merge, new
-        self.cells = Cells(self.shape, self.store, (self.name, None))
+        self.gap, self.merge, self.new, self.early = gap, merge, new, early
+        self.cells = Cells(self.shape, self.store, (self.space, None))
         self.moving = True
         self.ends: list[tuple[int, bytes]] = []
         self.drops: list[tuple[int, bytes]] = []
+        self.early_points: list[tuple[int, bytes]] = []
+        """When to look at which keys for early results; what is found there is judged then."""
+        self.early_ready: list[tuple[int, bytes]] = []
         # Whether an event is late depends on its key's sessions: look closely at every one that may be.
         self.careful_lag = 0 if self.lateness else self.gap - 1
 
@@ -61,7 +78,7 @@ class SessionState(State):
             if mode is Mode.OUTSIDE:
                 raise no_event(self.name)
             value = self.find(key)
-            return self.shape.present(value) if value is not None else self.new(key)
+            return self.shape.present(value if value is not None else self.new(key))
         return self._span(key).value
 
     def _span(self, key: Any) -> Span:
@@ -70,7 +87,7 @@ class SessionState(State):
         spans: list[Span] = self.cells.load(key)
         if spans and spans[-1].start <= t and t + self.gap <= spans[-1].end:
             span = spans[-1]
-            span.fired = False
+            self._touch(span, key)
             return span
         hit, start, end = absorb(spans, t, t + self.gap)
         if not hit and end - 1 + self.lateness <= self.watermark:
@@ -90,9 +107,18 @@ class SessionState(State):
         if span.end != end or not hit:
             heapq.heappush(self.ends, (end, self.shape.encode_key(key)))
             self.due = min(self.due, end - 1)
-        span.start, span.end, span.fired = start, end, False
+        span.start, span.end = start, end
+        self._touch(span, key)
         spans.sort(key=_start)
         return span
+
+    def _touch(self, span: Span, key: Any) -> None:
+        span.fired = span.told = False
+        if self.early is not None:
+            point = next_early(span.start, self.early, self.settled)
+            if point != span.point:
+                span.point = point
+                heapq.heappush(self.early_points, (point, self.shape.encode_key(key)))
 
     def put(self, key: Any, value: Any) -> None:
         self.check_write()
@@ -111,7 +137,7 @@ class SessionState(State):
             self.cells.delete(key)
 
     def find(self, key: Any) -> Any:
-        t = self.cursor.time
+        t = self.now()
         hit, _, _ = absorb(self.cells.find(key) or [], t, t + self.gap)
         return hit[0].value if hit else None
 
@@ -127,7 +153,7 @@ class SessionState(State):
             return [Open(span.value, span.start, span.end)]
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
-        t = self.cursor.time
+        t = self.now()
         hit, _, _ = absorb(self.cells.find(key) or [], t, t + self.gap)
         return [Open(self.shape.present(span.value), span.start, span.end) for span in hit]
 
@@ -139,44 +165,76 @@ class SessionState(State):
                 yield key, Open(self.shape.present(span.value), span.start, span.end)
 
     def refresh(self) -> None:
-        pass
+        """There is no quick path: every look-up may open a session."""
 
     # Boundaries
 
     def all_cells(self) -> Iterator[Cells]:
         yield self.cells
 
-    def value_of(self, cell: Any) -> Any:
-        """For changes: the session at the cause's time."""
-        if not cell:
-            return None
-        t = self.cursor.time
-        hit, _, _ = absorb(cell, t, t + self.gap)
-        return hit[0].value if hit else None
+    def entries(self, cell: Any, end: int | None) -> dict[Any, tuple[Any, int, int]]:
+        return {span.start: (span.value, span.start, span.end) for span in cell or []}
+
+    def compare(
+        self, key: Any, old: dict[Any, tuple[Any, int, int]], new: dict[Any, tuple[Any, int, int]], time: int
+    ) -> Iterator[Change[Any, Any]]:
+        """A session that grew is the first of those that it was made of; the others are gone."""
+        for after in new.values():
+            parts = [before for before in old.values() if after[1] <= before[1] and before[2] <= after[2]]
+            for gone in parts[1:]:
+                yield self.change(key, gone, None, time)
+            first = parts[0] if parts else None
+            if first is None or first[1:] != after[1:] or self.differ(first[0], after[0]):
+                yield self.change(key, first, after, time)
+        for before in old.values():
+            if not any(after[1] <= before[1] and before[2] <= after[2] for after in new.values()):
+                yield self.change(key, before, None, time)
 
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
-        self.ends, self.drops = [], []
+        self.ends, self.drops, self.early_points, self.early_ready = [], [], [], []
         for key_bytes, _, spans in self.cells.items():
             for span in spans:
                 (self.drops if span.end - 1 <= self.watermark else self.ends).append((span.end, key_bytes))
-        heapq.heapify(self.ends)
-        heapq.heapify(self.drops)
+                if self.early is not None and not span.told:
+                    self.early_points.append((next_early(span.start, self.early, self.settled), key_bytes))
+        for heap in (self.ends, self.drops, self.early_points):
+            heapq.heapify(heap)
         self._set_due()
 
     # Time
+
+    def deadline(self, t: int) -> int:
+        return t + self.gap - 1
 
     def _set_due(self) -> None:
         self.due = self.ends[0][0] - 1 if self.ends else NEVER
         if self.drops:
             self.due = min(self.due, self.drops[0][0] - 1 + self.lateness)
+        if self.early is not None:
+            # Early points of sessions still to be opened count from here.
+            self.due = min(self.due, self.settled + 1)
 
     def peek(self, watermark: int) -> int | None:
         while self.ends and self.ends[0][0] - 1 <= watermark:
             if self._ending(*self.ends[0]) is not None:
                 return self.ends[0][0]
             heapq.heappop(self.ends)
+        while self.early_points and self.early_points[0][0] <= watermark:
+            point, key_bytes = heapq.heappop(self.early_points)
+            for span in self.cells.find(self.shape.decode_key(key_bytes)) or []:
+                if not span.told and span.end - 1 > watermark and self._has_point(span, point):
+                    heapq.heappush(self.early_ready, (span.end, key_bytes))
+        while self.early_ready:
+            if self._telling(*self.early_ready[0]) is not None:
+                return self.early_ready[0][0]
+            heapq.heappop(self.early_ready)
         return None
+
+    def _has_point(self, span: Span, point: int) -> bool:
+        """True if `point` is one at which the session, as it is now, gives early results."""
+        assert self.early is not None
+        return point >= span.start + self.early - 1 and (point + 1 - span.start) % self.early == 0
 
     def _ending(self, end: int, key_bytes: bytes) -> tuple[Any, Span] | None:
         key = self.shape.decode_key(key_bytes)
@@ -185,7 +243,13 @@ class SessionState(State):
                 return key, span
         return None
 
+    def _telling(self, end: int, key_bytes: bytes) -> tuple[Any, Span] | None:
+        found = self._ending(end, key_bytes)
+        return None if found is None or found[1].told else found
+
     def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
+        if end - 1 > watermark:
+            return self._fire_early(end)
         results = []
         while self.ends and self.ends[0][0] == end:
             _, key_bytes = heapq.heappop(self.ends)
@@ -197,7 +261,21 @@ class SessionState(State):
                 value = (self.shape.present if self.lateness else self.shape.final)(span.value)
                 results.append(Closed(key, value, span.start, span.end))
             self._fired(key, key_bytes, span)
-        self.watermark = max(self.watermark, min(end - 1, END_OF_TIME))
+        self.watermark = max(self.watermark, end - 1)
+        return results
+
+    def _fire_early(self, end: int) -> list[Closed[Any, Any]]:
+        results = []
+        while self.early_ready and self.early_ready[0][0] == end:
+            _, key_bytes = heapq.heappop(self.early_ready)
+            found = self._telling(end, key_bytes)
+            if found is None:
+                continue
+            key = found[0]
+            span = next(s for s in self.cells.load(key) if s.end == end)
+            span.told = True
+            if self.wants_closed:
+                results.append(Closed(key, self.shape.present(span.value), span.start, span.end, "early"))
         return results
 
     def _fired(self, key: Any, key_bytes: bytes, span: Span) -> None:
@@ -214,17 +292,16 @@ class SessionState(State):
             self.cells.delete(key)
 
     def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
-        fired = []
+        fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
         for key in self.cells.touched():
             key_bytes = self.shape.encode_key(key)
             for span in self.cells.find(key) or []:
                 if span.end - 1 <= self.watermark and not span.fired:
-                    fired.append(
-                        (span.end, key_bytes, Closed(key, self.shape.present(span.value), span.start, span.end, "late"))
-                    )
+                    late = Closed(key, self.shape.present(span.value), span.start, span.end, "late")
+                    fired.append((span.end, key_bytes, late))
                     span.fired = True
                     heapq.heappush(self.drops, (span.end, key_bytes))
-        return fired  # type: ignore[return-value]
+        return fired
 
     def settle(self, watermark: int) -> None:
         super().settle(watermark)

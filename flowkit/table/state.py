@@ -4,7 +4,6 @@ The engine drives a state through `mark … keep|undo` around events that need i
 watermark moves, and `cut` or `rollback` at the end of a commit interval.
 """
 
-import heapq
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +12,7 @@ from flowkit.record import END_OF_TIME, MIN_TIME, Change, Closed
 from flowkit.store import SpaceChange, Store
 from flowkit.table.cells import Cells, Shape, no_event
 from flowkit.table.cursor import Cursor, Mode
+from flowkit.table.expiry import Expiry
 
 V = TypeVar("V")
 NEVER = END_OF_TIME + 1
@@ -35,8 +35,8 @@ class State:
     """What the engine asks of every kind of table.
 
     `due` is the least watermark (ms) at which something is to be fired or dropped, or at which `careful_before`
-    changes; `moving` says that any event may bring it nearer. An event older than `careful_before`, or `careful_lag` or more behind the watermark, may be late or may
-    touch a window that has fired already.
+    changes; `moving` says that any event may bring it nearer. An event older than `careful_before`, or `careful_lag` or
+    more behind the watermark, may be late or may touch a window that has fired already.
     """
 
     windowed = True
@@ -46,13 +46,20 @@ class State:
     ) -> None:
         self.shape, self.cursor, self.store = shape, cursor, store
         self.name = shape.name
+        self.space = shape.space
+        """What the table is called in the store."""
         self.lateness = lateness
         self.wants_closed = wants_closed
         self.watermark = MIN_TIME
+        """How far windows have fired. It lags behind the task's watermark where nothing is due between."""
+        self.settled = MIN_TIME
+        """The watermark at the last `settle`: what lies above is new."""
         self.due = NEVER
         self.moving = False
         self.careful_before = MIN_TIME
         self.careful_lag = NEVER
+        self.lo = self.hi = 0
+        """The times `[lo, hi)` (ms) for which `states` and `fresh` hold; none while they are equal."""
         self.states: dict[Any, Any] = {}
         """Where the quick path looks keys up: the live objects, or nothing where it must think first."""
         self.fresh: dict[Any, Any] = {}
@@ -97,6 +104,15 @@ class State:
             raise NoEvent(f"table {self.name!r}: a batch has many times: use table.at(event)[key]")
         return t
 
+    def clock_now(self) -> int:
+        """What expiry goes by (ms): the event's time or the watermark, whichever is later; the end of all time is no time."""
+        cursor = self.cursor
+        return max(t for t in (MIN_TIME, cursor.time, cursor.watermark) if t < END_OF_TIME - 1)
+
+    def deadline(self, t: int) -> int:
+        """The watermark (ms) by which an event at `t` must be handled to be in its first window; NEVER if none waits."""
+        return NEVER
+
     def check_write(self) -> None:
         if self.shape.mode is Mode.READ:
             raise ReadOnly(f"table {self.name!r} is only read by this agent: declare it in tables= to write it")
@@ -137,25 +153,41 @@ class State:
         self.refresh()
 
     def changes(self, time: int) -> list[Change[Any, Any]]:
-        """What the event since `mark` changed, in order of window and key bytes."""
-        found = []
+        """What the event since `mark` changed, in order of window end and key bytes."""
+        rows = []
         for cells in self.all_cells():
             end = cells.space[1]
-            start, end = self.bounds(end)
-            rows = []
             for key in cells.touched():
-                old, new = self.value_of(cells.before(key)), self.value_of(cells.find(key))
-                encode = self.shape.encode
-                old_cell, new_cell = cells.before(key), cells.find(key)
-                if (old_cell is None) != (new_cell is None) or (
-                    old_cell is not None and encode(old_cell) != encode(new_cell)
-                ):
-                    new = None if new is None else self.shape.present(new)
-                    old = None if old is None else self.shape.present(old)
-                    rows.append((self.shape.encode_key(key), Change(key, old, new, time, start, end)))
-            rows.sort(key=lambda row: row[0])
-            found += [change for _, change in rows]
-        return found
+                old, new = self.entries(cells.before(key), end), self.entries(cells.find(key), end)
+                key_bytes = self.shape.encode_key(key)
+                rows += [(change.end, key_bytes, change) for change in self.compare(key, old, new, time)]
+        rows.sort(key=_end_and_key)
+        return [change for _, _, change in rows]
+
+    def entries(self, cell: Any, end: int | None) -> dict[Any, tuple[Any, int, int]]:
+        """The windows in a cell: value, start and end of each, by what tells them apart."""
+        return {} if cell is None else {None: (self.value_of(cell), *self.bounds(end))}
+
+    def compare(
+        self, key: Any, old: dict[Any, tuple[Any, int, int]], new: dict[Any, tuple[Any, int, int]], time: int
+    ) -> Iterator[Change[Any, Any]]:
+        """The changes of one cell, from its old entries to the new ones."""
+        for name in {**old, **new}:
+            before, after = old.get(name), new.get(name)
+            if before is None or after is None or self.differ(before[0], after[0]):
+                yield self.change(key, before, after, time)
+
+    def differ(self, old: Any, new: Any) -> bool:
+        return bool(self.shape.encode_value(old) != self.shape.encode_value(new))
+
+    def change(
+        self, key: Any, old: tuple[Any, int, int] | None, new: tuple[Any, int, int] | None, time: int
+    ) -> Change[Any, Any]:
+        """From one entry to another; its window is the new one's, if there is one."""
+        present = self.shape.present
+        _, start, end = new or old or (None, MIN_TIME, END_OF_TIME)
+        before, after = None if old is None else present(old[0]), None if new is None else present(new[0])
+        return Change(key, before, after, time, start, end)
 
     def bounds(self, end: int | None) -> tuple[int, int]:
         return MIN_TIME, END_OF_TIME
@@ -180,10 +212,11 @@ class State:
     def open(self, meta: dict[str, Any]) -> None:
         """Take up what a commit left: `meta` and the store."""
         self.watermark = meta.get("watermark", MIN_TIME)
+        self.settled = meta.get("settled", MIN_TIME)
         self.refresh()
 
     def meta(self) -> dict[str, Any]:
-        return {"watermark": self.watermark}
+        return {"watermark": self.watermark, "settled": self.settled}
 
     # Time
 
@@ -209,7 +242,7 @@ class State:
 
     def settle(self, watermark: int) -> None:
         """The watermark is now here and everything due has fired: drop what is past, set `due` anew."""
-        self.watermark = watermark
+        self.watermark = self.settled = watermark
 
     def closed_error(self, t: int) -> WindowClosed:
         return WindowClosed(f"table {self.name!r}: the window at {t} is closed (watermark {self.watermark})", self.name)
@@ -218,24 +251,34 @@ class State:
 class PlainState(State):
     """A table without windows (and, with `all_time`, one that fires at the end of all input).
 
-    With a `ttl` a cell is `[value, time of its last use]`. A key is expired once `ttl` ms have passed since then, by
-    the event's time or the watermark, whichever is later; so what an event sees never depends on when the key is
-    physically removed.
+    With a `ttl` a cell is `[value, time of its last use]`.
     """
 
     windowed = False
 
     def __init__(
-        self, shape: Shape, cursor: Cursor, store: Store, *, ttl: int | None, all_time: bool, **kw: Any
+        self,
+        shape: Shape,
+        cursor: Cursor,
+        store: Store,
+        *,
+        ttl: int | None,
+        all_time: bool,
+        early: int | None = None,
+        **kw: Any,
     ) -> None:
         super().__init__(shape, cursor, store, **kw)
-        self.cells = Cells(shape, store, (shape.name, None))
-        self.ttl = ttl
-        self.all_time = all_time
+        self.cells = Cells(shape, store, (self.space, None))
+        self.expiry = None if ttl is None else Expiry(ttl)
+        self.all_time, self.early = all_time, early
         self.fired = False
-        self.expiry: list[tuple[int, bytes]] = []
         self.moving = ttl is not None
-        if ttl is not None:
+        self.touched_early: set[Any] = set()
+        """Keys that have changed since their last early result."""
+        self.early_done = False
+        if ttl is None:
+            self.lo, self.hi = MIN_TIME, NEVER
+        else:
             self.live = self.live_ttl  # type: ignore[method-assign]
 
     def live(self, key: Any) -> Any:
@@ -255,7 +298,7 @@ class PlainState(State):
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
         value = self.find(key)
-        return self.shape.present(value) if value is not None else self.value_of(self.shape.new(key))
+        return self.shape.present(value if value is not None else self.value_of(self.shape.new(key)))
 
     def live_ttl(self, key: Any) -> Any:
         if self.shape.mode is not Mode.WRITE:
@@ -265,30 +308,23 @@ class PlainState(State):
         if self._expired(cell):
             cell = self.shape.new(key)
             self.cells.set(key, cell)
-        if cell[1] == MIN_TIME:
-            self._expect(t, key)
         cell[1] = max(cell[1], t)
+        self._expect(cell[1], key)
         return cell[0]
 
-    def _expect(self, t: int, key: Any) -> None:
-        assert self.ttl is not None
-        due = t + self.ttl
-        heapq.heappush(self.expiry, (due, self.shape.encode_key(key)))
-        self.due = min(self.due, due)
+    def _expect(self, last: int, key: Any) -> None:
+        assert self.expiry is not None
+        self.due = min(self.due, self.expiry.expect(last, self.shape.encode_key(key)))
 
     def _expired(self, cell: Any) -> bool:
-        assert self.ttl is not None
-        now = max(self.cursor.time, self.cursor.watermark)
-        return bool(cell[1] != MIN_TIME and cell[1] + self.ttl <= now)
+        return self.expiry is not None and self.expiry.over(cell[1], self.clock_now())
 
     def find(self, key: Any) -> Any:
         cell = self.cells.find(key)
-        if self.ttl is None or cell is None:
-            return cell
-        return None if self._expired(cell) else cell[0]
+        return None if cell is None or self._expired(cell) else self.value_of(cell)
 
     def value_of(self, cell: Any) -> Any:
-        return cell if self.ttl is None or cell is None else cell[0]
+        return cell if self.expiry is None else cell[0]
 
     def put(self, key: Any, value: Any) -> None:
         self.check_write()
@@ -297,11 +333,13 @@ class PlainState(State):
             return
         if key not in self.cells.fresh:
             self.shape.check_key(key)
-        if self.ttl is None:
+        if self.expiry is None:
             self.cells.set(key, value)
-        else:
-            self.cells.set(key, [value, self.now()])
-            self._expect(self.now(), key)
+            return
+        known = self.cells.find(key)
+        last = self.now() if known is None else max(known[1], self.now())
+        self.cells.set(key, [value, last])
+        self._expect(last, key)
 
     def delete(self, key: Any) -> None:
         self.check_write()
@@ -311,7 +349,7 @@ class PlainState(State):
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
         for _, key, cell in self.cells.items():
-            if self.ttl is None or not self._expired(cell):
+            if not self._expired(cell):
                 yield key, Open(self.shape.present(self.value_of(cell)), MIN_TIME, END_OF_TIME)
 
     def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
@@ -320,55 +358,123 @@ class PlainState(State):
     def windows(self, key: Any) -> list[Open[Any]]:
         if not self.all_time:
             return super().windows(key)
+        if self.shape.mode is Mode.READ and self.find(key) is None:
+            return []
         return [Open(self.live(key), MIN_TIME, END_OF_TIME)]
 
     def refresh(self) -> None:
         quick = self.shape.mode is Mode.WRITE and not self.shape.copying
         self.states, self.fresh = (self.cells.live, self.cells.fresh) if quick else ({}, {})
 
+    # Boundaries
+
     def all_cells(self) -> Iterator[Cells]:
         yield self.cells
+
+    def entries(self, cell: Any, end: int | None) -> dict[Any, tuple[Any, int, int]]:
+        return {} if cell is None or self._expired(cell) else super().entries(cell, end)
+
+    def keep(self) -> None:
+        self._note_early()
+        super().keep()
+
+    def mark(self) -> None:
+        self._note_early()
+        super().mark()
+
+    def cut(self) -> tuple[list[SpaceChange], list[tuple[str, int | None]]]:
+        self._note_early()
+        return super().cut()
+
+    def _note_early(self) -> None:
+        if self.early is not None:
+            self.touched_early.update(self.cells.touched())
 
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
         self.fired = meta.get("fired", False)
-        if self.ttl is not None:
-            self.expiry = [(cell[1] + self.ttl, key_bytes) for key_bytes, _, cell in self.cells.items()]
-            heapq.heapify(self.expiry)
+        self.touched_early = {self.shape.decode_key(key) for key in meta.get("early", ())}
+        self.early_done = False
+        if self.expiry is not None:
+            self.expiry.reset((cell[1], key_bytes) for key_bytes, _, cell in self.cells.items())
         self._set_due()
 
     def meta(self) -> dict[str, Any]:
-        return {"watermark": self.watermark, "fired": self.fired}
+        return super().meta() | {
+            "fired": self.fired,
+            "early": sorted(map(self.shape.encode_key, self.touched_early)),
+        }
+
+    # Time
 
     def _set_due(self) -> None:
-        self.due = self.expiry[0][0] if self.expiry else NEVER
+        self.due = NEVER if self.expiry is None else self.expiry.due
         if self.all_time and not self.fired:
-            self.due = min(self.due, END_OF_TIME)
+            self.due = min(self.due, END_OF_TIME - 1, self._early_point())
+
+    def _early_point(self) -> int:
+        """The watermark at which the next early results are given."""
+        if self.early is None:
+            return NEVER
+        return next_early(MIN_TIME, self.early, self.settled)
+
+    def deadline(self, t: int) -> int:
+        return END_OF_TIME - 1 if self.all_time else NEVER
 
     def peek(self, watermark: int) -> int | None:
-        return END_OF_TIME if self.all_time and not self.fired and watermark >= END_OF_TIME - 1 else None
+        if not self.all_time or self.fired:
+            return None
+        if watermark >= END_OF_TIME - 1:
+            return END_OF_TIME
+        if not self.early_done and self._early_point() <= watermark:
+            self._note_early()
+            if self.touched_early:
+                return END_OF_TIME
+        return None
 
     def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
+        if watermark < END_OF_TIME - 1:
+            return self._fire_early()
         self.fired = True
+        self.touched_early.clear()
         if not self.wants_closed:
             return []
+        # What is expired by the watermark has been removed. At the end of time, nothing more expires.
         return [
             Closed(key, self.shape.final(self.value_of(cell)), MIN_TIME, END_OF_TIME)
             for _, key, cell in self.cells.items()
-            if self.ttl is None or not self._expired(cell)
         ]
+
+    def _fire_early(self) -> list[Closed[Any, Any]]:
+        self.cells.seal()
+        self.refresh()
+        keys, self.touched_early, self.early_done = self.touched_early, set(), True
+        if not self.wants_closed:
+            return []
+        found = [(key, self.find(key)) for _, key in sorted((self.shape.encode_key(key), key) for key in keys)]
+        present = self.shape.present
+        return [Closed(k, present(v), MIN_TIME, END_OF_TIME, "early") for k, v in found if v is not None]
 
     def settle(self, watermark: int) -> None:
         super().settle(watermark)
-        while self.expiry and self.expiry[0][0] <= watermark < END_OF_TIME:
-            _, key_bytes = heapq.heappop(self.expiry)
-            key = self.shape.decode_key(key_bytes)
-            cell = self.cells.find(key)
-            if cell is None:
-                continue
-            assert self.ttl is not None
-            if cell[1] + self.ttl <= watermark:
-                self.cells.delete(key)
-            else:
-                heapq.heappush(self.expiry, (cell[1] + self.ttl, key_bytes))
+        self.early_done = False
+        if self.expiry is not None:
+            for key_bytes in self.expiry.passed(watermark):
+                key = self.shape.decode_key(key_bytes)
+                cell = self.cells.find(key)
+                if cell is None:
+                    continue
+                if self.expiry.over(cell[1], watermark):
+                    self.cells.delete(key)
+                else:
+                    self.expiry.expect(cell[1], key_bytes)
         self._set_due()
+
+
+def next_early(start: int, early: int, watermark: int) -> int:
+    """The first `start + k * early - 1` with k >= 1 above the watermark: where a window gives its next early results."""
+    return start + (max((watermark + 1 - start) // early, 0) + 1) * early - 1
+
+
+def _end_and_key(row: tuple[int, bytes, Any]) -> tuple[int, bytes]:
+    return row[:2]

@@ -21,7 +21,7 @@ from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.source import MemoryBroker, MemoryStore
 from flowkit.store import open_store
 from flowkit.table import AnyTable, Mode, State
-from flowkit.worker import ClockMark, Finished, LiveTask, Records, partitions_of, random_ids, resources, task_name
+from flowkit.worker import ClockMark, Finished, LiveTask, Records, random_ids, resources, task_name
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Harness:
             await self._broker.create(topic.name, self._partitions)
         topics = dict.fromkeys([*self.app.topics, self.app.dead_letters.name], self._partitions)
         for group in self._plan.groups:
-            count = await partitions_of(self._broker, group)
+            count = self._partitions if group.topics else 1
             for partition in range(count):
                 self._counts[task_name(self.app, group, partition)] = count
                 await self._open_task(group, partition, count, topics)

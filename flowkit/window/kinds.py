@@ -168,6 +168,9 @@ def check_window(window: Window, where: str) -> None:
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise ConfigError(f"{where}: {window} needs {name} > 0 (whole ms; use seconds(…), minutes(…))")
+    offset = getattr(window, "offset", 0)
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise ConfigError(f"{where}: {window} needs a whole offset (ms; use seconds(…), minutes(…))")
     if isinstance(window, Count) and window.n is None:
         raise ConfigError(f"{where}: Count() without a number is an aggregate; as a window it is Count(n)")
     if isinstance(window, Cumulative) and window.size % window.step:

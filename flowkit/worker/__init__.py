@@ -3,7 +3,7 @@
 from flowkit.worker.build import random_ids, resources
 from flowkit.worker.feed import ClockMark, Finished, Records
 from flowkit.worker.health import Health, read_health
-from flowkit.worker.live import LiveTask, partitions_of, task_name
+from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.run import Progress, Summary, run
 from flowkit.worker.worker import Worker, serve
 
@@ -16,7 +16,6 @@ __all__ = [
     "Records",
     "Summary",
     "Worker",
-    "partitions_of",
     "random_ids",
     "read_health",
     "resources",

@@ -9,7 +9,7 @@ import structlog
 
 from flowkit.agent import END, EVENT, AgentSpec, Need, Outlet, Retry, Stream
 from flowkit.errors import FlowkitError, RecordError
-from flowkit.table import AnyTable, Compiled, Cursor, Mode, State, batch_loop, overlaps
+from flowkit.table import NEVER, AnyTable, Compiled, Cursor, Mode, State, batch_loop, overlaps
 from flowkit.window import Count, Sliding, Tumbling
 from flowkit.worker.origin import Origin
 
@@ -84,6 +84,12 @@ class StreamDriver(Driver):
         self.buffer: list[tuple[Any, int, Origin]] = []
         """Events of an unfinished batch, with their times and where they came from."""
         self.since = 0
+        self.watched: list[State] = []
+        """The states that it writes or reads."""
+        self.deadline = NEVER
+        """The watermark (ms) by which the batch must be handed over, so that its events are in their windows."""
+        self.careful = False
+        """True if an event of the batch may be late, or may touch a window that has fired."""
         self.send: Callable[[Any], Any] = _not_started
         self._agen: Any = None
         self._coro: Any = None
@@ -103,13 +109,23 @@ class StreamDriver(Driver):
         if done is not None:
             await done
 
+    def add(self, event: Any, t: int, origin: Origin, *, careful: bool) -> None:
+        """Put an event of time `t` (ms) into the batch."""
+        self.buffer.append((event, t, origin))
+        self.careful = self.careful or careful
+        self.deadline = min([self.deadline, *(state.deadline(t) for state in self.watched)])
+
+    def clear(self) -> None:
+        """Begin a new batch."""
+        self.buffer, self.deadline, self.careful = [], NEVER, False
+
     def feed(self, event: Any) -> Done:
         try:
             got = self.send(event)
         except StopIteration as stop:
             return self.emitted(stop.value)
         except StopAsyncIteration:
-            return self._returned()
+            return self.returned()
         if got is EVENT:
             self.need = EVENT
             return None
@@ -125,7 +141,7 @@ class StreamDriver(Driver):
     def emitted(self, value: Any) -> Done:
         """The agent has yielded `value`, and perhaps yields more before it asks for the next event."""
         if self._agen is None:
-            return self._returned()
+            return self.returned()
         while True:
             self.emit(value)
             self._coro = self._agen.__anext__()
@@ -136,12 +152,13 @@ class StreamDriver(Driver):
                 value = stop.value
                 continue
             except StopAsyncIteration:
-                return self._returned()
+                return self.returned()
             if got is EVENT:
+                self.need = EVENT
                 return None
             return self.after(got)
 
-    def _returned(self) -> Done:
+    def returned(self) -> Done:
         """The agent's function has returned: at the end of the input as it should, or of its own accord."""
         self._coro = self._agen = None
         self.send = _not_started
@@ -165,7 +182,7 @@ class StreamDriver(Driver):
             except StopIteration as stop:
                 done = self.emitted(stop.value)
             except StopAsyncIteration:
-                done = self._returned()
+                done = self.returned()
             else:
                 if not isinstance(got, Need):
                     continue
@@ -191,7 +208,6 @@ class StreamDriver(Driver):
 
     async def stop(self) -> None:
         self.finished = True
-        self.buffer = []
         coro = self._coro
         self._coro = self._agen = None
         self.send = _not_started

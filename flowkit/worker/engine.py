@@ -9,6 +9,7 @@ the task to go back to its last commit and to come again *carefully*: each event
 so that a failed event leaves no trace. Events that may be late, or that touch a fired window, go carefully always.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 from operator import length_hint
 from typing import Any
@@ -19,12 +20,13 @@ import structlog
 from flowkit.agent import EVENT, Group
 from flowkit.app import App
 from flowkit.clock import Clock
-from flowkit.codec import encode_key
-from flowkit.errors import UndeclaredSink, WindowClosed
+from flowkit.codec import Codec, encode_key
+from flowkit.errors import NoEvent, UndeclaredSink, WindowClosed
 from flowkit.record import END_OF_TIME, MIN_TIME, Closed
 from flowkit.store import SpaceChange, Store
 from flowkit.table import (
     NEVER,
+    AnyTable,
     Cursor,
     Mode,
     State,
@@ -40,6 +42,9 @@ from flowkit.worker.origin import Origin
 from flowkit.worker.outlets import BoundOutlet
 
 log = structlog.get_logger("flowkit.engine")
+
+STEP_SECONDS = 0.1
+"""Once agents that await have taken so long over a piece, the task may look around before the rest of it."""
 
 
 class EventFailed(Exception):
@@ -88,7 +93,8 @@ class Engine:
         self.splits = Splits()
         self.dead_letters = outlets[app.dead_letters.name]
         self.link_hit = False
-        """True once something was emitted that this run itself must read: the task then looks what is next."""
+        """True once something was emitted that this run itself must read, or a piece has taken long: the task then
+        looks what is next."""
         wanted = {s.name for agent in group.agents for s in agent.sources} | {
             table.source.name for table in group.tables if table.source is not None
         }
@@ -96,7 +102,13 @@ class Engine:
         for table in group.tables:
             closed = f"{table.name}.closed" in wanted
             self.states[table.name] = make_state(
-                table, self.cursor, store, owns=owns, wants_closed=closed, clean_limit=clean_limit
+                table,
+                self.cursor,
+                store,
+                owns=owns,
+                wants_closed=closed,
+                clean_limit=clean_limit,
+                space=_own_space(app, group, table) if bounded else None,
             )
         self.drivers: list[Driver] = self._make_drivers()
         self.routes: dict[str, list[Driver]] = self._make_routes()
@@ -104,10 +116,16 @@ class Engine:
         self.moving = [state for state in self.states.values() if state.moving]
         """States whose `due` may come nearer with any event."""
         self.inlets: dict[tuple[str, int], Inlet] = {}
+        self.codecs: dict[str, Codec] = {}
+        """How what tables send is encoded, by the name of the stream."""
         self.failures: dict[tuple[int, int], tuple[Driver, Exception]] = {}
         """What failed in the quick way since the last commit: it counts as the first attempt."""
         self.event_number = 0
         self.unit = 0
+        self.in_piece = False
+        """True while records are stepped through: what else happens is an event of its own."""
+        self.before = msgspec.structs.replace(self.counters)
+        """The counters at the last commit."""
         self.next_due = NEVER
         self.careful_before = MIN_TIME
         self.careful_lag = NEVER
@@ -118,6 +136,11 @@ class Engine:
         self.idle_after: dict[str, int] = {}
         self.active: dict[str, int] = {}
         """In a bounded run, by split: how long (ms) it may be silent, and the event time at its last record."""
+        self.beats = 0
+        """Grows with each event that awaited something: signs of life within a piece, for the watchdog."""
+        self.resting = False
+        """True while a retry waits for its time."""
+        self._until = 0.0
 
     # Making
 
@@ -138,6 +161,8 @@ class Engine:
                 if table not in agent.tables:
                     mode = Mode.READ if table in agent.reads else Mode.OUTSIDE
                     driver.modes.append((self.states[table.name], mode))
+            if isinstance(driver, StreamDriver):
+                driver.watched = [*states, *(state for state, mode in driver.modes if mode is Mode.READ)]
             drivers.append(driver)
         for driver in drivers:
             if isinstance(driver, AggregateDriver) and driver.table.window is not None:
@@ -154,11 +179,7 @@ class Engine:
             driver = next(d for d in self.drivers if d.name == agent.name and not isinstance(d, AggregateDriver))
             for source in agent.sources:
                 routes.setdefault(source.name, []).append(driver)
-        # A table's writer before those who only read it.
-        for drivers in routes.values():
-            writes = {id(state) for driver in drivers for state in driver.states}
-            drivers.sort(key=lambda d: any(id(s) in writes and m is Mode.READ for s, m in d.modes))
-        return routes
+        return {name: _writers_first(drivers) for name, drivers in routes.items()}
 
     # Life
 
@@ -166,6 +187,7 @@ class Engine:
         """Start the agents: each runs until it asks for its first event."""
         self.bind()
         self._set_modes(Mode.OUTSIDE)
+        self.cursor.agent = None
         for driver in self.drivers:
             await driver.start()
         self._set_modes(Mode.WRITE)
@@ -179,6 +201,7 @@ class Engine:
 
     async def stop(self) -> None:
         self._set_modes(Mode.OUTSIDE)
+        self.cursor.agent = None
         for driver in reversed(self.drivers):
             await driver.stop()
 
@@ -188,6 +211,7 @@ class Engine:
         Streams of what tables send end last: the last windows still go through them.
         """
         self.bind()
+        self._new_event()
         await self._flush_all(careful)
         first = [d for d in self.drivers if not self._reads_tables(d)]
         await self._end(first)
@@ -195,7 +219,8 @@ class Engine:
             split.ended = True
         self.splits.floor = END_OF_TIME
         await self.advance(careful)
-        await self._flush_all(careful)
+        while await self._flush_all(careful):
+            await self.advance(careful)
         await self._end([d for d in self.drivers if d not in first])
 
     def _reads_tables(self, driver: Driver) -> bool:
@@ -214,6 +239,7 @@ class Engine:
 
     async def _restart_agents(self) -> None:
         self._set_modes(Mode.OUTSIDE)
+        self.cursor.agent = None
         for driver in reversed(self.drivers):
             await driver.stop()
         for driver in self.drivers:
@@ -230,7 +256,7 @@ class Engine:
             changed, dropped = state.cut()
             changes += changed
             drops += dropped
-        meta = {
+        meta: dict[str, Any] = {
             "splits": self.splits.save(),
             "tables": {name: state.meta() for name, state in self.states.items()},
             "batches": {
@@ -238,9 +264,13 @@ class Engine:
                 for driver in self.drivers
                 if isinstance(driver, StreamDriver) and driver.buffer
             },
+            "since": {driver.name: driver.since for driver in self.drivers if isinstance(driver, StreamDriver)},
         }
+        if self.bounded:
+            meta["clock"] = [self.event_now, dict(self.active)]
         self.event_number, self.unit = 0, 0
         self.failures.clear()
+        self.before = msgspec.structs.replace(self.counters)
         return changes, drops, meta
 
     def open(self, meta: dict[str, Any]) -> None:
@@ -249,6 +279,7 @@ class Engine:
             self.splits.load(meta["splits"])
         for name, state in self.states.items():
             state.open(meta.get("tables", {}).get(name, {}))
+        self._load_clock(meta)
         self._load_buffers(meta)
         self._refresh_due()
 
@@ -262,23 +293,27 @@ class Engine:
             state.rollback(meta.get("tables", {}).get(name, {}))
         self.cursor.ready = False
         self.event_number, self.unit = 0, 0
+        for name in ("records", "late", "dead", "emitted", "fired"):
+            setattr(self.counters, name, getattr(self.before, name))
         await self._restart_agents()
+        self._load_clock(meta)
         self._load_buffers(meta)
         self._refresh_due()
 
+    def _load_clock(self, meta: dict[str, Any]) -> None:
+        self.event_now, self.active = MIN_TIME, {}
+        if "clock" in meta:
+            self.event_now, self.active = meta["clock"][0], dict(meta["clock"][1])
+
     def _load_buffers(self, meta: dict[str, Any]) -> None:
-        sources = {source.name: source for agent in self.group.agents for source in agent.sources}
         for driver in self.drivers:
             if isinstance(driver, StreamDriver):
-                driver.buffer = []
+                driver.since = meta.get("since", {}).get(driver.name, 0)
+                driver.clear()
                 for saved in meta.get("batches", {}).get(driver.name, []):
-                    topic, split, value, time = saved[0], saved[1], saved[5], saved[6]
-                    event = (
-                        self.inlets[(topic, split)].codec.decode(value)
-                        if (topic, split) in self.inlets
-                        else msgspec.msgpack.decode(value, type=sources[topic].type)
-                    )
-                    driver.buffer.append((event, time, Origin(topic, split, None, 0, time, saved)))
+                    origin = Origin(saved[0], saved[1], None, 0, saved[6], saved)
+                    # Carefully, since nobody has noted which of them need it.
+                    driver.add(self._event_of(origin), saved[6], origin, careful=True)
 
     # Emitting
 
@@ -286,10 +321,12 @@ class Engine:
         """What `yield` and `sink.emit` come to. Raises UndeclaredSink."""
         cursor = self.cursor
         agent = cursor.agent
+        if agent is None:
+            raise NoEvent(f"{outlet.name!r}: an agent sent something before its first event, or after it was stopped")
         if outlet.name not in agent.sinks:
             raise UndeclaredSink(f"agent {agent.name!r} emits to {outlet.name!r} without declaring it in sinks=")
         if time is None:
-            time = cursor.time if cursor.batch_times is None else max(cursor.batch_times.values())
+            time = cursor.time if cursor.batch is None else max(cursor.batch.values())[0]
         bound = self.outlets[outlet.name]
         bound.emit(value, key, time)
         self.counters.emitted += 1
@@ -317,8 +354,17 @@ class Engine:
         """
         split.idle = False
         drivers = self.routes.get(topic, [])
+        self.in_piece, self.unit = True, 0
+        try:
+            return await self._process(drivers, topic, split, decoded, start, stop, careful)
+        finally:
+            self.in_piece, self.unit = False, 0
+
+    async def _process(
+        self, drivers: list[Driver], topic: str, split: Split, decoded: Decoded, start: int, stop: int, careful: bool
+    ) -> int:
         await self.advance(careful)
-        self.link_hit = False
+        self.link_hit, self._until = False, time.perf_counter() + STEP_SECONDS
         index = start
         for limit in [*sorted(n for n in decoded.bad if start <= n < stop), stop]:
             if index < limit:
@@ -330,6 +376,8 @@ class Engine:
             self._dead_letter(self._origin(topic, split, decoded, index), decoded.bad[index], "", 0)
             self.event_number += 1
             index += 1
+            if self.link_hit:
+                break
         self.counters.records += index - start
         return index - start
 
@@ -345,7 +393,7 @@ class Engine:
             or len(drivers) > 1
             or self.moving
             or self.changed
-            or (self.bounded and self.idle_after)
+            or (self.bounded and (self.idle_after or self._timed_batches()))
         ):
             return self._step
         (driver,) = drivers
@@ -387,12 +435,19 @@ class Engine:
                         done = driver.emitted(stopped.value)
                         if done is not None:
                             await done
+                            self._waited()
+                        send = driver.send
+                    except StopAsyncIteration:
+                        done = driver.returned()
+                        if done is not None:
+                            await done
                         send = driver.send
                     else:
                         if got is not EVENT:
                             done = driver.after(got)
                             if done is not None:
                                 await done
+                                self._waited()
                             send = driver.send
                 if t > high:
                     high = t
@@ -445,6 +500,7 @@ class Engine:
                 split.high = max(split.high, max(times[: index - 1 - first], default=MIN_TIME))
                 self.event_number, self.unit = base + index - 1, 0
                 await self._careful_event(drivers, split, decoded, index - 1, topic)
+                split.high = max(split.high, decoded.times[index - 1])
             except Exception as error:
                 index = stop - length_hint(rest)
                 raise EventFailed((base + index - 1, 0), driver, error) from error
@@ -474,20 +530,22 @@ class Engine:
             else:
                 cursor.time = t
                 cursor.ordinal += 1
+                waiting = None
                 for driver in drivers:
                     if driver.need is EVENT:
                         await self._feed(driver, records[index])
                     else:
-                        await self._buffer(driver, records[index], t, self._origin(topic, split, decoded, index), False)
+                        waiting = [*(waiting or ()), driver]
+                if waiting:
+                    origin = self._origin(topic, split, decoded, index)
+                    await self._buffer(waiting, records[index], t, origin, careful=False)
             if t > split.high:
                 split.high = t
                 watermark = max(splits.floor, min(t - out_of_order - 1, others))
             for state in self.moving:
                 self.next_due = min(self.next_due, state.due)
-            if watermark >= self.next_due:
+            if watermark >= self.next_due or cursor.ready:
                 await self.advance(careful)
-            if cursor.ready:
-                await self._fire_ready(careful)
             if self.link_hit:
                 self.event_number += 1
                 return index + 1
@@ -518,6 +576,7 @@ class Engine:
             done = driver.feed(event)
             if done is not None:
                 await done
+                self._waited()
         except EventFailed:
             raise
         except Exception as error:
@@ -525,6 +584,21 @@ class Engine:
         finally:
             for state, _ in driver.modes:
                 state.set_mode(Mode.WRITE)
+
+    def _waited(self) -> None:
+        """An event has awaited something."""
+        self.beats += 1
+        if time.perf_counter() > self._until:
+            self.link_hit = True
+
+    async def _rest(self, ms: int) -> None:
+        """Wait before a retry."""
+        self.resting = True
+        try:
+            await self.clock.sleep(ms)
+        finally:
+            self.resting = False
+            self.beats += 1
 
     # Carefully
 
@@ -555,7 +629,7 @@ class Engine:
         for name in late:
             self.counters.late += 1
             log.debug("late record", table=name, topic=topic, time=t, watermark=cursor.watermark)
-            await self._send(f"{name}.late", again(), t, True)
+            await self._send(f"{name}.late", again(), t, True, origin)
 
     async def _unit(
         self,
@@ -569,36 +643,37 @@ class Engine:
         """One event for some drivers: kept whole, or without a trace. Names of tables it is late for go to `late`."""
         failed = self.failures.pop((self.event_number, self.unit), None)
         attempt = 0
-        takers = [driver for driver in drivers if driver.need is EVENT]
-        while takers:
+        left = list(drivers)
+        # An agent that waits for a batch is given the event afterwards.
+        while takers := [driver for driver in left if driver.need is EVENT]:
             if failed is None:
                 failed = await self._try(takers, event, t)
                 if failed is None:
+                    await self._kept(t)
                     break
             driver, error = failed
             failed = None
             event = again()
             if isinstance(error, WindowClosed):
                 late[error.table] = None
-                takers.remove(driver)
+                left.remove(driver)
                 continue
             attempt += 1
             wait = driver.retry.wait(attempt, error)
             if wait is None:
                 self._dead_letter(origin, error, driver.name, attempt)
                 return
-            await self.clock.sleep(wait)
-        await self._kept(t)
-        for driver in drivers:
-            if driver.need is not EVENT and isinstance(driver, StreamDriver):
-                await self._buffer(driver, event, t, origin, True)
+            await self._rest(wait)
+        waiting = [driver for driver in left if driver not in takers]
+        if waiting:
+            await self._buffer(waiting, event, t, origin, careful=True)
 
     async def _try(self, takers: list[Driver], event: Any, t: int) -> tuple[Driver, Exception] | None:
         """Run the event; None if all went well (the marks are still set), else what failed, all of it undone."""
         cursor = self.cursor
         cursor.time = t
         emitted = [(outlet, len(outlet.records)) for outlet in self.outlets.values()]
-        link_hit, count = self.link_hit, self.counters.emitted
+        link_hit, count, ready = self.link_hit, self.counters.emitted, cursor.ready
         for state in self.states.values():
             state.mark()
         try:
@@ -610,14 +685,11 @@ class Engine:
                 state.undo()
             for outlet, length in emitted:
                 del outlet.records[length:]
-            self.link_hit, self.counters.emitted, cursor.ready = link_hit, count, False
+            self.link_hit, self.counters.emitted, cursor.ready = link_hit, count, ready
             cursor.ordinal += 1
             if not isinstance(failed.error, WindowClosed):
                 self.counters.failed += 1
-            buffers = [(d, d.buffer) for d in self.drivers if isinstance(d, StreamDriver)]
             await self._restart_agents()
-            for driver, buffer in buffers:
-                driver.buffer = buffer
             return failed.driver, failed.error
         return None
 
@@ -640,77 +712,69 @@ class Engine:
 
     # What tables send
 
-    async def _send(self, name: str, event: Any, t: int, careful: bool) -> None:
-        """Give an event of a table to those who subscribed to it, as a part of the present step."""
+    async def _send(self, name: str, event: Any, t: int, careful: bool, origin: Origin | None = None) -> None:
+        """Give an event of a table to those who subscribed to it, as a part of the present step.
+
+        `origin` is where a late record came from.
+        """
         drivers = self.routes.get(name)
         if not drivers:
             return
         self.unit += 1
-        if careful or self.changed:
-            packed = msgspec.msgpack.encode(event) if self._packs(event) else None
-            type_ = type(event) if packed is None else self._type_of(name, event)
-
-            def again() -> Any:
-                return event if packed is None else msgspec.msgpack.decode(packed, type=type_)
-
-            origin = self._table_origin(name, t, event)
-            closed = {state.name: None for d in drivers for state in d.drops_late if state.is_late(t)}
-            takers = [d for d in drivers if not any(state.name in closed for state in d.drops_late)]
-            await self._unit(takers, event, again, t, origin, closed)
+        cursor = self.cursor
+        late = [state for driver in drivers for state in driver.drops_late if state.is_late(t)]
+        cautious = careful or self.changed or t < self.careful_before or t <= cursor.watermark - self.careful_lag
+        if cautious or late:
+            source = origin or self._table_origin(name, t, event)
+            closed = dict.fromkeys(state.name for state in late)
+            takers = [driver for driver in drivers if not any(state in late for state in driver.drops_late)]
+            await self._unit(takers, event, lambda: self._event_of(source), t, source, closed)
             for table in closed:
                 self.counters.late += 1
-                await self._send(f"{table}.late", again(), t, True)
+                await self._send(f"{table}.late", self._event_of(source), t, True, source)
             return
+        cursor.time = t
+        cursor.ordinal += 1
+        waiting = []
         for driver in drivers:
-            if any(state.is_late(t) for state in driver.drops_late):
-                await self._late_from_table(driver, event, t)
-                continue
-            self.cursor.time = t
-            self.cursor.ordinal += 1
             if driver.need is EVENT:
                 await self._feed(driver, event)
             else:
-                await self._buffer(driver, event, t, self._table_origin(name, t, event), False)
-
-    async def _late_from_table(self, driver: Driver, event: Any, t: int) -> None:
-        for state in driver.drops_late:
-            if state.is_late(t):
-                self.counters.late += 1
-                await self._send(f"{state.name}.late", event, t, False)
-
-    def _packs(self, event: Any) -> bool:
-        return isinstance(event, msgspec.Struct)
-
-    def _type_of(self, name: str, event: Any) -> Any:
-        for agent in self.group.agents:
-            for source in agent.sources:
-                if source.name == name and isinstance(source, TableEvents) and source.kind != "late":
-                    return source.type
-        return type(event)
+                waiting.append(driver)
+        if waiting:
+            await self._buffer(waiting, event, t, origin or self._table_origin(name, t, event), careful=False)
 
     def _table_origin(self, name: str, t: int, event: Any) -> Origin:
         """Where an event of a table came from. Encoded now: its value may change before it is needed."""
         key = getattr(event, "key", None)
         where = f"{name} key {key!r} at {t}"
         key_bytes = None if key is None else encode_key(key)
-        try:
-            value = msgspec.msgpack.encode(event)
-        except (TypeError, NotImplementedError):
-            value = repr(event).encode()
-        return Origin(name, 0, None, 0, t, [name, -1, 0, where, key_bytes, value, t])
+        return Origin(name, 0, None, 0, t, [name, -1, 0, where, key_bytes, self._codec(name).encode(event), t])
 
-    async def _fire_ready(self, careful: bool) -> None:
-        """Send the results of count windows that this event has filled."""
+    def _codec(self, name: str) -> Codec:
+        """The codec of what a table sends under `name`."""
+        if name not in self.codecs:
+            sources = [source for agent in self.group.agents for source in agent.sources]
+            sources += [table.source for table in self.group.tables if table.source is not None]
+            self.codecs[name] = Codec("msgpack", next(source.type for source in sources if source.name == name))
+        return self.codecs[name]
+
+    def _event_of(self, origin: Origin) -> Any:
+        """The event anew from its bytes: an agent may have changed it before it failed."""
+        saved = origin.save()
+        inlet = self.inlets.get((saved[0], saved[1]))
+        if inlet is not None:
+            return inlet.codec.decode(saved[5])
+        return self._codec(saved[0]).decode(saved[5])
+
+    def _take_ready(self) -> list[tuple[int, int, bytes, str, Closed[Any, Any]]]:
+        """The results of count windows that this event has filled."""
         self.cursor.ready = False
-        fired = [
+        return [
             (end, order, key, f"{state.name}.closed", event)
             for order, state in enumerate(self.states.values())
             for end, key, event in state.take_ready()
         ]
-        fired.sort(key=_firing_order)
-        for _, _, _, name, closed in fired:
-            self.counters.fired += 1
-            await self._send(name, closed, closed.end - 1, careful)
 
     # The watermark
 
@@ -719,54 +783,82 @@ class Engine:
         return self.splits.watermark()
 
     async def advance(self, careful: bool) -> None:
-        """The watermark may have moved: fire and drop what is due. Does nothing if nothing is."""
+        """The watermark may have moved, or count windows are full: fire and drop what is due, if anything is."""
         watermark = self.cursor.watermark = self.splits.watermark()
-        if watermark < self.next_due:
+        if watermark < self.next_due and not self.cursor.ready:
             return
-        await self._flush_all(careful)
+        if not self.in_piece:
+            self._new_event()
         states = list(self.states.values())
+        full: list[tuple[int, int, bytes, str, Closed[Any, Any]]] = []
         while True:
-            first: tuple[int, State] | None = None
-            for state in states:
-                end = state.peek(watermark)
-                if end is not None and (first is None or end < first[0]):
-                    first = (end, state)
-            if first is None:
-                break
-            end, state = first
-            name = f"{state.name}.closed"
-            for closed in state.fire(end, watermark):
+            if self.cursor.ready:
+                full = sorted([*full, *self._take_ready()], key=_firing_order)
+            ends = [(end, n) for n, state in enumerate(states) if (end := state.peek(watermark)) is not None]
+            first = min(ends, default=None)
+            batch = self._batch_before(watermark, None if first is None else (first[0], states[first[1]]))
+            if batch is not None:
+                await self._flush(batch, careful)
+            elif full and (first is None or full[0][:2] <= first):
+                _, _, _, name, closed = full.pop(0)
                 self.counters.fired += 1
                 await self._send(name, closed, closed.end - 1, careful)
-                if self.cursor.ready:
-                    await self._fire_ready(careful)
+            elif first is not None:
+                state = states[first[1]]
+                for closed in state.fire(first[0], watermark):
+                    self.counters.fired += 1
+                    await self._send(f"{state.name}.closed", closed, closed.end - 1, careful)
+            else:
+                break
         for state in states:
             state.settle(watermark)
         self._refresh_due()
 
+    def _batch_before(self, watermark: int, first: tuple[int, State] | None) -> StreamDriver | None:
+        """An agent whose unfinished batch belongs into the window that fires next, or into one not opened yet."""
+        for driver in self.drivers:
+            if not isinstance(driver, StreamDriver) or not driver.buffer:
+                continue
+            opens_first = first is None or driver.deadline < first[0]
+            if (driver.deadline <= watermark and opens_first) or (first is not None and first[1] in driver.watched):
+                return driver
+        return None
+
     def _refresh_due(self) -> None:
         states = self.states.values()
         self.next_due = min((state.due for state in states), default=NEVER)
+        for driver in self.drivers:
+            if isinstance(driver, StreamDriver):
+                self.next_due = min(self.next_due, driver.deadline)
         self.careful_before = max((state.careful_before for state in states), default=MIN_TIME)
         self.careful_lag = min((state.careful_lag for state in states), default=NEVER)
+
+    def _new_event(self) -> None:
+        """What follows is no part of a record's step: it gets a number of its own, by which a failure is found again."""
+        self.event_number, self.unit = self.event_number + 1, 0
 
     def _now(self) -> int:
         return self.event_now if self.bounded else self.clock.now_ms()
 
     # Batches
 
-    async def _buffer(self, driver: Driver, event: Any, t: int, origin: Origin, careful: bool) -> None:
-        assert isinstance(driver, StreamDriver)
-        if not driver.buffer:
-            driver.since = self._now()
-        driver.buffer.append((event, t, origin))
-        if len(driver.buffer) >= (driver.need.size or 1):
-            await self._flush(driver, careful)
-
-    async def _flush_all(self, careful: bool) -> None:
-        for driver in self.drivers:
-            if isinstance(driver, StreamDriver) and driver.buffer:
+    async def _buffer(self, drivers: list[Driver], event: Any, t: int, origin: Origin, *, careful: bool) -> None:
+        """Add an event to the batches of agents; hand over those that are full."""
+        for driver in drivers:
+            assert isinstance(driver, StreamDriver)
+            if not driver.buffer:
+                driver.since = self._now()
+            driver.add(event, t, origin, careful=careful)
+            self.next_due = min(self.next_due, driver.deadline)
+            if len(driver.buffer) >= (driver.need.size or 1):
                 await self._flush(driver, careful)
+
+    async def _flush_all(self, careful: bool) -> bool:
+        """Hand over all unfinished batches; False if there were none."""
+        waiting = [driver for driver in self.drivers if isinstance(driver, StreamDriver) and driver.buffer]
+        for driver in waiting:
+            await self._flush(driver, careful)
+        return bool(waiting)
 
     def has_old_batch(self) -> bool:
         """True if an agent has waited for its batch to fill for as long as it allows."""
@@ -778,6 +870,8 @@ class Engine:
 
     async def flush_old(self, careful: bool) -> None:
         """Hand over the batches that have waited for as long as their agents allow."""
+        if not self.in_piece:
+            self._new_event()
         now = self._now()
         for driver in self.drivers:
             if not isinstance(driver, StreamDriver) or not driver.buffer or driver.need.within is None:
@@ -787,57 +881,79 @@ class Engine:
 
     async def _flush(self, driver: StreamDriver, careful: bool) -> None:
         """Give a batch to its agent; carefully, a batch that fails is tried event by event."""
-        batch, driver.buffer = driver.buffer, []
+        batch, careful = driver.buffer, careful or driver.careful or bool(self.changed)
+        driver.clear()
         self.unit += 1
         cursor = self.cursor
         before = cursor.time
-        if careful or self.changed:
+        if careful:
             await self._careful_batch(driver, batch)
         else:
-            cursor.batch_times = {id(event): t for event, t, _ in batch}
             cursor.time = NEVER
+            self._number(batch)
             try:
                 await self._feed(driver, [event for event, _, _ in batch])
             finally:
-                cursor.batch_times = None
+                cursor.batch = None
         cursor.time = before
+
+    def _number(self, batch: list[tuple[Any, int, Origin]]) -> None:
+        """Make the events of a batch known to `table.at`."""
+        cursor = self.cursor
+        cursor.batch = {id(event): (t, cursor.ordinal + n) for n, (event, t, _) in enumerate(batch, 1)}
+        cursor.ordinal += len(batch)
 
     async def _careful_batch(self, driver: StreamDriver, batch: list[tuple[Any, int, Origin]]) -> None:
         cursor = self.cursor
-        rows = [(self._again(origin, event), t, origin) for event, t, origin in batch]
+        rows = [(self._event_of(origin), t, origin) for _, t, origin in batch]
         failed = self.failures.pop((self.event_number, self.unit), None)
         attempt = 0
         while True:
             if failed is None:
-                cursor.batch_times = {id(event): t for event, t, _ in rows}
+                self._number(rows)
                 try:
                     failed = await self._try([driver], [event for event, _, _ in rows], NEVER)
                 finally:
-                    cursor.batch_times = None
+                    cursor.batch = None
             if failed is None:
                 await self._kept(max(t for _, t, _ in rows))
                 return
             error, failed = failed[1], None
-            rows = [(self._again(origin, event), t, origin) for event, t, origin in batch]
+            rows = [(self._event_of(origin), t, origin) for _, t, origin in batch]
             attempt += 1
             wait = None if isinstance(error, WindowClosed) else driver.retry.wait(attempt, error)
             if wait is None:
                 break
-            await self.clock.sleep(wait)
+            await self._rest(wait)
         if len(batch) > 1:
             for row in batch:
                 await self._careful_batch(driver, [row])
         elif isinstance(error, WindowClosed):
             self.counters.late += 1
-            await self._send(f"{error.table}.late", rows[0][0], rows[0][1], True)
+            event, t, origin = rows[0]
+            await self._send(f"{error.table}.late", event, t, True, origin)
         else:
             self._dead_letter(rows[0][2], error, driver.name, attempt)
 
-    def _again(self, origin: Origin, event: Any) -> Any:
-        """The event anew from its bytes: the agent may have changed it before it failed."""
-        inlet = self.inlets.get((origin.topic, origin.split))
-        value = origin.save()[5]
-        return event if inlet is None or value is None else inlet.codec.decode(value)
+
+def _writers_first(drivers: list[Driver]) -> list[Driver]:
+    """Each before those who only read what it writes; otherwise, and in a circle, in order of registration."""
+    done: list[Driver] = []
+    left = list(drivers)
+    while left:
+        written = {id(state): driver for driver in left for state in driver.states}
+        free = [d for d in left if not any(mode is Mode.READ and id(state) in written for state, mode in d.modes)]
+        done.append((free or left)[0])
+        left.remove(done[-1])
+    return done
+
+
+def _own_space(app: App, group: Group, table: AnyTable[Any, Any]) -> str | None:
+    """Groups of one run keep copies of a broadcast table each, in one store: all but the first under another name."""
+    if not table.broadcast:
+        return None
+    first = next(other for other in app.plan().groups if any(t is table for t in other.tables))
+    return None if first.name == group.name else f"{table.name}@{group.name}"
 
 
 def _firing_order(row: tuple[int, int, bytes, str, Any]) -> tuple[int, int, bytes]:

@@ -168,7 +168,9 @@ class LinkBatch:
 
     def __init__(self, topic: str, first: int, records: Sequence[Outgoing]) -> None:
         self.topic, self.first = topic, first
-        self.values: Sequence[bytes | None] = [record.value for record in records]
+        self.values: Sequence[bytes | None] = [
+            record.value if record.link is None else record.link for record in records
+        ]
         self.keys: Sequence[bytes | None] | None = [record.key for record in records]
         self.times: Sequence[int] | None = [record.time for record in records]
 
@@ -328,11 +330,12 @@ def _by_time_and_order(row: tuple[int, int, Head]) -> tuple[int, int]:
 class LiveFeed:
     """Pieces in the order in which the world gave them: that order is an input too, and is kept until the commit."""
 
-    def __init__(self, inlets: dict[tuple[str, int], Inlet]) -> None:
+    def __init__(self, inlets: dict[tuple[str, int], Inlet], positions: dict[str, Position]) -> None:
         self.inlets = inlets
         self.journal: list[Piece] = []
         self.at = 0
-        self.positions: dict[str, Position] = {}
+        self.positions = dict(positions)
+        self._committed = dict(positions)
 
     def give(self, piece: Piece) -> None:
         """Add a piece; records whole batches at a time."""
@@ -365,9 +368,12 @@ class LiveFeed:
     def commit(self) -> dict[str, Any]:
         del self.journal[: self.at]
         self.at = 0
+        self._committed = dict(self.positions)
         return {"positions": dict(self.positions)}
 
     async def rewind(self) -> None:
+        # Also the positions: the next commit may come before everything has been given out again.
+        self.positions = dict(self._committed)
         fresh: dict[int, Decoded] = {}
         for piece in self.journal:
             if isinstance(piece, Records):

@@ -12,20 +12,29 @@ NAME = "health.json"
 
 
 class Health(msgspec.Struct):
-    """`at_ms`: when it was written. `ready`: all its tasks are open. `stalled`: tasks without progress."""
+    """`at_ms`: when it was written. `ready`: it has its share, and all its tasks are open.
+
+    `stalled`: tasks without progress. `failing`: by task, why it could not be opened or run the last time; it is tried
+    again.
+    """
 
     pid: int
     at_ms: int
     ready: bool
     stalled: list[str] = []
     tasks: list[str] = []
+    failing: dict[str, str] = {}
 
 
 def write_health(state: Path, health: Health) -> None:
-    """Replace the file in one step, so that a reader never sees half of it."""
+    """Replace the file in one step, so that a reader never sees half of it. Raises OSError."""
     draft = state / f".{NAME}.{os.getpid()}"
-    draft.write_bytes(msgspec.json.encode(health))
-    draft.replace(state / NAME)
+    try:
+        draft.write_bytes(msgspec.json.encode(health))
+        draft.replace(state / NAME)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def read_health(state: Path, max_age_ms: int = 10_000) -> Health:
@@ -34,16 +43,16 @@ def read_health(state: Path, max_age_ms: int = 10_000) -> Health:
     try:
         health = msgspec.json.decode(path.read_bytes(), type=Health)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: not there: no worker has run with this state directory") from None
+        raise ConfigError(f"{path}: not there: no worker runs with this state directory") from None
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    age = time.time_ns() // 1_000_000 - health.at_ms
-    if age > max_age_ms:
-        raise ConfigError(f"worker {health.pid} has been silent for {age / 1000:.0f} s")
     try:
         os.kill(health.pid, 0)
     except ProcessLookupError:
         raise ConfigError(f"worker {health.pid} is dead") from None
     except PermissionError:
         pass
+    age = time.time_ns() // 1_000_000 - health.at_ms
+    if age > max_age_ms:
+        raise ConfigError(f"worker {health.pid} has been silent for {age / 1000:.0f} s")
     return health

@@ -1,5 +1,6 @@
 """One task of a live run: opened under a new epoch, fed by its readers, ended cleanly or dropped."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -9,7 +10,6 @@ import structlog
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
-from flowkit.errors import ConfigError
 from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
@@ -20,6 +20,7 @@ from flowkit.worker.build import make_engine, make_inlet, make_outlets
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Idle, LiveFeed, Records, Tick
 from flowkit.worker.task import Hook, Task, _no_hook
+from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
 
@@ -27,18 +28,6 @@ log = structlog.get_logger("flowkit.task")
 def task_name(app: App, group: Group, partition: int) -> str:
     """The task's name: that of its lease, its transactions and its state directory."""
     return f"{app.name}/{group.name}/{partition}"
-
-
-async def partitions_of(broker: Broker, group: Group) -> int:
-    """How many tasks a group makes. Raises ConfigError if its topics do not have equal partition counts."""
-    counts = {topic.name: await broker.partitions(topic.name) for topic in group.topics}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise ConfigError(
-            f"agents {', '.join(a.name for a in group.agents)} share state, so their topics need equal partition "
-            f"counts: {told}"
-        )
-    return next(iter(counts.values()), 1)
 
 
 class LiveTask:
@@ -67,12 +56,18 @@ class LiveTask:
         self.clock, self.options, self.new_id, self.hook = clock, options, new_id, hook
         self.counters = Counters()
         self.readers: list[tuple[str, Split, Reader]] = []
-        self.heard: dict[str, int] = {}
-        """When (ms by the clock) each split last sent something."""
+        self.looked = 0
+        """When (ms by the clock) the readers were last asked."""
+        self.quiet_since: dict[str, int] = {}
+        """By split: when (ms by the clock) it was first asked in vain since it last sent something."""
         self.task: Task
         self.engine: Engine
         self.feed: LiveFeed
+        self.recovered = False
+        """False while the state is being read, which takes as long as it takes."""
+        self.opened = False
         self.progress = time.monotonic()
+        self._beats = 0
         self._store = store
         self._stack = AsyncExitStack()
         self._marked = MIN_TIME
@@ -86,7 +81,7 @@ class LiveTask:
             raise
 
     async def _open(self) -> None:
-        store = await self._stack.enter_async_context(self._store)
+        store = await whole(self._stack.enter_async_context(self._store))
         outlets = make_outlets(self.app, [self.group], self.sinks)
         self.engine = make_engine(
             self.app,
@@ -114,10 +109,10 @@ class LiveTask:
             new_id=self.new_id,
             hook=self.hook,
         )
-        meta = await self.task.recover()
         self._stack.push_async_callback(self.task.close)
-        self.feed = LiveFeed(self.engine.inlets)
-        self.feed.positions = dict(meta.get("positions", {}))
+        meta = await whole(self.task.recover())
+        self.recovered, self.progress = True, time.monotonic()
+        self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}))
         self._stack.push_async_callback(self.feed.close)
         for topic in self.group.inputs:
             source = self.broker.source(topic.name)
@@ -128,8 +123,8 @@ class LiveTask:
                 reader = await source.open(number, self.feed.positions.get(split.name))
                 self._stack.push_async_callback(reader.close)
                 self.readers.append((topic.name, split, reader))
-                self.heard[split.name] = self.clock.now_ms()
         await self.task.start(self.feed, meta)
+        self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
 
     def _owns(self, key: bytes) -> bool:
@@ -144,13 +139,16 @@ class LiveTask:
         found = False
         if self.feed.at < len(self.feed.journal):
             return True
+        self.looked = self.clock.now_ms()
         for topic, split, reader in self.readers:
             batch = await reader.fetch(limit)
             if batch is not None and len(batch):
                 found = True
-                self.heard[split.name] = self.clock.now_ms()
+                self.quiet_since.pop(split.name, None)
                 decoded = self.engine.inlets[(topic, split.number)].decode(batch)
                 self.feed.give(Records(self.engine, topic, split, decoded, 0, len(decoded)))
+            else:
+                self.quiet_since.setdefault(split.name, self.looked)
         return found
 
     async def step(self) -> bool:
@@ -161,20 +159,24 @@ class LiveTask:
         return moved
 
     def look_at_clock(self) -> None:
-        """What time has brought: idle splits, batches that have waited, a watermark that goes on by the clock."""
-        now, engine = self.clock.now_ms(), self.engine
+        """What time has brought: idle splits, batches that have waited, a watermark that goes on by the clock.
+
+        How long a split has been silent is told by the last look at it: what came while the task was busy with
+        something else has not been seen yet, and is no silence.
+        """
+        now, engine = self.looked, self.engine
         idle_after = {topic.name: topic.idle_after for topic in self.group.inputs}
         for topic, split, _ in self.readers:
-            after = idle_after[topic]
-            if after is not None and not split.idle and now - self.heard[split.name] >= after:
+            after, since = idle_after[topic], self.quiet_since.get(split.name)
+            if after is not None and since is not None and not split.idle and now - since >= after:
                 log.info("split is idle: it no longer holds the watermark", task=self.name, split=split.name)
                 self.feed.give(Idle(engine, split))
         if engine.has_old_batch():
             self.feed.give(Tick(engine))
         close_after = self.group.close_after_idle
         highs = [split.high - split.out_of_order - 1 for _, split, _ in self.readers if split.high > MIN_TIME]
-        if close_after is not None and highs:
-            quiet = now - max(self.heard.values())
+        if close_after is not None and highs and len(self.quiet_since) == len(self.readers):
+            quiet = now - max(self.quiet_since.values())
             mark = max(highs) + quiet
             if quiet >= close_after and mark >= engine.next_due and mark > self._marked:
                 self._marked = mark
@@ -185,10 +187,19 @@ class LiveTask:
             await self.task.commit()
             self.progress = time.monotonic()
 
-    async def finish(self) -> None:
-        """A clean stop: do what was taken in, commit it, and let go."""
-        while await self.step():
-            pass
+    def silent(self) -> float:
+        """For how many seconds nothing has moved: no event, no look at the inputs, or a commit that does not end."""
+        now = time.monotonic()
+        if self.opened:
+            if self.engine.resting or self.engine.beats != self._beats:
+                self._beats, self.progress = self.engine.beats, now
+            return max(now - self.progress, self.task.committing())
+        return now - self.progress
+
+    async def finish(self, seconds: float) -> None:
+        """A clean stop: for at most `seconds` do what was taken in, then commit. What is left comes again."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and await self.step():  # noqa: ASYNC110
+            await asyncio.sleep(0)  # give way
         await self.task.commit(final=True)
         await self.task.settled()
-        await self.close()

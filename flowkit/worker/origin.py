@@ -1,10 +1,14 @@
 """Where an event came from: enough to find it again, to save it with a commit, and to write its dead letter."""
 
+import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 from flowkit.record import DeadLetter
 from flowkit.source import Batch
+
+OURS = str(Path(__file__).parent.parent) + os.sep
 
 
 class Origin:
@@ -38,10 +42,18 @@ class Origin:
         """The dead letter of this event."""
         topic, split, offset, where, key, value, time = self.save()
         reason = str(error) or type(error).__name__
-        shown = "".join(traceback.format_exception(error)) if attempts else ""
+        shown = "".join(traceback.format_exception(type(error), error, _users_part(error))) if attempts else ""
         return DeadLetter(
             topic, split, offset, where, key, value, time, type(error).__name__, reason, shown, agent, attempts
         )
+
+
+def _users_part(error: BaseException) -> Any:
+    """The traceback from where it leaves flowkit: how an agent is called tells its author nothing."""
+    part = error.__traceback__
+    while part is not None and part.tb_frame.f_code.co_filename.startswith(OURS):
+        part = part.tb_next
+    return part or error.__traceback__
 
 
 def _bytes(value: bytes | None) -> bytes | None:

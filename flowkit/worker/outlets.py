@@ -8,11 +8,15 @@ from flowkit.codec import Codec, encode_key, field_getter
 
 
 class Outgoing(NamedTuple):
-    """One record on its way out. `time` in ms."""
+    """One record on its way out. `time` in ms.
+
+    `link` is what agents of the same run read, where the outside dictates another codec for `value`.
+    """
 
     key: bytes | None
     value: bytes | None
     time: int
+    link: bytes | None = None
 
 
 class BoundOutlet:
@@ -25,6 +29,7 @@ class BoundOutlet:
     def __init__(self, outlet: Outlet[Any], codec: str | None = None) -> None:
         self.name = outlet.name
         self.codec = Codec(codec or outlet.codec, outlet.element)
+        self._own = None if codec in (None, outlet.codec) else Codec(outlet.codec, outlet.element)
         key = outlet.key
         self._key: Callable[[Any], Any] | None = field_getter(outlet.element, key) if isinstance(key, str) else key
         self.records: list[Outgoing] = []
@@ -35,4 +40,5 @@ class BoundOutlet:
         if key is None and self._key is not None:
             key = self._key(value)
         key_bytes = None if key is None else encode_key(key)
-        self.records.append(Outgoing(key_bytes, self.codec.encode(value), time))
+        link = self._own.encode(value) if self.linked and self._own is not None else None
+        self.records.append(Outgoing(key_bytes, self.codec.encode(value), time, link))

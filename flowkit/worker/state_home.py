@@ -1,5 +1,6 @@
 """Where a worker keeps the state of its tasks: a directory for each ownership of a task, never shared.
 
+    STATE/worker                          the last worker that used the directory, by its name at the broker
     STATE/tasks/TASK/OWNERSHIP/log-…      frames, and FROM: where the state was before, until the first commit here
 
 A worker that takes a task over begins a directory of its own and copies what the last commit that counts left, so that
@@ -9,14 +10,14 @@ a zombie which still writes to the old one can spoil nothing. Which commit count
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import structlog
 
-from flowkit.errors import FlowkitError, StoreCorrupt, StoreLocked
+from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StoreLocked
 from flowkit.source import Claim
 from flowkit.store import Store, claim_directory, open_store, sync_directory
 
@@ -24,66 +25,118 @@ log = structlog.get_logger("flowkit.state")
 
 
 class StateHome:
-    """The state directory of one worker."""
+    """The state directory of one worker. Paths are absolute: other workers, who run elsewhere, read them."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()
+        self._left: dict[Path, list[Path]] = {}
+        """By directory: those that its state came from."""
 
     def directory(self, task: str) -> Path:
         return self.root / "tasks" / quote(task, safe="")
 
+    # Who uses it
+
+    def predecessor(self) -> str:
+        """The name of the worker that used the directory before ('' if none): dead, for its lock is ours now."""
+        try:
+            return (self.root / "worker").read_text().strip()
+        except OSError:
+            return ""
+
+    def sign(self, worker: str) -> None:
+        """Leave the worker's name for its successor. Without it the successor only waits for the leases to run out."""
+        draft = self.root / ".worker"
+        with contextlib.suppress(OSError):
+            draft.write_text(f"{worker}\n")
+            draft.replace(self.root / "worker")
+
+    # The directories of a task
+
     def begin(self, task: str, before: str) -> Path:
-        """A new directory for a task whose state has been in `before` ('' if nowhere); durable before it is claimed."""
+        """A new directory for a task whose state has been in `before` ('' if nowhere); durable before it is claimed.
+
+        Raises StoreError if the disk does not take it.
+        """
         place = self.directory(task) / os.urandom(8).hex()
-        place.mkdir(parents=True)
-        draft = place / ".FROM"
-        draft.write_text(before)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.rename(place / "FROM")
-        sync_directory(place)
-        sync_directory(place.parent)
+        try:
+            place.mkdir(parents=True)
+            draft = place / ".FROM"
+            draft.write_text(before)
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.rename(place / "FROM")
+            sync_directory(place)
+            sync_directory(place.parent)
+        except OSError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            raise _trouble(place, error) from error
         return place
 
     @asynccontextmanager
     async def open(self, task: str, place: Path, claim: Claim) -> AsyncIterator[Store]:
         """The store of a claimed task, as the last commit that counts left it.
 
-        Raises StoreCorrupt if that state is nowhere: computing on from an older one would be wrong in silence.
+        Raises StoreCorrupt if that state is nowhere to be found: computing on from an older one would be wrong in
+        silence. StoreError if the disk is full, or fails.
         """
-        with ExitStack() as locks:
-            locks.enter_context(claim_directory(place))
-            async with open_store(place) as store:
-                if claim.number:
-                    seen = await self._adopt(store, task, place, claim)
-                else:
-                    seen = []
-                yield store
-                if store.number > claim.number:
-                    self._sweep(place, seen)
+        async with AsyncExitStack() as stack:
+            try:
+                stack.enter_context(claim_directory(place))
+                store = await stack.enter_async_context(open_store(place))
+            except ConfigError as error:
+                # The directory was in order when the worker started: what is wrong now is the disk.
+                if isinstance(error.__cause__, OSError):
+                    raise _trouble(place, error.__cause__) from error
+                raise
+            if claim.number and not _has(store, claim.commit_id):
+                await self._adopt(store, task, place, claim)
+            yield store
 
-    async def _adopt(self, store: Store, task: str, place: Path, claim: Claim) -> list[Path]:
-        """Copy the state from the nearest earlier directory that has the commit; the directories looked into."""
+    async def _adopt(self, store: Store, task: str, place: Path, claim: Claim) -> None:
+        """Copy the state from the nearest earlier directory that has the commit."""
+        if store.number or store.undecided is not None:
+            raise StoreCorrupt(
+                f"task {task}: commit {claim.number} counts, but {place} is at commit {store.number}: bring back the "
+                "directory as it was, or run the app under another name to begin anew"
+            )
         seen: list[Path] = []
-        before = _origin(place)
-        while before is not None and before not in seen:
+        for before in _origins(place):
             seen.append(before)
             if await store.adopt(before, claim.commit_id or b""):
                 log.info("state taken over", task=task, path=str(before), commit=claim.number)
-                return seen
-            before = _origin(before)
+                self._left[place] = seen
+                return
         looked = ", ".join(map(str, seen)) or "nowhere"
         raise StoreCorrupt(
             f"task {task}: its state at commit {claim.number} was looked for in {looked} and is not there: bring the "
             "directory back, or run the app under another name to begin anew"
         )
 
-    def _sweep(self, place: Path, seen: list[Path]) -> None:
-        """Remove directories whose state lives on here; never one whose owner is alive."""
-        others = [path for path in place.parent.iterdir() if path != place and path.is_dir()]
-        for path in {*seen, *others}:
-            with contextlib.suppress(StoreLocked, FlowkitError, OSError), claim_directory(path):
+    def sweep(self, place: Path) -> None:
+        """Remove what the state in `place` came from, once a commit there counts; never one whose owner is alive."""
+        for path in {*self._left.pop(place, []), *_beside(place)}:
+            with contextlib.suppress(StoreLocked, ConfigError, OSError), claim_directory(path):
                 shutil.rmtree(path)
+
+
+def _has(store: Store, commit_id: bytes | None) -> bool:
+    undecided = store.undecided
+    return store.commit_id == commit_id or (undecided is not None and undecided.commit_id == commit_id)
+
+
+def _origins(place: Path) -> Iterator[Path]:
+    """Where the state may lie: in the directories that it came from, the last first.
+
+    Else beside `place`: the whole state directory may have been moved, and the names in it be out of date.
+    """
+    seen = {place}
+    here = place
+    while (before := _origin(here)) is not None and before not in seen:
+        seen.add(before)
+        yield before
+        here = before
+    yield from (path for path in _beside(place) if path not in seen)
 
 
 def _origin(place: Path) -> Path | None:
@@ -92,3 +145,13 @@ def _origin(place: Path) -> Path | None:
     except OSError:
         return None
     return Path(text) if text else None
+
+
+def _beside(place: Path) -> list[Path]:
+    return [path for path in sorted(place.parent.iterdir()) if path != place and path.is_dir()]
+
+
+def _trouble(place: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{place}: cannot be written ({error.strerror}): make room or mend the disk; what was committed is safe"
+    )

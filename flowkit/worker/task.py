@@ -26,6 +26,7 @@ from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
 from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick, Waiting
 from flowkit.worker.outlets import BoundOutlet
+from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
 
@@ -126,14 +127,17 @@ class Task:
 
     async def close(self) -> None:
         """Wait for the commit under way and stop the agents. What was not committed is not lost: it comes again."""
-        if self._inflight is not None and not self._inflight.done():
+        async with contextlib.AsyncExitStack() as stack:
+            for sink in self.sinks.values():
+                stack.push_async_callback(sink.close)
+            for engine in reversed(self.engines):
+                stack.push_async_callback(self._stop, engine)
             with contextlib.suppress(Exception):
-                await self._inflight
-        for engine in self.engines:
-            engine.bind()
-            await engine.stop()
-        for sink in self.sinks.values():
-            await sink.close()
+                await self.settled()
+
+    async def _stop(self, engine: Engine) -> None:
+        engine.bind()
+        await engine.stop()
 
     async def _migrate(self, meta: dict[str, Any]) -> None:
         """Check stored state against what the app declares now; rewrite what is of an older version."""
@@ -275,7 +279,7 @@ class Task:
                 staged[name] = (self.sinks[name].state(), handoff)
             elif name in self.topics:
                 partitions = self.topics[name]
-                for key, value, at in records:
+                for key, value, at, _ in records:
                     if key is None:
                         self._round_robin += 1
                         partition = self._round_robin % partitions
@@ -298,16 +302,32 @@ class Task:
             await self.hook("decided")
         await self.store.resolve(frame.commit_id, True)
         await self.hook("resolved")
+        if handoffs:
+            await self._check_still_last(frame)
         for name, handoff in handoffs.items():
             await self.sinks[name].deliver(handoff)
             await self.hook("delivered")
         self.commits += 1
 
+    async def _check_still_last(self, frame: Frame) -> None:
+        """Raise Fenced if a successor has committed: what a woken zombie delivered late would undo its deliveries."""
+        if self.broker is not None:
+            last = await self.broker.last_commit(self.name)
+            if last != (frame.number, frame.commit_id):
+                raise Fenced(f"task {self.name}: its successor has committed, and delivers commit {frame.number} too")
+
     async def settled(self) -> None:
         """Wait until the commit under way is through."""
-        inflight, self._inflight = self._inflight, None
-        if inflight is not None:
-            await inflight
+        if self._inflight is not None:
+            try:
+                await whole(self._inflight)
+            finally:
+                self._inflight = None
+
+    def committing(self) -> float:
+        """For how many seconds the commit under way has been going on; 0 if there is none."""
+        busy = self._inflight is not None and not self._inflight.done()
+        return time.monotonic() - self.last_commit if busy else 0.0
 
     def failed(self) -> bool:
         """True if the commit under way has failed already: the next `commit` will say how."""

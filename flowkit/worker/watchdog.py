@@ -1,7 +1,7 @@
 """Never stall in silence: what a task waits for, told while it waits.
 
-Two watches: one in the event loop, for tasks that have work and make no progress; one in a thread, for an event loop
-that does not turn at all because some code blocks it.
+Two watches: one in the event loop, for tasks that have work and make no progress (the worker asks `waiting_for`); one
+in a thread, for an event loop that does not turn at all because some code blocks it.
 """
 
 import asyncio
@@ -11,28 +11,50 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import structlog
 
 log = structlog.get_logger("flowkit.watchdog")
 
+DEEPEST = 50
+
 
 def waiting_for(task: "asyncio.Task[Any]") -> list[str]:
-    """Where an asyncio task stands, from its own code down to what it awaits: `function (file:line)`."""
+    """Where an asyncio task stands, from its own code down to what it awaits: `function (file:line)`.
+
+    Where the engine drives an agent by hand, the agent's own lines follow.
+    """
     places: list[str] = []
     awaited: Any = task.get_coro()
-    while awaited is not None and len(places) < 50:
-        frame = next((f for n in ("cr_frame", "gi_frame", "ag_frame") if (f := getattr(awaited, n, None))), None)
+    while awaited is not None and len(places) < DEEPEST:
+        frame, following = _frame_of(awaited), _awaited_by(awaited)
         if frame is not None:
             places.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
-        following = None
-        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
-            following = following or getattr(awaited, name, None)
-        if following is None and frame is None:
+            following = following or _driven_by(frame)
+        elif following is None:
             places.append(repr(awaited))
         awaited = following
     return places
+
+
+def _frame_of(awaited: Any) -> FrameType | None:
+    frames = (getattr(awaited, name, None) for name in ("cr_frame", "gi_frame", "ag_frame"))
+    return next((frame for frame in frames if frame is not None), None)
+
+
+def _awaited_by(awaited: Any) -> Any:
+    deeper = (getattr(awaited, name, None) for name in ("cr_await", "gi_yieldfrom", "ag_await"))
+    return next((found for found in deeper if found is not None), None)
+
+
+def _driven_by(frame: FrameType) -> Any:
+    """The agent's code that a driver (flowkit.worker.drivers) follows in this frame, or None."""
+    if frame.f_code.co_name != "_follow":
+        return None
+    driver = frame.f_locals.get("self")
+    return frame.f_locals.get("coro") or getattr(driver, "_agen", None) or getattr(driver, "_coro", None)
 
 
 def dump_tasks() -> list[dict[str, Any]]:
@@ -50,15 +72,22 @@ class LoopWatch:
         self._told = 0.0
 
     def turn(self) -> None:
-        """The loop is alive. To be called about once a second."""
+        """The loop is alive."""
         self.turned = time.monotonic()
 
-    def _watch(self, thread_id: int) -> None:
-        while not self._stop.wait(min(self.limit / 4, 1.0)):
-            silent = time.monotonic() - self.turned
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread_id: int) -> None:
+        pause = min(self.limit / 4, 1.0)
+        before = time.monotonic()
+        while not self._stop.wait(pause):
+            now = time.monotonic()
+            if now - before > pause + self.limit / 2:
+                self.turned = now  # this thread stood still as well: the process was stopped, not the loop
+            before = now
+            loop.call_soon_threadsafe(self.turn)
+            silent = now - self.turned
             if silent >= self.limit and self._told != self.turned:
                 self._told = self.turned
-                frame = sys._current_frames().get(thread_id)  # noqa: SLF001  the only way to see another thread
+                frame = sys._current_frames().get(thread_id)  # noqa: SLF001  there is no other way
                 stack = traceback.format_stack(frame) if frame is not None else []
                 log.error(
                     "the event loop is blocked: some code does not give way (use async calls, or a thread)",
@@ -68,8 +97,13 @@ class LoopWatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        """Watch the event loop that runs in this thread."""
+        self.turn()
         thread = threading.Thread(
-            target=self._watch, args=(threading.get_ident(),), name="flowkit-watchdog", daemon=True
+            target=self._watch,
+            args=(asyncio.get_running_loop(), threading.get_ident()),
+            name="flowkit-watchdog",
+            daemon=True,
         )
         thread.start()
         try:

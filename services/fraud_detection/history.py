@@ -1,4 +1,4 @@
-"""A card's own history: what is added to a profile, and how a payment compares with it.
+"""A card's own history: how a payment compares with it, and how a payment becomes part of it.
 
 Pure functions of a profile and a payment: no clock, no table, no randomness.
 """
@@ -10,23 +10,29 @@ from services.fraud_detection.records import Place, Profile, Transaction
 
 
 EARTH_KM = 6371.0
-HOUR_MS = 3_600_000
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
 NEAR_KM = 60.0
+"""Payments so near each other are at one place: a town and its surroundings."""
+
 MOST_PLACES = 8
 MOST_NAMES = 48
 HOUR_SLOTS = 8
-HOUR_FADES = 0.99
 TYPICAL_MEAN, TYPICAL_SPREAD, TYPICAL_WEIGHT = 3.0, 1.1, 4.0
-"""What is assumed of the logarithm of an unknown card's amounts, and how many payments this assumption is worth."""
+"""What is assumed of the logarithm of an unknown card's amounts, and how many payments that assumption outweighs."""
+
+REACH = 2.0
+"""How many standard deviations one payment may stand off the mean when it is added to it."""
 
 
 class Comparison(NamedTuple):
     """A payment beside its card's history.
 
-    `deviation` is of the logarithm of the amount, in standard deviations. `away_km` is the distance to the nearest
-    place where the card was before, `place_ms` how long that one is known, `speed_kmh` the speed that it would take
-    from the last one, `hop_km` the distance to it; all are None where the payment or the history has no position.
-    `merchant_ms`, … say how long the card is known there: 0 for new, None where the payment does not tell.
+    `at` is its time, `age_ms` how long the card is known. `deviation` is of the logarithm of the amount, in standard
+    deviations. `away_km` is the distance to the nearest place of the card and `place_ms` how long that one is known;
+    `hop_km` the distance to the last one and `speed_kmh` what it takes to come from there: None without a position.
+    `merchant_ms` and the like say how long the card is known there: 0 if it is not, None if the payment does not tell.
+    `entry_share` and `hour_share` are the shares of the card's payments that were read so, or made at this time of day.
     """
 
     at: int
@@ -38,14 +44,15 @@ class Comparison(NamedTuple):
     speed_kmh: float | None
     hour: int
     hour_share: float
+    entry_share: float
     merchant_ms: int | None
     category_ms: int | None
     country_ms: int | None
-    entry_share: float
     device_ms: int | None
+    devices_age_ms: int
 
 
-def milliseconds_of(tx: Transaction) -> int:
+def time_ms(tx: Transaction) -> int:
     """The payment's time, ms since the epoch."""
     return round(tx.at.timestamp() * 1000)
 
@@ -54,7 +61,7 @@ def distance_km(lat: float, lon: float, lat2: float, lon2: float) -> float:
     """Great-circle distance of two positions (degrees) in kilometres (haversine).
 
     >>> round(distance_km(48.86, 2.35, 52.52, 13.41))
-    878
+    877
     """
     a, b = math.radians(lat), math.radians(lat2)
     h = math.sin((b - a) / 2) ** 2
@@ -64,32 +71,49 @@ def distance_km(lat: float, lon: float, lat2: float, lon2: float) -> float:
 
 def compare(profile: Profile, tx: Transaction) -> Comparison:
     """How the payment looks beside the history before it."""
-    at = milliseconds_of(tx)
-    n = profile.seen + TYPICAL_WEIGHT
-    mean = (profile.mean * profile.seen + TYPICAL_MEAN * TYPICAL_WEIGHT) / n
-    spread = (profile.spread + TYPICAL_WEIGHT * TYPICAL_SPREAD**2) / n
-    spread += profile.seen * TYPICAL_WEIGHT * (profile.mean - TYPICAL_MEAN) ** 2 / n**2
-    deviation = (math.log(max(tx.amount, 0.01)) - mean) / math.sqrt(spread)
-    away = hop = speed = tenure = None
-    if tx.lat is not None and tx.lon is not None and profile.places:
-        away = math.inf
-        latest = profile.places[0]
-        for place in profile.places:
-            km = distance_km(place.lat, place.lon, tx.lat, tx.lon)
-            if km < away:
-                away, tenure = km, at - place.since
-            if place.last_at >= latest.last_at:
-                latest, hop = place, km
-        assert hop is not None
-        speed = hop / max(abs(at - latest.last_at) / HOUR_MS, 1 / 60)
-    hour = at // (24 // HOUR_SLOTS * HOUR_MS) % HOUR_SLOTS
-    share = (profile.hours[hour] + 0.5) / (profile.seen + 4) if profile.hours else 1 / HOUR_SLOTS
+    at = time_ms(tx)
+    away, place_ms, hop, speed = _whereabouts(profile, tx, at)
+    hour = _hour_slot(at)
     return Comparison(
-        at, at - profile.since if profile.seen else 0, deviation, away, tenure, hop, speed, hour, share,
-        _tenure(profile.merchants, tx.merchant, at), _tenure(profile.categories, tx.category, at),
-        _tenure(profile.countries, tx.country, at), profile.entries.get(tx.entry, 0) / max(profile.seen, 1),
-        _tenure(profile.devices, tx.device, at),
+        at=at,
+        age_ms=at - profile.since if profile.seen else 0,
+        deviation=_deviation(profile, tx.amount),
+        away_km=away,
+        place_ms=place_ms,
+        hop_km=hop,
+        speed_kmh=speed,
+        hour=hour,
+        hour_share=(profile.hours[hour] + 0.5) / (profile.seen + 4) if profile.hours else 1 / HOUR_SLOTS,
+        entry_share=profile.entries.get(tx.entry, 0) / max(profile.seen, 1) if tx.entry else 1.0,
+        merchant_ms=_tenure(profile.merchants, tx.merchant, at),
+        category_ms=_tenure(profile.categories, tx.category, at),
+        country_ms=_tenure(profile.countries, tx.country, at),
+        device_ms=_tenure(profile.devices, tx.device, at),
+        devices_age_ms=at - min(profile.devices.values()) if profile.devices else 0,
     )
+
+
+def remember(profile: Profile, tx: Transaction, at: int) -> None:
+    """Add a payment that is honest as far as anyone knows; `at` in ms."""
+    profile.since = min(profile.since, at) if profile.seen else at
+    profile.seen += 1
+    _remember_amount(profile, tx.amount)
+    if not profile.hours:
+        profile.hours = [0] * HOUR_SLOTS
+    profile.hours[_hour_slot(at)] += 1
+    if tx.entry and (tx.entry in profile.entries or len(profile.entries) < MOST_NAMES):
+        profile.entries[tx.entry] = profile.entries.get(tx.entry, 0) + 1
+    profile.told += tx.device != ""
+    _note(profile.merchants, tx.merchant, at)
+    _note(profile.categories, tx.category, at)
+    _note(profile.countries, tx.country, at)
+    _note(profile.devices, tx.device, at)
+    if tx.lat is not None and tx.lon is not None:
+        _visit(profile.places, tx.lat, tx.lon, at)
+
+
+def _hour_slot(at: int) -> int:
+    return at // (24 // HOUR_SLOTS * HOUR_MS) % HOUR_SLOTS
 
 
 def _tenure(names: dict[str, int], name: str, at: int) -> int | None:
@@ -99,31 +123,38 @@ def _tenure(names: dict[str, int], name: str, at: int) -> int | None:
     return 0 if since is None else max(at - since, 1)
 
 
-def remember(profile: Profile, tx: Transaction, at: int) -> None:
-    """Adds an honest payment (as far as anyone knows) to the history."""
-    if not profile.seen:
-        profile.since = at
-    profile.seen += 1
-    value = math.log(max(tx.amount, 0.01))
-    if profile.seen > 3:  # one splurge, or one fraud that nobody noticed, must not set the standard
-        reach = 2.0 * math.sqrt(profile.spread / profile.seen + 0.1)
+def _deviation(profile: Profile, amount: float) -> float:
+    """The typical card and this one, weighed by how many payments of this one are known."""
+    n = profile.seen + TYPICAL_WEIGHT
+    mean = (profile.mean * profile.seen + TYPICAL_MEAN * TYPICAL_WEIGHT) / n
+    variance = (profile.spread + TYPICAL_WEIGHT * TYPICAL_SPREAD**2) / n
+    variance += profile.seen * TYPICAL_WEIGHT * (profile.mean - TYPICAL_MEAN) ** 2 / n**2
+    return (math.log(max(amount, 0.01)) - mean) / math.sqrt(variance)
+
+
+def _remember_amount(profile: Profile, amount: float) -> None:
+    value = math.log(max(amount, 0.01))
+    if profile.seen > 4:  # one splurge, or one fraud that nobody noticed, must not set the standard
+        reach = REACH * math.sqrt(profile.spread / (profile.seen - 1) + 0.1)
         value = min(max(value, profile.mean - reach), profile.mean + reach)
     delta = value - profile.mean
     profile.mean += delta / profile.seen
     profile.spread += delta * (value - profile.mean)
-    if not profile.hours:
-        profile.hours = [0.0] * HOUR_SLOTS
-    hour = at // (24 // HOUR_SLOTS * HOUR_MS) % HOUR_SLOTS
-    profile.hours[hour] += 1
-    _note(profile.merchants, tx.merchant, at)
-    _note(profile.categories, tx.category, at)
-    _note(profile.countries, tx.country, at)
-    if tx.entry:
-        profile.entries[tx.entry] = profile.entries.get(tx.entry, 0) + 1
-    _note(profile.devices, tx.device, at)
-    profile.told += tx.device != ""
-    if tx.lat is not None and tx.lon is not None:
-        _visit(profile.places, tx.lat, tx.lon, at)
+
+
+def _whereabouts(
+    profile: Profile, tx: Transaction, at: int
+) -> tuple[float | None, int | None, float | None, float | None]:
+    if tx.lat is None or tx.lon is None or not profile.places:
+        return None, None, None, None
+    away, place_ms, hop, latest = math.inf, 0, 0.0, profile.places[0]
+    for place in profile.places:
+        km = distance_km(place.lat, place.lon, tx.lat, tx.lon)
+        if km < away:
+            away, place_ms = km, max(at - place.since, 0)
+        if place.last_at >= latest.last_at:
+            latest, hop = place, km
+    return away, place_ms, hop, hop * HOUR_MS / max(abs(at - latest.last_at), MINUTE_MS)
 
 
 def _note(names: dict[str, int], name: str, at: int) -> None:

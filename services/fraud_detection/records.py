@@ -1,4 +1,4 @@
-"""What flows through the service and what it remembers of a card."""
+"""What flows through the service, and what it remembers of a card."""
 
 from datetime import datetime
 
@@ -8,8 +8,8 @@ import flowkit
 class Transaction(flowkit.Record):
     """One card payment. Whatever a source does not tell is left empty: the rules and the score then do without.
 
-    `amount` is in one currency, `lat` and `lon` (degrees) are the terminal's, `entry` how the card was read (`chip`,
-    `contactless`, `swipe`, `online`, … any words).
+    `amount` is in one currency. `lat` and `lon` (degrees) are the terminal's. `entry` is how the card was read (`chip`,
+    `swipe`, `online`, … any words), `device` the browser or telephone of an online payment.
     """
 
     id: str
@@ -34,20 +34,23 @@ class Chargeback(flowkit.Record):
 
 
 class Alert(flowkit.Record):
-    """A payment to stop or to look at. `score` is the estimated chance of fraud, `reasons` is for people."""
+    """A payment to stop or to look at.
+
+    `score` is the risk, 0 … 1, or None where the rules decide alone. `reasons` are for people, the weightiest first.
+    """
 
     id: str
     card: str
     at: datetime
     amount: float
-    score: float
+    score: float | None
     reasons: list[str]
 
 
 class Burst(flowkit.Record):
     """Payments of one card that follow each other closely (one session window).
 
-    `strange` counts those at merchants that are new to the card, `total` is the sum of all.
+    `strange` counts those at merchants that are new to the card, `total` is the sum of all amounts.
     """
 
     count: int = 0
@@ -56,7 +59,7 @@ class Burst(flowkit.Record):
 
 
 class Place(flowkit.Record):
-    """A neighbourhood where the card was present: since when, and when last (ms)."""
+    """A neighbourhood where the card was present: a position (degrees), since when, and when last (ms)."""
 
     lat: float
     lon: float
@@ -65,38 +68,38 @@ class Place(flowkit.Record):
 
 
 class Case(flowkit.Record):
-    """A payment whose outcome may still become known: what the score saw of it, and what made it special.
+    """A payment whose outcome may still become known, and what the score saw of it.
 
-    `held` payments were alerted; they are no part of the card's history until they prove to be honest.
+    A payment in doubt keeps its `tx`: it becomes part of the card's history only when nobody complains in time.
+    `alerted`: it is not merely in doubt. `learned`: the score has taken it for honest.
     """
 
     id: str
     at: int
     signals: dict[str, float]
     tokens: list[str]
-    held: bool
-    tx: Transaction
+    tx: Transaction | None = None
+    alerted: bool = False
     learned: bool = False
 
 
 class Profile(flowkit.Record):
-    """One card's own history. Times in ms; amounts are kept as moments of their natural logarithm.
+    """One card's own history. Times in ms; `mean` and `spread` are of the natural logarithm of its amounts.
 
-    `merchants`, `categories`, `countries`, `entries` and `devices` say since when the card is seen there; those used
-    last stand last.
+    `merchants`, `categories`, `countries` and `devices` say since when the card is seen there, the latest used last;
+    `entries` counts how it was read, `hours` when it was used, `told` the payments that name a device.
     """
 
     seen: int = 0
     since: int = 0
     mean: float = 0.0
     spread: float = 0.0
-    disputed_at: int = 0
+    told: int = 0
     places: list[Place] = []
     merchants: dict[str, int] = {}
     categories: dict[str, int] = {}
     countries: dict[str, int] = {}
-    entries: dict[str, int] = {}
     devices: dict[str, int] = {}
-    told: int = 0
-    hours: list[float] = []
+    entries: dict[str, int] = {}
+    hours: list[int] = []
     cases: list[Case] = []

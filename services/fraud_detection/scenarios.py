@@ -57,7 +57,7 @@ class Ring:
     def device(self, rng: Random) -> str:
         """A fresh one for this card as a rule, one of the ring's few machines else; some shops ask for none."""
         draw = rng.random()
-        if draw < 0.02:
+        if draw < 0.015:
             return ""
         return rng.choice(self._devices) if draw < 0.40 else f"d-{rng.getrandbits(40):010x}"
 
@@ -122,7 +122,7 @@ def _card_testing(rng: Random, ring: Ring, victim: Cardholder, day: float, _: Ma
 
 def _takeover(rng: Random, ring: Ring, victim: Cardholder, day: float, market: Market) -> Iterator[Purchase]:
     at = ring.awake(rng, day)
-    device = victim.devices[0] if rng.random() < 0.05 else ring.device(rng)
+    device = victim.devices[0] if rng.random() < 0.04 else ring.device(rng)
     for _ in range(rng.randint(2, 6)):
         if rng.random() < 0.6:
             shop = rng.choice(ring.cash_out)

@@ -42,17 +42,16 @@ for start in range(0, 20_100_000, 100_000):
 def test_resident_memory_stays_flat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root)}
-    source = subprocess.Popen([sys.executable, "-c", GENERATE], stdout=subprocess.PIPE)
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "state")],
-        stdin=source.stdout,
-        capture_output=True,
-        text=True,
-        check=True,
-        env=env,
-        cwd=root,
-    )
-    source.wait()
+    with subprocess.Popen([sys.executable, "-c", GENERATE], stdout=subprocess.PIPE) as source:
+        result = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "state")],
+            stdin=source.stdout,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=env,
+            cwd=root,
+        )
     rows = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
     (_, early), (_, late) = rows
     show(capsys, f"resident after 5M events {early >> 20} MiB, after 20M {late >> 20} MiB: {late / early:.3f}x (at most 1.05)")

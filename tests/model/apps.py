@@ -112,10 +112,16 @@ def app_of(
     late: Literal["drop", "deliver"] = "drop",
     trouble: Trouble = NONE,
     attempts: int = 1,
+    topics: dict[str, int] | None = None,
 ) -> App:
-    """Topic "events" into table "windows"; sinks "fired", "late" and "seen" say what came of it."""
+    """Topic "events" into table "windows"; sinks "fired", "late" and "seen" say what came of it.
+
+    `topics` instead gives several by name, and how much each is out of order (ms).
+    """
     app = App("model", retry=agents.Retry(attempts=attempts, backoff=1))
-    events = app.topic("events", Event, key="key", time="at", out_of_order=out_of_order)
+    given = {"events": out_of_order} if topics is None else topics
+    sources = [app.topic(name, Event, key="key", time="at", out_of_order=ms) for name, ms in given.items()]
+    events = sources[0]
     fired = app.sink("fired", Fired)
     seen = app.sink("seen", Seen)
     late_sink = app.sink("late", Event)
@@ -127,7 +133,7 @@ def app_of(
     else:
         merge = _merged if spec[0] == "session" else None
         table = app.table("windows", str, Values, window=window, merge=merge, late=late, **more)
-        _keep(app, form, events, table, seen, trouble, overlapping(spec))
+        _keep(app, form, sources, table, seen, trouble, overlapping(spec))
 
     @app.each(table.closed, sinks=[fired])
     def closed(w: Closed[str, Any]) -> Fired:
@@ -141,7 +147,7 @@ def app_of(
     return app
 
 
-def _keep(app: App, form: Form, events: Any, table: Any, seen: Any, trouble: Trouble, several: bool) -> None:
+def _keep(app: App, form: Form, sources: list[Any], table: Any, seen: Any, trouble: Trouble, several: bool) -> None:
     def count(event: Event, table: Any = table) -> Seen:
         try:
             windows = [w.value for w in table.windows(event.key)] if several else [table[event.key]]
@@ -160,7 +166,7 @@ def _keep(app: App, form: Form, events: Any, table: Any, seen: Any, trouble: Tro
 
     if form == "hand":
 
-        @app.agent(events, tables=[table], sinks=[seen])
+        @app.agent(*sources, tables=[table], sinks=[seen])
         async def by_hand(stream: Stream[Event]) -> AsyncIterator[Seen]:
             async for event in stream:
                 told = keep(event)
@@ -169,7 +175,7 @@ def _keep(app: App, form: Form, events: Any, table: Any, seen: Any, trouble: Tro
 
     elif form == "each":
 
-        @app.each(events, tables=[table], sinks=[seen])
+        @app.each(*sources, tables=[table], sinks=[seen])
         async def by_event(event: Event) -> Seen:
             told = keep(event)
             trouble(event.value)
@@ -177,7 +183,7 @@ def _keep(app: App, form: Form, events: Any, table: Any, seen: Any, trouble: Tro
 
     elif form == "batches":
 
-        @app.agent(events, tables=[table], sinks=[seen])
+        @app.agent(*sources, tables=[table], sinks=[seen])
         async def by_batch(stream: Stream[Event]) -> AsyncIterator[Seen]:
             async for batch in stream.batches(3):
                 for event in batch:

@@ -1,0 +1,150 @@
+"""What a worker's tasks are joined to: topics on the broker, found or made, and files for sinks.
+
+Everything that is wrong is told at once, before anything is made.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from flowkit.agent import Group, Outlet, Plan, Topic
+from flowkit.app import App
+from flowkit.codec import fields_of
+from flowkit.errors import ConfigError
+from flowkit.sink import FileSink, Sink
+from flowkit.worker.live import task_name
+
+log = structlog.get_logger("flowkit.worker")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one task is of: partition `partition` of `count` of a group."""
+
+    group: Group
+    partition: int
+    count: int
+
+
+class Topics(Protocol):
+    """What is asked of a broker here."""
+
+    async def partitions(self, topic: str) -> int: ...
+    async def create(self, topic: str, partitions: int) -> None: ...
+
+
+class Wiring:
+    """The tasks of an app on a broker. `binds` say where sinks lead (name to path)."""
+
+    def __init__(self, app: App, plan: Plan, binds: Mapping[str, str], partitions: int) -> None:
+        self.app, self.plan, self.binds, self.default = app, plan, dict(binds), partitions
+        self.slices: dict[str, Slice] = {}
+        """By task name."""
+        self.topics: dict[str, int] = {}
+        """The partition counts of the topics that the tasks write."""
+
+    def check(self) -> None:
+        """Raise ConfigError with all that is wrong whatever the broker holds."""
+        if not self.plan.groups:
+            raise ConfigError(f"app {self.app.name!r} has no agents and no declared tables: there is nothing to run")
+        problems = [problem for name, url in self.binds.items() for problem in self._bind_problems(name, url)]
+        for name, outlet in self._written().items():
+            if not isinstance(outlet, Topic) and name not in self.binds:
+                problems.append(f"sink {name!r} leads nowhere: bind it with --bind {name}=FILE")
+        if problems:
+            raise ConfigError(*problems)
+
+    def _written(self) -> dict[str, Outlet[Any]]:
+        return {outlet.name: outlet for group in self.plan.groups for outlet in group.outlets}
+
+    def _bind_problems(self, name: str, url: str) -> list[str]:
+        where, written = f"--bind {name}={url}", self._written()
+        readers = [f"agent {a.name!r}" for a in self.app.agents.values() if name in {s.name for s in a.sources}]
+        tables = self.app.tables.values()
+        readers += [f"table {t.name!r}" for t in tables if t.source is not None and t.source.name == name]
+        if name not in {**self.app.topics, **self.app.sinks}:
+            return [f"{where}: app {self.app.name!r} has no topic or sink {name!r}"]
+        if name not in written:
+            return [f"{where}: no agent writes {name!r}; bounded inputs are for `flowkit run`"]
+        if readers:
+            return [f"{where}: {readers[0]} reads topic {name!r}, so it has to be on the broker"]
+        if "://" in url and not url.startswith("file://"):
+            return [f"{where}: only files can be bound (a path, or file://PATH)"]
+        try:
+            FileSink(_path(url, "0", "group"), fields_of(written[name].element)).check()
+        except ConfigError as error:
+            return [f"--bind {name}: {problem}" for problem in error.problems]
+        return []
+
+    async def connect(self, broker: Topics) -> None:
+        """Find the topics, make those that are missing, and tell which tasks there are.
+
+        Raises ConfigError if partition counts do not fit each other, or a file would have several writers; nothing is
+        made then.
+        """
+        found = {name: await broker.partitions(name) for name in sorted(self._names())}
+        wanted: dict[str, int] = {}
+        problems = []
+        counts: dict[str, int] = {}
+        for group in self.plan.groups:
+            given = {topic.name: found[topic.name] for topic in group.topics if found[topic.name]}
+            if len(set(given.values())) > 1:
+                problems.append(_unequal(group, given))
+            counts[group.name] = max(given.values(), default=self.default if group.topics else 1)
+            wanted |= {topic.name: counts[group.name] for topic in group.topics}
+        problems += self._writer_problems(counts)
+        if problems:
+            raise ConfigError(*problems)
+        for name, count in found.items():
+            if not count:
+                found[name] = wanted.get(name, self.default)
+                await broker.create(name, found[name])
+                log.info("topic made", topic=name, partitions=found[name])
+        self.topics = {name: found[name] for name in (*self._written(), self.app.dead_letters.name) if name in found}
+        for group in self.plan.groups:
+            for partition in range(counts[group.name]):
+                part = Slice(group, partition, counts[group.name])
+                self.slices[task_name(self.app, group, partition)] = part
+
+    def _names(self) -> set[str]:
+        """All topics that have to be on the broker."""
+        read = {topic.name for group in self.plan.groups for topic in group.inputs}
+        written = {name for name, outlet in self._written().items() if isinstance(outlet, Topic)}
+        return read | (written - self.binds.keys()) | {self.app.dead_letters.name}
+
+    def _writer_problems(self, counts: dict[str, int]) -> list[str]:
+        """Files that more than one task would write."""
+        problems = []
+        for name, url in self.binds.items():
+            writers = [group.name for group in self.plan.groups if name in {outlet.name for outlet in group.outlets}]
+            tasks = sum(counts[group] for group in writers)
+            missing = ["{group}"] if len(writers) > 1 and "{group}" not in url else []
+            if max(counts[group] for group in writers) > 1 and "{partition}" not in url:
+                missing.append("{partition}")
+            if missing:
+                problems.append(
+                    f"--bind {name}={url}: {tasks} tasks write it, and a file has one writer: put "
+                    f"{' and '.join(missing)} into the name"
+                )
+        return problems
+
+    def sinks(self, part: Slice) -> dict[str, Sink]:
+        """The files of one task."""
+        found: dict[str, Sink] = {}
+        for outlet in part.group.outlets:
+            if outlet.name in self.binds:
+                path = _path(self.binds[outlet.name], str(part.partition), part.group.name)
+                found[outlet.name] = FileSink(path, fields_of(outlet.element))
+        return found
+
+
+def _path(url: str, partition: str, group: str) -> str:
+    return url.removeprefix("file://").replace("{partition}", partition).replace("{group}", group)
+
+
+def _unequal(group: Group, counts: dict[str, int]) -> str:
+    told = ", ".join(f"{name} has {count}" for name, count in counts.items())
+    names = ", ".join(agent.name for agent in group.agents) or ", ".join(table.name for table in group.tables)
+    return f"agents {names} share state, so their topics need equal partition counts: {told}"

@@ -1,0 +1,126 @@
+"""`flowkit explain`: the flow in words and as a diagram."""
+
+import re
+
+from tests.cli.place import APP, Place
+
+EVERYTHING = """
+import flowkit
+from flowkit import *
+app = flowkit.App("shop")
+class Sale(flowkit.Record):
+    user: str
+    amount: float
+    at: int
+sales = app.topic("sales", Sale, key="user", time="at", out_of_order=seconds(90), idle_after=minutes(2))
+rates = app.topic("rates", Sale, key=lambda rate: rate.user)
+copies = app.topic("copies", Sale)
+lates = app.sink("lates", Sale)
+rate = app.table("rate", str, float, broadcast=True)
+hops = app.table("hops", of=sales, by="user", window=Sliding(minutes(10), every=minutes(1)), n=Count(),
+                 allowed_lateness=minutes(5), early=seconds(30))
+last = app.table("last", str, float, ttl=days(1))
+
+@app.each(rates, tables=[rate])
+def learn(r: Sale) -> None:
+    rate[r.user] = r.amount
+
+@app.each(sales, tables=[last], reads=[rate], sinks=[copies], retry=flowkit.Retry(attempts=3))
+def copy(sale: Sale) -> Sale:
+    return sale
+
+@app.each(hops.late, sinks=[lates])
+def late(sale: Sale) -> Sale:
+    return sale
+
+@app.each(copies)
+def again(sale: Sale) -> None: ...
+
+@app.each(app.dead_letters)
+def bad(letter: DeadLetter) -> None: ...
+"""
+
+
+def test_the_flow_is_told_from_source_to_sink(place: Place) -> None:
+    place.app()
+    done = place.call("explain", "app.py")
+    assert done.code == 0
+    assert done.out == EXPECTED
+
+
+EXPECTED = """\
+app shop
+
+group seen: one task for each partition of sales
+  topic sales: Sale, keyed by user, time at, up to 5 s out of order
+    -> agent add: keeps totals, seen, sends to big
+  table totals: keyed by str, values Total, windows tumbling 1 min, gone when its window closes
+    closed windows
+      -> agent report: sends to reports
+  table seen: keyed by str, values int, kept for ever
+
+outputs
+  topic big: Big, keyed by user
+    exactly once on embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files \
+with --state; on standard output at least once
+  sink reports: Report
+    exactly once in a file (while its disk lives); on standard output at least once
+  dead-letters: what cannot be used or makes an agent fail
+    exactly once, in the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl
+"""
+
+
+def test_everything_that_can_be_declared_is_told(place: Place) -> None:
+    place.app(EVERYTHING)
+    shown = place.call("explain", "app.py").out
+    for part in (
+        "up to 1 min 30 s out of order, a split silent for 2 min does not hold the watermark",
+        "topic rates: Sale, keyed by <lambda>(), time of the transport, in order of time; every task reads all of it",
+        "-> agent learn: keeps rate",
+        "-> agent copy: keeps last, reads rate, sends to copies, tries 3 times",
+        "-> table hops",
+        "table hops: counts sales by user: n = Count(",
+        "windows sliding 10 min every 1 min, late records count for 5 min more, early results each 30 s of event time",
+        "late records, whose windows are all closed\n      -> agent late: sends to lates",
+        "table rate: keyed by str, values float, kept for ever, all of it in every task",
+        "table last: keyed by str, values float, forgotten 1 d after its last use",
+        "-> agent again",
+        "dead letters of this app\n    -> agent bad",
+    ):
+        assert part in shown, (part, shown)
+
+
+def test_the_guarantee_of_a_bound_output_is_told_exactly(place: Place) -> None:
+    place.app()
+    shown = place.call(
+        "explain", "app.py", "--bind", "big=-", "--bind", "reports=r.csv", "--bind", "dead-letters=-"
+    ).out
+    assert shown.count("at least once: after a crash the records of the last commit may be printed again") == 2
+    assert "sink reports: Report\n    exactly once: the file equals that of an unbroken run" in shown
+
+
+def test_the_flow_is_drawn(place: Place) -> None:
+    for text in (APP, EVERYTHING):
+        place.app(text)
+        lines = place.call("explain", "app.py", "--mermaid").out.splitlines()
+        assert lines[0] == "flowchart LR"
+        node = r"[a-z]\d+"
+        kinds = (
+            rf'  {node}(\[\("[\w-]+"\)\]|\[\["[\w-]+"\]\])',  # topics, sinks
+            rf'  subgraph {node}\["[^"]+"\]',
+            rf'    {node}(\[/"[^"]+"/\]|\("[^"]+"\))',  # tables, agents
+            "  end",
+            rf"  {node} (-->|<-->|-- \w+ -->|-\. reads \.->) {node}",
+        )
+        for line in lines[1:]:
+            assert any(re.fullmatch(kind, line) for kind in kinds), line
+        declared = {match[1] for line in lines if (match := re.match(rf"\s+({node})[\[(]", line))}
+        used = {name for line in lines for name in re.findall(rf"^  ({node}) .*> ({node})$", line) for name in name}
+        assert used <= declared
+
+
+def test_what_is_wrong_with_an_app_is_told(place: Place) -> None:
+    place.app(APP.replace("sinks=[big]", "sinks=[]"))
+    done = place.call("explain", "app.py")
+    assert done.code == 2
+    assert "agent 'add': yields, but declares no sinks=" in done.err
