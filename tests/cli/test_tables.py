@@ -58,7 +58,8 @@ def stopped(place: Place) -> Place:
         until(lambda: "bob" in place.call("tables", "scan", "app.py", "plain", *STATE).out)
     finally:
         run.send_signal(signal.SIGTERM)
-        run.communicate(timeout=20)
+        run.wait(20)  # standard input stays open until then: its end would close the windows
+        run.communicate()
     assert run.returncode == 143
     return place
 

@@ -23,7 +23,7 @@ def outputs_before_positions() -> None:
         assert isinstance(task.broker, EmbeddedBroker)
         for out in outs:
             await task.broker.put(out.topic, [(out.key, out.value, out.time)], out.partition)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.4)
         await finish(task, frame, [], handoffs)
 
     Task._finish = in_two_steps  # type: ignore[method-assign]
