@@ -97,7 +97,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             if flags.get(name) is not None:
                 values[name] = flags[name]
                 where = f"{name}={flags[name]!r}"
-            elif variable in found:
+            elif found.get(variable):  # an empty variable is one that is not set
                 where = f"{variable}={found[variable]!r}"
                 try:
                     values[name] = int(found[variable])

@@ -51,8 +51,12 @@ class Outlet(Generic[T_co]):
         """Send `value` as a part of the present event's commit; back-pressure acts at the next event.
 
         `key` is taken from the value (the topic's `key=`) unless given; `time` (ms) is the present event's unless
-        given. Raises NoEvent outside an event, UndeclaredSink if the agent does not declare this in `sinks=`.
+        given. Raises NoEvent outside an event, UndeclaredSink if the agent does not declare this in `sinks=`,
+        TypeError for a value of another type.
         """
+        element = self.element
+        if isinstance(element, type) and hasattr(element, "__struct_fields__") and not isinstance(value, element):
+            raise TypeError(f"{self.name!r} takes {element.__name__}, not {type(value).__name__}")
         cursor = current.get(None)
         if cursor is None:
             raise NoEvent(f"{self.name!r}.emit was called outside an event: call it while an agent handles one")

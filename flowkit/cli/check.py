@@ -13,7 +13,7 @@ from flowkit.agent import AgentSpec, Group, Topic
 from flowkit.app import App
 from flowkit.cli.arguments import Module, OptionalBroker, OptionalState
 from flowkit.cli.check_code import kept_between_events
-from flowkit.cli.load import load_app
+from flowkit.cli.load import find_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
 from flowkit.cli.show import count, duration
 from flowkit.errors import ConfigError
@@ -44,13 +44,12 @@ def add_to(app: typer.Typer) -> None:
 
 def check(module: Module, state: OptionalState = None, broker: OptionalBroker = None) -> int:
     """Print all findings; the exit code."""
-    app = load_app(module)
+    app = find_app(module)
     findings = list(check_app(app))
     if state is not None and Path(state).exists():
         findings += check_state(app, Path(state))
-    groups = plan_of(app)
-    if broker is not None and groups is not None:
-        findings += check_broker(groups, broker)
+    if broker is not None and not problems_of(app):
+        findings += check_broker(app.plan().groups, broker)
     order: tuple[Severity, ...] = ("error", "warning", "note")
     for severity in order:
         for finding in findings:
@@ -61,20 +60,9 @@ def check(module: Module, state: OptionalState = None, broker: OptionalBroker = 
     return FAILED if any(finding.severity != "note" for finding in findings) else OK
 
 
-def plan_of(app: App) -> list[Group] | None:
-    """The app's groups, or None if it cannot be planned (`check_app` says why)."""
-    try:
-        return app.plan().groups
-    except ConfigError:
-        return None
-
-
 def check_app(app: App) -> Iterator[Finding]:
     """What can be told of an app alone."""
-    try:
-        app.plan()
-    except ConfigError as error:
-        yield from (Finding("error", problem) for problem in error.problems)
+    yield from (Finding("error", problem) for problem in problems_of(app))
     for table in app.tables.values():
         yield from _growth(table, app)
         yield from _ttl(table)

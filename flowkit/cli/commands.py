@@ -1,6 +1,5 @@
 """The commands, and which of them a command line needs: only that one's module is loaded, all of them for --help."""
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -71,9 +70,6 @@ def run_command(words: Sequence[str]) -> int:
     """Run one command line; its exit code. Raises what the command raises."""
     only = [words[0]] if words and words[0] in NAMES else NAMES
     command = typer.main.get_command(make_app(only))
-    # "0" and "1" are words of the environment for flags; an empty variable is one that is not set.
-    for name in [name for name, value in os.environ.items() if name.startswith("FLOWKIT_") and not value]:
-        del os.environ[name]
     try:
         code = command.main(list(words), prog_name="flowkit", standalone_mode=False)
     except Exception as error:

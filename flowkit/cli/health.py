@@ -12,7 +12,7 @@ from flowkit.errors import ConfigError
 
 HELP = """Tell whether the worker that uses a state directory is alive, ready and not stalled.
 
-Reads STATE/health.json, which the worker writes a few times a second. In a container FLOWKIT_STATE is set, so that it
+Reads STATE/health.json, which the worker writes about once a second. In a container FLOWKIT_STATE is set, so that it
 needs no arguments: HEALTHCHECK CMD ["flowkit", "health"].
 
 \b

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import keyword
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +15,35 @@ from flowkit.errors import ConfigError
 
 
 def load_app(target: str) -> App:
-    """The app that `target` names: `pkg.mod`, `dir/app.py`, either with `:APP`.
+    """The app that `target` names: `pkg.mod`, `dir/app.py`, either with `:APP`, with nothing wrong in its declarations.
 
-    Raises ConfigError if there is no such module, if it cannot be imported, or if it is not clear which app is meant.
+    Raises ConfigError if there is no such module, if it cannot be imported, if it is not clear which app is meant, or
+    with all that is wrong in it.
     """
+    app = find_app(target)
+    if problems := problems_of(app):
+        raise ConfigError(*problems)
+    return app
+
+
+def problems_of(app: App) -> list[str]:
+    """What is wrong with the app's declarations, with file and line of the agent where a problem names one."""
+    try:
+        app.plan()
+    except ConfigError as error:
+        return [_located(problem, app) for problem in error.problems]
+    return []
+
+
+def _located(problem: str, app: App) -> str:
+    named = re.match(r"agent '([^']+)'", problem)
+    agent = app.agents.get(named[1]) if named else None
+    code = getattr(agent.function, "__code__", None) if agent is not None else None
+    return problem if code is None else f"{shown_path(code.co_filename)}:{code.co_firstlineno}: {problem}"
+
+
+def find_app(target: str) -> App:
+    """The app that `target` names, whether or not its declarations fit together. Raises ConfigError."""
     place, _, name = target.rpartition(":") if _names_app(target) else (target, "", "")
     module = _import(place)
     own_directories.add(str(Path(module.__file__ or "").resolve().parent) + os.sep)

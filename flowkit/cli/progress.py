@@ -69,8 +69,13 @@ def _watermark(ms: int) -> str:
     return "-" if ms <= MIN_TIME else "end" if ms >= END_OF_TIME else iso(ms)
 
 
-def say_summary(app: str, summary: Summary, bound: set[str], unbound: set[str], stopped: str | None) -> None:
-    """The one line at the end of a run: what was sent to outputs that are `bound`, and to those that are not."""
+def say_summary(
+    app: str, summary: Summary, bound: set[str], unbound: set[str], empty: set[str], stopped: str | None
+) -> None:
+    """The one line at the end of a run.
+
+    `bound` are the outputs that were named, `unbound` those that were not; `empty` the topics without input.
+    """
     if summary.already_done:
         say(f"{app}: nothing left to do: the run in this state directory is complete")
         return
@@ -82,6 +87,7 @@ def say_summary(app: str, summary: Summary, bound: set[str], unbound: set[str], 
             words.append(f"{sent:,} to {name}")
         elif sent and name in unbound:
             words.append(f"{sent:,} to {name} dropped (no --output)")
+    words += [f"{name} taken as empty (no --input)" for name in sorted(empty)]
     if counters.late:
         words.append(f"{counters.late:,} late")
     if counters.dead:

@@ -85,6 +85,7 @@ def run(
     bound = {name for name, _ in outputs} - letters
     read = {topic.name for group in app.plan().groups for topic in group.inputs}
     unbound = summary.emitted.keys() - bound - read - letters
+    empty = read - {name for name, _ in inputs} - summary.emitted.keys()
     stopped = signal.Signals(stop.signal).name if stop.signal is not None and summary.stopped else None
-    say_summary(app.name, summary, bound, unbound, stopped)
+    say_summary(app.name, summary, bound, unbound, empty, stopped)
     return OK if stopped is None or stop.signal is None else 128 + stop.signal

@@ -15,6 +15,7 @@ from flowkit.cli.show import columns, count, iso, text
 from flowkit.clock import SystemClock
 from flowkit.codec import EventTime, encode_key
 from flowkit.errors import ConfigError, InputError, TimeError
+from flowkit.options import WorkerOptions
 
 PUT_RECORDS = 1_000
 """Records written in one transaction."""
@@ -75,8 +76,11 @@ def create(
     topics: Annotated[list[str], typer.Argument(metavar="TOPIC …", help="Names of topics.", show_default=False)],
     broker: Broker,
     partitions: Annotated[
-        int, typer.Option("--partitions", "-p", metavar="N", help="The most workers that can share it.")
-    ] = 1,
+        int,
+        typer.Option(
+            "--partitions", "-p", metavar="N", envvar="FLOWKIT_PARTITIONS", help="The most workers that can share it."
+        ),
+    ] = WorkerOptions().partitions,
 ) -> int:
     """Make topics; one that exists already with as many partitions is left as it is.
 

@@ -1,7 +1,7 @@
-"""One commit as bytes.
+r"""One commit as bytes.
 
     log    := header record*
-    header := magic "flowkit log\\n"  u16 format version
+    header := magic "flowkit log\n"  u16 format version
     record := u32 length  u32 crc32(payload)  payload           all little-endian
     payload:= msgpack [number, commit id, parent id, epoch, meta, changes, drops]
     changes:= [[table, end | nil, [key …], [value | nil …]] …]   columns; nil deletes
@@ -73,7 +73,7 @@ def decode_log(data: bytes, name: str) -> Iterator[tuple[int, Frame]]:
     (version,) = struct.unpack_from("<H", data, len(MAGIC))
     if version != VERSION:
         raise StoreCorrupt(
-            f"{name}: format {version}, but this flowkit reads format {VERSION}: use the flowkit that wrote it, or newer"
+            f"{name}: format {version}, but this flowkit reads format {VERSION}: use the one that wrote it"
         )
     view = memoryview(data)
     at = len(HEADER)

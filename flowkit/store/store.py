@@ -146,7 +146,7 @@ class Store:
         if frame is None or frame.commit_id != commit_id:
             raise StoreError(f"no undecided frame {commit_id.hex()}")
         if applied:
-            self._apply(frame)
+            self.apply(frame)
         else:
             self.log_bytes -= len(encode_frame(frame)) if self.path is not None else 0
             if self.path is not None:
@@ -157,7 +157,8 @@ class Store:
         if applied and self.log_bytes > max(REWRITE_ABOVE, REWRITE_GROWTH * self._base_bytes):
             await anyio.to_thread.run_sync(self._rewrite)
 
-    def _apply(self, frame: Frame) -> None:
+    def apply(self, frame: Frame) -> None:
+        """Make the frame's changes the committed state, in memory only."""
         spaces = self._spaces
         for drop in frame.drops:
             spaces.pop((drop[0], drop[1]), None)
@@ -221,7 +222,7 @@ class Store:
         self._fd, self._sequence = fd, sequence
         self.log_bytes = self._base_bytes = len(HEADER) + len(record)
 
-    def _recover(self) -> None:
+    def recover(self) -> None:
         """Read the newest log. Its last frame may be undecided: whoever opens the store resolves it."""
         assert self.path is not None
         logs = sorted(self.path.glob("log-*"))
@@ -230,7 +231,7 @@ class Store:
             return
         newest = logs[-1]
         data = newest.read_bytes()
-        end = self._replay(data, str(newest))
+        end = self.replay(data, str(newest))
         self._sequence = int(newest.name.removeprefix("log-"))
         self._fd = os.open(newest, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         if len(data) < len(HEADER):
@@ -244,14 +245,14 @@ class Store:
         for old in logs[:-1]:
             old.unlink()
 
-    def _replay(self, data: bytes, name: str) -> int:
+    def replay(self, data: bytes, name: str) -> int:
         """Apply the frames of a log but the last, which is left undecided; the offset at which it ends."""
         end, last = len(HEADER), None
-        for end, frame in decode_log(data, name):
+        for end, frame in decode_log(data, name):  # noqa: B007  the last one is the answer
             if last is not None:
                 if frame.parent != last.commit_id:
                     raise StoreCorrupt(f"{name}: commit {frame.number} does not follow commit {last.number}")
-                self._apply(last)
+                self.apply(last)
             last = frame
         self.undecided = last
         return end
@@ -268,7 +269,7 @@ class Store:
         if not logs:
             return False
         for _, frame in decode_log(logs[-1].read_bytes(), str(logs[-1])):
-            self._apply(frame)
+            self.apply(frame)
             if frame.commit_id == commit_id:
                 self._rewrite()
                 return True
@@ -311,11 +312,11 @@ async def open_store(path: str | os.PathLike[str] | None, *, disk: list[bytes] |
     """
     store = Store(None if path is None else Path(path), disk)
     if disk:
-        store._replay(HEADER + b"".join(disk), "memory")
+        store.replay(HEADER + b"".join(disk), "memory")
     if store.path is not None:
         try:
             store.path.mkdir(parents=True, exist_ok=True)
-            await anyio.to_thread.run_sync(store._recover)
+            await anyio.to_thread.run_sync(store.recover)
         except OSError as error:
             store.close()
             raise ConfigError(f"{store.path}: cannot be used: {error.strerror}") from error
@@ -336,7 +337,7 @@ def read_store(path: Path) -> Store:
     store = Store(None)
     data, name = _newest_log(path)
     for _, frame in decode_log(data, name):
-        store._apply(frame)
+        store.apply(frame)
     return store
 
 

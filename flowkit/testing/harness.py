@@ -67,7 +67,7 @@ class Harness:
         self.clock = VirtualClock(start_ms)
         self.crashed = 0
         """How often the plug was pulled so far."""
-        self._random = random.Random(seed)  # noqa: S311  not for secrets
+        self._random = random.Random(seed)
         self._seeded, self._crashes = seed is not None, crashes if seed is not None else 0.0
         self._partitions = partitions
         self._plan = app.plan()
@@ -131,7 +131,7 @@ class Harness:
     async def send(self, topic: Topic[T], *values: T | bytes, key: Any = None, time: int | None = None) -> None:
         """Send values to a topic and let the app handle them. Bytes are sent as they are (to test bad input).
 
-        `key` is taken by the topic's `key=` unless given; `time` (ms) is the broker's timestamp, by default the clock's.
+        `key` is taken by the topic's `key=` unless given; `time` (ms) is the broker's timestamp, else the clock's.
         """
         codec = Codec(topic.codec, topic.type)
         getter: Callable[[Any], Any] | None = (

@@ -8,8 +8,8 @@ import heapq
 import json
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -47,17 +47,21 @@ class Files(NamedTuple):
     transactions: Path
     chargebacks: Path
     labels: Path
-    count: int
+    payments: int
     frauds: int
     complaints: int
+    first: datetime
+    last: datetime
 
 
 def simulate(seed: int, transactions: int) -> Iterator[Arrival]:
     """Payments and complaints in the order of arrival, ending with payment number `transactions`.
 
     Payments arrive up to some seconds late, so their times are slightly out of order. About one in fifty is
-    fraudulent; each complaint comes hours or days after the payment that it is about.
+    fraudulent; each complaint comes hours or days after the payment that it is about. Raises ValueError.
     """
+    if transactions < 1:
+        raise ValueError(f"{transactions} transactions: at least 1 is needed")
     rng = Random(f"cards {seed}")
     cards = max(40, round(transactions / (DAYS * PER_CARD_A_DAY)))
     market = Market(rng)
@@ -105,29 +109,31 @@ def _one_day(
 
 
 def write(directory: Path, seed: int, transactions: int) -> Files:
-    """Writes `transactions.jsonl`, `chargebacks.jsonl` and `labels.jsonl` into the directory, line by line.
+    """Write `transactions.jsonl`, `chargebacks.jsonl` and `labels.jsonl` into the directory, line by line.
 
-    Raises:
-        OSError: the directory cannot be written.
+    Raises ValueError for a number of transactions below 1, OSError if the directory cannot be written.
     """
     paths = [directory / f"{name}.jsonl" for name in ("transactions", "chargebacks", "labels")]
     counts = [0, 0, 0]
-    with (
-        paths[0].open("w", encoding="utf-8") as payments,
-        paths[1].open("w", encoding="utf-8") as complaints,
-        paths[2].open("w", encoding="utf-8") as labels,
-    ):
+    times: list[float] = []
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+
+        def put(which: int, record: dict[str, object]) -> None:
+            counts[which] += 1
+            files[which].write(_line_of(record) + "\n")
+
         for arrival in simulate(seed, transactions):
+            at = _iso(arrival.at)
             if arrival.purchase is None:
-                complaints.write(_line({"id": arrival.id, "card": arrival.card, "at": _iso(arrival.at)}))
-                counts[1] += 1
+                put(1, {"id": arrival.id, "card": arrival.card, "at": at})
                 continue
-            payments.write(_line(payment(arrival.id, arrival.purchase)))
-            counts[0] += 1
+            times = [min(arrival.at, *times), max(arrival.at, *times)] if times else [arrival.at, arrival.at]
+            put(0, payment(arrival.id, arrival.purchase))
             if arrival.scenario is not None:
-                labels.write(_line({"id": arrival.id, "scenario": arrival.scenario}))
-                counts[2] += 1
-    return Files(paths[0], paths[1], paths[2], counts[0], counts[2], counts[1])
+                put(2, {"id": arrival.id, "at": at, "scenario": arrival.scenario})
+    first, last = (datetime.fromtimestamp(at, UTC) for at in times)
+    return Files(paths[0], paths[1], paths[2], counts[0], counts[2], counts[1], first, last)
 
 
 def payment(id_: str, purchase: Purchase) -> dict[str, object]:
@@ -152,7 +158,3 @@ def _iso(seconds: float) -> str:
 
 
 _line_of = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def _line(record: dict[str, object]) -> str:
-    return _line_of(record) + "\n"

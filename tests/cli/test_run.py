@@ -39,6 +39,12 @@ def test_a_run_says_in_one_line_what_it_did(place: Place) -> None:
     )
 
 
+def test_topics_without_input_are_told(place: Place) -> None:
+    place.app(APP + "\n@app.each(unread)\ndef look(sale: Sale) -> None: ...\n")
+    place.lines("in.jsonl", sale())
+    assert "unread taken as empty (no --input)" in place.call("run", "app.py", "--input", "sales=in.jsonl").err
+
+
 def test_standard_output_holds_records_and_nothing_else(place: Place) -> None:
     place.app()
     done = place.run(
