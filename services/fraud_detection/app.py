@@ -16,7 +16,6 @@ from services.fraud_detection.detector import Policy, alert_of, judge, report
 from services.fraud_detection.model import Scorer, available
 from services.fraud_detection.records import Alert, Burst, Chargeback, Profile, Transaction
 
-
 log = structlog.get_logger("fraud")
 
 app = flowkit.App("fraud-detection")

@@ -72,17 +72,15 @@ def alert_of(tx: Transaction, verdict: Verdict) -> Alert:
 
 def report(policy: Policy, scorer: Scorer | None, profile: Profile, chargeback: Chargeback) -> bool:
     """Learn from a chargeback; False if the payment is not known (any more)."""
-    for n, case in enumerate(profile.cases):
-        if case.id == chargeback.id:
-            break
-    else:
+    case = next((case for case in profile.cases if case.id == chargeback.id), None)
+    if case is None:
         return False
     if scorer is not None:
         for token in case.tokens:
             if not token.startswith("crowd#"):
                 scorer.reputation.report(token)
         scorer.learn(case.signals, fraud=True, weight=policy.fraud_weight)
-    del profile.cases[n]
+    profile.cases.remove(case)
     return True
 
 

@@ -17,7 +17,6 @@ from services.fraud_detection.history import HOUR_MS, Comparison
 from services.fraud_detection.records import Burst, Profile, Transaction
 from services.fraud_detection.rules import Hit
 
-
 DAY_MS = 24 * HOUR_MS
 FRESH_MS = 7 * DAY_MS
 LINKED_MS = 5 * DAY_MS

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from services.fraud_detection.records import Place, Profile, Transaction
 
-
 EARTH_KM = 6371.0
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS

@@ -2,8 +2,8 @@
 
     --input tx.csv --map card=cc_num --map amount=amt --map at=trans_date+trans_time --map fraud=is_fraud
 
-Columns that have our names need no mapping; only `card`, `at` and `amount` must be there. A column `fraud` (0/1, yes/no,
-true/false) makes chargebacks: they come `report_after` the payment, so that the score learns what a bank would learn.
+Columns that have our names need no mapping; only `card`, `at` and `amount` must be there. A column `fraud` (0 or 1,
+yes or no) makes chargebacks: they come `report_after` the payment, so that the score learns what a bank would learn.
 """
 
 import csv
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-
 
 FIELDS = ("id", "card", "at", "amount", "merchant", "category", "country", "entry", "lat", "lon", "device", "fraud")
 REQUIRED = ("card", "at", "amount")
@@ -74,7 +73,8 @@ def convert(
     wanted = _parse(given)
     times = times or TimeReading()
     payments: list[tuple[float, str, bool]] = []
-    refused, examples = 0, []
+    refused = 0
+    examples: list[str] = []
     with _open(source) as file:
         rows = _rows(source, file)
         columns: Columns | None = None
@@ -92,7 +92,7 @@ def convert(
     if not payments:
         raise MappingError("\n".join([f"no line of {source} can be used:", *examples]))
     payments.sort(key=lambda payment: payment[0])  # stable: payments of the same time stay in their order
-    return _write(payments, directory, "fraud" in columns, report_after, refused, examples)
+    return _write(payments, directory, report_after, refused, examples, labelled="fraud" in columns)
 
 
 def _parse(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -162,7 +162,7 @@ def _json_rows(source: str, first: str, file: IO[str]) -> Iterator[tuple[int, Ro
 def _resolve(source: str, wanted: Mapping[str, tuple[str, ...]], row: Row) -> Columns:
     """Which columns each field is read from. Raises MappingError, with what the file has."""
     has = f"{source} has: {', '.join(row)}"
-    columns = {field: (field,) for field in FIELDS if field in row}
+    columns: dict[str, tuple[str, ...]] = {field: (field,) for field in FIELDS if field in row}
     for field, names in wanted.items():
         for name in names:
             if name not in row and name.split(".")[0] not in row:
@@ -270,10 +270,11 @@ def _guess(text: str) -> datetime:
 def _write(
     payments: list[tuple[float, str, bool]],
     directory: Path,
-    labelled: bool,  # noqa: FBT001
     report_after: timedelta,
     refused: int,
     examples: list[str],
+    *,
+    labelled: bool,
 ) -> Converted:
     transactions = directory / "transactions.jsonl"
     with transactions.open("w", encoding="utf-8") as file:

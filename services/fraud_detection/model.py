@@ -10,7 +10,6 @@ from typing import Any, Self
 from services.fraud_detection.features import Observation
 from services.fraud_detection.reputation import Reputation, kind_of
 
-
 RATE = 0.05
 CAUTION = 0.1
 """AdaGrad's rate, and the squared gradient that each weight is born with: without it the first example of a rare signal
@@ -35,10 +34,9 @@ SCORECARD: dict[str, float] = {
     "deviation=4,stranger": 1, "deviation=5,stranger": 1, "deviation=6,stranger": 1,
     # what reports say of the merchant, the device, …
     "merchant risk": 1, "device risk": 1, "category risk": 1, "hour risk": 1, "amount risk": 1, "entry risk": 1,
-    "place risk": "reports about cards read so, far from home",
-    "crowd risk": 1, "place risk": 1,
+    "place risk": 1, "crowd risk": 1,
 }  # fmt: skip
-"""Starting weights in whole numbers: what each signal adds to the logarithm of the odds, of which `BASE` is the rest."""
+"""Starting weights in whole numbers: what each signal adds to the logarithm of the odds, which begins with `BASE`."""
 
 WORDS = {
     "device": "a device new to the card",

@@ -242,7 +242,7 @@ class Cardholder:
         return Purchase(at, self.card, round(amount, 2), shop, entry, round(lat, 3), round(lon, 3))
 
     def _device(self, rng: Random) -> str:
-        """What the shop tells of the browser or the telephone: mostly an old friend, sometimes a new one, or nothing."""
+        """What the shop tells of the browser or the telephone: mostly an old friend, rarely a new one, or nothing."""
         draw = rng.random()
         if draw < 0.08:
             return ""

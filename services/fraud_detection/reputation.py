@@ -7,7 +7,6 @@ at once, where a weight of its own would need dozens of examples. The model then
 from math import log
 from typing import Any, Self
 
-
 DOUBT = 0.5
 """How many reports a token is given on credit: few expected and none found proves nothing."""
 

@@ -1,19 +1,18 @@
 """The dishonest part of the simulated world: rings of fraudsters and what they do with a stolen card.
 
-| scenario     | what happens                                                            | who could see it               |
-|--------------|-------------------------------------------------------------------------|--------------------------------|
-| card_testing | a bot tries the card with many tiny payments, then cashes out           | velocity, after a few payments |
-| takeover     | someone shops online in the owner's name, at many times the usual spend | amount, mostly                 |
-| clone        | a copied magnetic stripe is swiped in a far city, the owner is at home  | travel, if the owner just paid |
-| drip         | ordinary amounts, once or twice a day, at odd merchants, at odd hours   | no rule                        |
-| stolen       | the card itself, near its owner's home, tapped fast before it is missed | hardly anything                |
+| scenario     | what happens                                                            | who could see it          |
+|--------------|-------------------------------------------------------------------------|---------------------------|
+| card_testing | a bot tries the card with many tiny payments, then cashes out           | velocity, after a few     |
+| takeover     | someone shops online in the owner's name, at many times the usual spend | amount, mostly            |
+| clone        | a copied magnetic stripe is swiped in a far city, the owner is at home  | travel, if the owner pays |
+| drip         | ordinary amounts, once or twice a day, at odd merchants, at odd hours   | no rule                   |
+| stolen       | the card itself, near its owner's home, tapped fast before it is missed | hardly anything           |
 """
 
 from collections.abc import Callable, Iterator
 from random import Random
 
 from services.fraud_detection.population import CITIES, DAY, HOUR, Cardholder, City, Market, Purchase, Shop, distance_km
-
 
 SCENARIOS: dict[str, tuple[float, float]] = {
     # share of the fraudulent payments, payments an episode (about)
@@ -43,8 +42,9 @@ class Ring:
         goods = ("gift_cards", "digital_goods", "crypto", "electronics", "marketplace")
         taste = rng.sample(goods, 3)
         self.cash_out = [rng.choice(market.online[category][-5:]) for category in taste[:2]]
+        seat = rng.choice(CITIES).country
         self.cash_out += [
-            Shop(f"{rng.choice(('best', 'quick', 'mega', 'prime'))} {category} {number}-{n}", category, "EE", None)
+            Shop(f"{rng.choice(('best', 'quick', 'mega', 'prime'))} {category} {number}-{n}", category, seat, None)
             for n, category in enumerate(taste[1:])
         ]
         self.testing = [
@@ -86,7 +86,9 @@ class Underworld:
             self.rings.pop(0)
             self._recruit(rng)
 
-    def episode(self, rng: Random, scenario: str, victim: Cardholder, day: float) -> list[tuple[Purchase, float | None]]:
+    def episode(
+        self, rng: Random, scenario: str, victim: Cardholder, day: float
+    ) -> list[tuple[Purchase, float | None]]:
         """One card's misfortune: each payment with the time at which the bank hears of it (None: never).
 
         The owner's discovery ends the episode, because the bank then blocks the card.
@@ -107,7 +109,7 @@ def _online(at: float, victim: Cardholder, amount: float, shop: Shop, device: st
     return Purchase(at, victim.card, round(max(amount, 0.5), 2), shop, "online", None, None, device)
 
 
-def _card_testing(rng: Random, ring: Ring, victim: Cardholder, day: float, _: Market) -> Iterator[Purchase]:
+def _card_testing(rng: Random, ring: Ring, victim: Cardholder, day: float, _market: Market) -> Iterator[Purchase]:
     at = ring.awake(rng, day)
     shops = rng.sample(ring.testing, rng.randint(1, 2))
     device = ring.device(rng)
@@ -148,7 +150,7 @@ def _clone(rng: Random, ring: Ring, victim: Cardholder, day: float, market: Mark
         at += rng.expovariate(1 / (70 * 60))
 
 
-def _drip(rng: Random, ring: Ring, victim: Cardholder, day: float, _: Market) -> Iterator[Purchase]:
+def _drip(rng: Random, ring: Ring, victim: Cardholder, day: float, _market: Market) -> Iterator[Purchase]:
     shops = rng.sample(ring.cash_out, 2)
     device = ring.device(rng)
     for n in range(rng.randint(3, 7)):
@@ -157,7 +159,7 @@ def _drip(rng: Random, ring: Ring, victim: Cardholder, day: float, _: Market) ->
             yield _online(ring.awake(rng, day + n * DAY), victim, amount, rng.choice(shops), device)
 
 
-def _stolen(rng: Random, _: Ring, victim: Cardholder, day: float, market: Market) -> Iterator[Purchase]:
+def _stolen(rng: Random, _ring: Ring, victim: Cardholder, day: float, market: Market) -> Iterator[Purchase]:
     at = day + rng.uniform(9, 21) * HOUR - victim.zone
     for _ in range(rng.randint(2, 5)):
         category = rng.choice(("electronics", "gift_cards", "groceries", "clothing", "fuel"))

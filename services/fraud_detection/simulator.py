@@ -17,7 +17,6 @@ from typing import NamedTuple
 from services.fraud_detection.population import DAY, Cardholder, Market, Purchase
 from services.fraud_detection.scenarios import SCENARIOS, Underworld
 
-
 EPOCH = datetime(2025, 3, 3, tzinfo=UTC).timestamp()
 DAYS = 120
 """A run of any size simulates about this many days: more payments mean more cards."""
@@ -75,7 +74,7 @@ def simulate(seed: int, transactions: int) -> Iterator[Arrival]:
     while sent < transactions:
         for purchase, reported in _one_day(rng, holders, underworld, due, day):
             number += 1
-            id_ = f"t{number:07}"
+            id_ = f"t{rng.getrandbits(48):012x}"
             arrives = purchase.at + rng.expovariate(0.5) + (rng.uniform(0, 25) if rng.random() < 0.01 else 0.0)
             waiting.append(Arrival(arrives, number, purchase.at, id_, purchase.card, purchase, purchase.scenario))
             if reported is not None:

@@ -129,8 +129,8 @@ def sale(user: str = "ann", amount: float = 1.0, at: Any = 0) -> dict[str, Any]:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Look until the condition holds, for at most 20 s."""
-    end = time.monotonic() + 20
+    """Look until the condition holds, for at most 40 s."""
+    end = time.monotonic() + 40
     while not condition():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.01)

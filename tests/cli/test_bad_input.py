@@ -323,7 +323,7 @@ def test_a_module_that_is_not_there_is_told(place: Place, module: str, part: str
 def test_an_app_that_is_wrong_is_told_all_at_once(place: Place) -> None:
     place.app(APP.replace("tables=[totals, seen], ", ""))
     place.lines("in.jsonl", *GOOD)
-    is_told(run(place), "3 problems", "app.py:33: agent 'add': uses table 'totals' without", "uses table 'seen'")
+    is_told(run(place), "3 problems", "app.py:32: agent 'add': uses table 'totals' without", "uses table 'seen'")
 
 
 def test_a_resource_that_fails_is_told_with_the_users_line(place: Place) -> None:

@@ -123,4 +123,4 @@ def test_what_is_wrong_with_an_app_is_told(place: Place) -> None:
     place.app(APP.replace("sinks=[big]", "sinks=[]"))
     done = place.call("explain", "app.py")
     assert done.code == 2
-    assert "app.py:33: agent 'add': yields, but declares no sinks=" in done.err
+    assert "app.py:32: agent 'add': yields, but declares no sinks=" in done.err
