@@ -27,7 +27,8 @@ def open_directory(path: Path, app: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not label.exists():
-            strangers = [e.name for e in path.iterdir() if e.name != "LOCK" and not e.name.startswith(DRAFT)]
+            ours = ("LOCK", "lost+found")  # the second is what a fresh volume holds
+            strangers = [e.name for e in path.iterdir() if e.name not in ours and not e.name.startswith(DRAFT)]
             if strangers:
                 raise ConfigError(f"{path}: not empty and not a flowkit state directory (it holds {strangers[0]!r})")
             draft = path / f"{DRAFT}{os.getpid()}"

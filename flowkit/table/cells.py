@@ -79,7 +79,8 @@ class Shape:
         """Raise WrongPartition if another task keeps this key: a count of it here would be a part of the truth."""
         if self.owns is not None and not self.owns(self.encode_key(key)):
             raise WrongPartition(
-                f"table {self.name!r}: key {key!r} belongs to another partition; re-key the stream by it first (group_by)"
+                f"table {self.name!r}: key {key!r} belongs to another partition; "
+                "re-key the stream by it first (group_by)"
             )
 
 

@@ -105,12 +105,12 @@ class State:
         return t
 
     def clock_now(self) -> int:
-        """What expiry goes by (ms): the event's time or the watermark, whichever is later; the end of all time is no time."""
+        """What expiry goes by (ms): the event's time or the watermark, whichever is later; but no end of all time."""
         cursor = self.cursor
         return max(t for t in (MIN_TIME, cursor.time, cursor.watermark) if t < END_OF_TIME - 1)
 
     def deadline(self, t: int) -> int:
-        """The watermark (ms) by which an event at `t` must be handled to be in its first window; NEVER if none waits."""
+        """The watermark (ms) by which an event at `t` must be handled to be in its first window; NEVER: there is none."""
         return NEVER
 
     def check_write(self) -> None:
@@ -472,7 +472,7 @@ class PlainState(State):
 
 
 def next_early(start: int, early: int, watermark: int) -> int:
-    """The first `start + k * early - 1` with k >= 1 above the watermark: where a window gives its next early results."""
+    """The first `start + k * early - 1` (k >= 1) above the watermark: where a window gives its next early results."""
     return start + (max((watermark + 1 - start) // early, 0) + 1) * early - 1
 
 

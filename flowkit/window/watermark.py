@@ -12,7 +12,7 @@ from flowkit.record import END_OF_TIME, MIN_TIME
 class Split:
     """What is known of one split. Times in ms."""
 
-    __slots__ = ("ended", "high", "idle", "name", "number", "out_of_order")
+    __slots__ = ("ended", "high", "holds", "idle", "name", "number", "out_of_order")
 
     def __init__(self, name: str, number: int, out_of_order: int) -> None:
         self.name, self.number = name, number
@@ -20,6 +20,13 @@ class Split:
         self.high = MIN_TIME
         self.idle = False
         self.ended = False
+        self.holds = True
+        """False if the watermark never waits for this split."""
+
+    @property
+    def counts(self) -> bool:
+        """True if the task's watermark waits for this split now."""
+        return self.holds and not self.idle and not self.ended
 
     @property
     def watermark(self) -> int:
@@ -48,13 +55,18 @@ class Splits:
         return self.by_name.setdefault(name, Split(name, number, out_of_order))
 
     def others(self, name: str) -> int:
-        """The least watermark of all splits but `name`; END_OF_TIME if none of them holds it."""
-        marks = [s.watermark for n, s in self.by_name.items() if n != name and not s.idle and not s.ended]
+        """The least watermark of all splits but `name`; END_OF_TIME if none of them holds it.
+
+        That is: what the task's watermark is at most, however far `name` goes.
+        """
+        if not self.by_name[name].holds:
+            return self.watermark()
+        marks = [split.watermark for n, split in self.by_name.items() if n != name and split.counts]
         return min(marks, default=END_OF_TIME)
 
     def watermark(self) -> int:
         """The task's watermark now."""
-        marks = [s.watermark for s in self.by_name.values() if not s.idle and not s.ended]
+        marks = [split.watermark for split in self.by_name.values() if split.counts]
         if marks:
             self.floor = max(self.floor, min(marks))
         elif self.by_name and all(split.ended for split in self.by_name.values()):

@@ -834,7 +834,7 @@ class Engine:
         self.careful_lag = min((state.careful_lag for state in states), default=NEVER)
 
     def _new_event(self) -> None:
-        """What follows is no part of a record's step: it gets a number of its own, by which a failure is found again."""
+        """What follows is no part of a record's step: it gets its own number, by which a failure is found again."""
         self.event_number, self.unit = self.event_number + 1, 0
 
     def _now(self) -> int:

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flowkit.source import Position, Reader
+import msgspec
+
+from flowkit.record import MIN_TIME, DeadLetter
+from flowkit.source import Batch, Position, Reader
 from flowkit.window import Split
 from flowkit.worker.engine import Engine
 from flowkit.worker.inlet import Decoded, Inlet
@@ -107,6 +110,8 @@ class Head:
         self.at = self.index = 0
         self.start = 0
         self.position: Position = None
+        self.last = self.before = MIN_TIME
+        """The time (ms) of the last record decoded, and of the one before those that are kept."""
         self.waiting = False
         """True if the last `fill` found nothing though the end is not reached."""
 
@@ -123,10 +128,20 @@ class Head:
                 return False
             batch = await self.reader.fetch(self.batch_size)
             if batch is not None and len(batch):
-                self.decoded.append(self.inlet.decode(batch))
+                self.decoded.append(self._decode(batch))
             elif not self.reader.at_end:
                 self.waiting = True
                 return False
+
+    def _decode(self, batch: Batch) -> Decoded:
+        decoded = self.inlet.decode(batch)
+        # An unusable record keeps its place in the order by the record before it, also if that was in another batch.
+        for index in range(len(decoded)):
+            if index not in decoded.bad or decoded.times[index] != MIN_TIME:
+                break
+            decoded.times[index] = self.last
+        self.last = decoded.times[-1]
+        return decoded
 
     @property
     def time(self) -> int:
@@ -153,13 +168,26 @@ class Head:
         elif self.decoded:
             last = self.decoded[-1]
             self.position = last.batch.position(len(last))
+        if self.at > 0:
+            self.before = self.decoded[self.at - 1].times[-1]
         del self.decoded[: self.at]
         self.at, self.start = 0, self.index if self.decoded else 0
         self.index = self.start
 
+    def save(self) -> list[Any]:
+        """Where to go on from the last commit, and the time (ms) of the record before."""
+        return [self.position, self.decoded[0].times[self.start - 1] if self.start else self.before]
+
+    def load(self, saved: list[Any] | None) -> None:
+        """Take up what `save` gave in an earlier run."""
+        if saved is not None:
+            self.position, self.before = saved
+            self.last = self.before
+
     def rewind(self) -> None:
         # Anew from the bytes: an agent may have changed the records that it was given.
-        self.decoded = [self.inlet.decode(decoded.batch) for decoded in self.decoded]
+        self.last = self.before
+        self.decoded = [self._decode(decoded.batch) for decoded in self.decoded]
         self.at, self.index = 0, self.start
 
 
@@ -198,7 +226,7 @@ class LinkHead(Head):
         self.kept = 0
 
     def push(self, records: Sequence[Outgoing]) -> None:
-        self.decoded.append(self.inlet.decode(LinkBatch(self.topic, self.count, records)))
+        self.decoded.append(self._decode(LinkBatch(self.topic, self.count, records)))
         self.count += len(records)
 
     def commit(self) -> None:
@@ -210,16 +238,23 @@ class LinkHead(Head):
         del self.decoded[self.kept :]
         super().rewind()
 
-    def pending(self) -> list[Outgoing]:
-        """What was emitted and not yet read; part of the commit."""
+    def save(self) -> list[Any]:
+        """What was emitted and not yet read, and the number of its first record."""
         rows: list[Outgoing] = []
-        for n, decoded in enumerate(self.decoded[self.at :]):
+        for n, decoded in enumerate(self.decoded):
             batch = decoded.batch
             assert batch.keys is not None
             assert batch.times is not None
-            begin = self.index if n == 0 else 0
+            begin = self.start if n == 0 else 0
             rows += [Outgoing(batch.keys[i], batch.values[i], batch.times[i]) for i in range(begin, len(batch))]
-        return rows
+        return [self.count - len(rows), rows]
+
+    def load(self, saved: list[Any] | None) -> None:
+        if saved is not None:
+            self.count, rows = saved
+            if rows:
+                self.push([Outgoing(*row) for row in rows])
+                self.kept = 1
 
 
 class BoundedFeed:
@@ -240,13 +275,18 @@ class BoundedFeed:
             self.links[head.topic] = self.outlets[head.topic]
             self.links[head.topic].linked = True
             self.moved[head.topic] = 0
+            # What a group sends itself, and dead letters, come after their cause: waiting for them would hold up both.
+            head.split.holds = not self._sends_itself(head) and head.topic != head.engine.app.dead_letters.name
+
+    def position(self, engine: Engine, split: Split, saved: dict[str, Any]) -> Position:
+        """Where an earlier run, of which `commit` gave `saved`, stood in a split."""
+        found = saved.get("heads", {}).get(engine.group.name, {}).get(split.name)
+        return None if found is None else found[0]
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take up what `commit` gave in an earlier run. Readers are opened at their positions by the caller."""
         for head in self.heads:
-            if isinstance(head, LinkHead) and saved.get("links", {}).get(head.split.name):
-                head.push([Outgoing(*row) for row in saved["links"][head.split.name]])
-                head.kept = 1
+            head.load(saved.get("heads", {}).get(head.engine.group.name, {}).get(head.split.name))
         self.finished = [engine for engine in self.engines if engine.group.name in saved.get("finished", [])]
         self.finished_before = list(self.finished)
 
@@ -267,16 +307,37 @@ class BoundedFeed:
                 rival = ready[1] if len(ready) > 1 else None
                 stop = head.until(limit, None if rival is None else rival[0], rival is None or order < rival[1])
                 return Records(head.engine, head.topic, head.split, head.decoded[head.at], head.index, stop)
-            for engine in self.engines:
-                if engine not in self.finished:
-                    return Finished(engine)
+            return self._end_of_an_engine()
+
+    def _end_of_an_engine(self) -> Ended | Finished | None:
+        """There is nothing to read: the next engine may end, those that read dead letters last of all."""
+        left = [engine for engine in self.engines if engine not in self.finished]
+        left.sort(key=self._reads_dead_letters)
+        if not left:
             return None
+        own = [head for head in self.heads if head.engine is left[0] and not head.split.ended]
+        for head in filter(self._sends_itself, own):
+            if all(writer in self.finished or writer is left[0] for writer in self._writers(head)):
+                return Ended(head.engine, head.split)
+        return Finished(left[0])
+
+    def _reads_dead_letters(self, engine: Engine) -> bool:
+        return any(head.engine is engine and head.topic == engine.app.dead_letters.name for head in self.heads)
+
+    def _writers(self, head: Head) -> list[Engine]:
+        return [engine for engine in self.engines if head.topic in {o.name for o in engine.group.outlets}]
+
+    def _sends_itself(self, head: Head) -> bool:
+        return head.linked and head.engine in self._writers(head)
 
     def _move_links(self) -> None:
         for name, outlet in self.links.items():
             new = outlet.records[self.moved[name] :]
+            self.moved[name] = len(outlet.records)
+            if name == self.engines[0].app.dead_letters.name:
+                # An agent that cannot handle a dead letter makes another one, which it would be given for ever.
+                new = [record for record in new if not _is_about(name, record)]
             if new:
-                self.moved[name] = len(outlet.records)
                 for head in self.heads:
                     if head.topic == name and isinstance(head, LinkHead):
                         head.push(new)
@@ -284,8 +345,7 @@ class BoundedFeed:
     def _has_ended(self, head: Head) -> bool:
         if not head.linked:
             return True
-        writers = [e for e in self.engines if head.topic in {o.name for o in e.group.outlets}]
-        return head.topic != head.engine.app.dead_letters.name and all(e in self.finished for e in writers)
+        return head.topic != head.engine.app.dead_letters.name and all(e in self.finished for e in self._writers(head))
 
     def taken(self, piece: Piece, count: int) -> None:
         if isinstance(piece, Records):
@@ -296,20 +356,14 @@ class BoundedFeed:
 
     def commit(self) -> dict[str, Any]:
         self._move_links()
-        links, positions = {}, {}
+        heads: dict[str, dict[str, Any]] = {}
         for head in self.heads:
-            if isinstance(head, LinkHead):
-                links[head.split.name] = head.pending()
             head.commit()
-            if not head.linked:
-                positions[head.split.name] = head.position
+            # By group: several may read a broadcast topic, and one may be ahead of the other.
+            heads.setdefault(head.engine.group.name, {})[head.split.name] = head.save()
         self.moved = dict.fromkeys(self.links, 0)
         self.finished_before = list(self.finished)
-        return {
-            "positions": positions,
-            "links": links,
-            "finished": [engine.group.name for engine in self.finished],
-        }
+        return {"heads": heads, "finished": [engine.group.name for engine in self.finished]}
 
     async def rewind(self) -> None:
         for head in self.heads:
@@ -321,6 +375,11 @@ class BoundedFeed:
         for head in self.heads:
             if head.reader is not None:
                 await head.reader.close()
+
+
+def _is_about(topic: str, record: Outgoing) -> bool:
+    data = record.value if record.link is None else record.link
+    return data is not None and msgspec.json.decode(data, type=DeadLetter).topic == topic
 
 
 def _by_time_and_order(row: tuple[int, int, Head]) -> tuple[int, int]:

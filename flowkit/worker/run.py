@@ -161,7 +161,7 @@ async def run(
             await _open_heads(feed, sources, {}, options.batch_size)
         meta = await task.recover()
         if not fresh:
-            await _open_heads(feed, sources, meta.get("positions", {}), options.batch_size)
+            await _open_heads(feed, sources, meta, options.batch_size)
         feed.restore(meta)
         already_done = bool(meta) and len(feed.finished) == len(engines)
         await task.start(feed, meta)
@@ -298,7 +298,7 @@ def _dead_letters_path(app: App, state: str | Path | None) -> str:
 
 
 async def _open_heads(
-    feed: BoundedFeed, sources: dict[str, FileSource], positions: dict[str, Any], batch_size: int
+    feed: BoundedFeed, sources: dict[str, FileSource], meta: dict[str, Any], batch_size: int
 ) -> None:
     """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
     for engine in feed.engines:
@@ -312,10 +312,9 @@ async def _open_heads(
             source = sources[topic.name]
             for number in await source.splits():
                 split = engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
-                reader = await source.open(number, positions.get(split.name))
+                reader = await source.open(number, feed.position(engine, split, meta))
                 inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
                 head = Head(engine, topic.name, split, inlet, reader, batch_size)
-                head.position = positions.get(split.name)
                 feed.add(head)
                 if topic.idle_after is not None:
                     engine.idle_after[split.name] = topic.idle_after

@@ -185,7 +185,7 @@ class World:
             sources: dict[str, Any] = {}
             for name, lines in self.inputs:
                 sources.setdefault(name, LinesSource(name, self.ends)).inputs.append(lines)
-            await _open_heads(feed, sources, meta.get("positions", {}), batch_size)
+            await _open_heads(feed, sources, meta, batch_size)
             feed.restore(meta)
             already_done = bool(meta) and len(feed.finished) == len(engines)
             await task.start(feed, meta)
