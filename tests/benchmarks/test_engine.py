@@ -99,8 +99,8 @@ def test_cost_by_number_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[st
     show(
         capsys,
         *(
-            f"{keys:>9,} keys: bare {bare / first[1]:.2f}x, agent {agent / first[2]:.2f}x, declared {declared / first[3]:.2f}x "
-            "of the cost with 1,000"
+            f"{keys:>9,} keys: {bare / first[1]:.2f}x (bare), {agent / first[2]:.2f}x (agent), "
+            f"{declared / first[3]:.2f}x (declared) of the cost with 1,000"
             for keys, bare, agent, declared in rows
         ),
     )

@@ -54,5 +54,8 @@ def test_resident_memory_stays_flat(tmp_path: Path, capsys: pytest.CaptureFixtur
         )
     rows = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
     (_, early), (_, late) = rows
-    show(capsys, f"resident after 5M events {early >> 20} MiB, after 20M {late >> 20} MiB: {late / early:.3f}x (at most 1.05)")
+    show(
+        capsys,
+        f"resident after 5M events {early >> 20} MiB, after 20M {late >> 20} MiB: {late / early:.3f}x (at most 1.05)",
+    )
     assert late / early <= 1.05

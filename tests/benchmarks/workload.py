@@ -70,7 +70,7 @@ def empty_app() -> App:
 def write_events(path: Path, events: int, keys: int, per_ms: float = 0.5) -> Path:
     """Seeded events, up to a second out of order."""
     if not path.exists():
-        rng = random.Random(1)  # noqa: S311
+        rng = random.Random(1)
         with path.open("w") as file:
             for n in range(events):
                 at = 1_700_000_000_000 + int(n / per_ms) - rng.randrange(1000)
