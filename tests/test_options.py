@@ -154,10 +154,14 @@ def test_a_flag_goes_before_the_environment_and_this_before_the_default() -> Non
     assert (options.batch_size, options.grace, options.commit_every) == (9, 8, WorkerOptions().commit_every)
 
 
+def test_an_empty_variable_counts_as_not_set() -> None:
+    """Compose files and Kubernetes templates set variables to nothing."""
+    assert WorkerOptions.from_environment({"FLOWKIT_GRACE": ""}) == WorkerOptions()
+
+
 WRONG_OPTIONS: list[tuple[dict[str, str], dict[str, Any], list[str]]] = [
     ({"FLOWKIT_GRACE": "soon"}, {}, ["FLOWKIT_GRACE='soon' is no whole number"]),
     ({"FLOWKIT_GRACE": "1.5"}, {}, ["FLOWKIT_GRACE='1.5' is no whole number"]),
-    ({"FLOWKIT_GRACE": ""}, {}, ["FLOWKIT_GRACE='' is no whole number"]),
     ({"FLOWKIT_GRACE": "0"}, {}, ["FLOWKIT_GRACE='0' must be at least 1"]),
     ({}, {"batch_size": -1}, ["batch_size=-1 must be at least 1"]),
     (

@@ -54,7 +54,7 @@ class Outlet(Generic[T_co]):
         given. Raises NoEvent outside an event, UndeclaredSink if the agent does not declare this in `sinks=`,
         TypeError for a value of another type.
         """
-        element = self.element
+        element: Any = self.element
         if isinstance(element, type) and hasattr(element, "__struct_fields__") and not isinstance(value, element):
             raise TypeError(f"{self.name!r} takes {element.__name__}, not {type(value).__name__}")
         cursor = current.get(None)

@@ -356,6 +356,6 @@ def _plan(spec: Aggregate, event_type: Any) -> Plan:
     return spec.plan(value_of(event_type, spec.field))
 
 
-def _check(right: bool, spec: Any, message: str) -> None:  # noqa: FBT001
+def _check(right: bool, spec: Any, message: str) -> None:
     if not right:
         raise ConfigError(f"{spec}: {message}")

@@ -90,7 +90,7 @@ class Cells:
     `fresh` is within `live`, but for copies handed out between `mark` and `keep` or `undo`.
     """
 
-    __slots__ = ("deleted", "dirty", "fresh", "live", "maybe_stored", "shape", "space", "store")
+    __slots__ = ("deleted", "dirty", "fresh", "gone", "live", "maybe_stored", "shape", "space", "store")
 
     def __init__(self, shape: Shape, store: Store, space: Space) -> None:
         self.shape, self.store, self.space = shape, store, space
@@ -98,6 +98,8 @@ class Cells:
         self.fresh: dict[Any, Any] = {}
         self.dirty: dict[Any, Any] = {}
         self.deleted: set[Any] = set()
+        self.gone: frozenset[Any] = frozenset()
+        """What the last frame deletes: the store shows that only once the frame is prepared."""
         self.maybe_stored = store.has(space)
         """False while nothing of the space is anywhere but in `live`."""
 
@@ -130,7 +132,7 @@ class Cells:
     def before(self, key: Any) -> Any:
         """The object as it was at the last boundary, or None."""
         value = self.live.get(key)
-        if value is None and self.maybe_stored and key not in self.dirty:
+        if value is None and self.maybe_stored and key not in self.dirty and key not in self.gone:
             data = self.store.get(self.space, self.shape.encode_key(key))
             if data is not None:
                 value = self.live[key] = self.shape.decode(data)
@@ -176,11 +178,12 @@ class Cells:
         """Go back to the last commit."""
         for key in (*self.fresh, *self.dirty, *self.deleted):
             self.live.pop(key, None)
-        self.fresh, self.dirty, self.deleted = {}, {}, set()
+        self.fresh, self.dirty, self.deleted, self.gone = {}, {}, set(), frozenset()
         self.maybe_stored = True
 
     def cut(self) -> SpaceChange | None:
-        """What a commit must save of this space; afterwards `live` is as committed."""
+        """What a commit must save of this space; afterwards `live` is as committed. The frame before is prepared."""
+        self.gone = frozenset()
         if self.deleted or (self.fresh and self.dirty):
             self.seal()
         # Straight from `fresh` where nothing was sealed: no copy of the dict at a commit.
@@ -193,6 +196,7 @@ class Cells:
         values: list[bytes | None]
         if GONE in changed.values():
             values = [None if value is GONE else encode(value) for value in changed.values()]
+            self.gone = frozenset(key for key, value in changed.items() if value is GONE)
         else:
             values = list(map(encode, changed.values()))
         if len(self.live) > shape.clean_limit:
@@ -206,8 +210,8 @@ class Cells:
     def items(self) -> list[tuple[bytes, Any, Any]]:
         """(key bytes, key, object) of everything there is now, in order of key bytes."""
         shape = self.shape
-        gone = {key: GONE for key, value in self.dirty.items() if value is GONE}
-        live: dict[Any, Any] = {**gone, **self.live, **dict.fromkeys(self.deleted, GONE), **self.fresh}
+        gone = [*self.gone, *(key for key, value in self.dirty.items() if value is GONE)]
+        live: dict[Any, Any] = {**dict.fromkeys(gone, GONE), **self.live, **dict.fromkeys(self.deleted, GONE), **self.fresh}
         rows = [(shape.encode_key(key), key, value) for key, value in live.items()]
         known = {row[0] for row in rows}
         rows = [row for row in rows if row[2] is not GONE]

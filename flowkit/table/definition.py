@@ -81,7 +81,7 @@ class AnyTable(Generic[K, V]):
     def set_types(self, key_type: Any, value_type: Any) -> None:
         """Types that follow from declared aggregates."""
         self.key_type, self.value_type = key_type, value_type
-        self.changes.type = Change[key_type, value_type]  # type: ignore[valid-type]
+        self.changes.type = Change[key_type, value_type]
 
     def state(self) -> State:
         """The state of the task whose event this code handles. Raises NoEvent, UndeclaredTable."""
@@ -182,7 +182,7 @@ class _Windowed(AnyTable[K, V]):
     def set_types(self, key_type: Any, value_type: Any) -> None:
         """Types that follow from declared aggregates."""
         super().set_types(key_type, value_type)
-        self.closed.type = Closed[key_type, value_type]  # type: ignore[valid-type]
+        self.closed.type = Closed[key_type, value_type]
 
     def windows(self, key: K) -> list[Open[V]]:
         """The windows open for `key` at this event's time, with their live values, by end."""

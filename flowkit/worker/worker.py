@@ -192,6 +192,7 @@ class Worker:
         limit = self.options.stall_after / 1000
         pause = min(1.0, limit / 4)
         while True:
+            self._write_health()
             before = time.monotonic()
             await asyncio.sleep(pause)
             if time.monotonic() - before > pause + limit / 2:
@@ -201,7 +202,6 @@ class Worker:
                         owned.live.progress = time.monotonic()
             for owned in self.owned.values():
                 self._look_at(owned, limit)
-            self._write_health()
 
     def _look_at(self, owned: Ownership, limit: float) -> None:
         live = owned.live

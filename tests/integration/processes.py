@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 T = TypeVar("T")
 
 
-def until(check: Callable[[], T], what: str, seconds: float = 30.0) -> T:
+def until(check: Callable[[], T | None], what: str, seconds: float = 30.0) -> T:
     """Ask `check` again and again until it gives something true, and return that. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

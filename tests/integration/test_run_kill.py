@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import Crew, files_in, until
+from tests.integration.processes import Crew, Process, files_in, until
 
 APP = str(Path(__file__).with_name("orders_app.py"))
 ORDERS = 40_000
@@ -63,6 +63,10 @@ def log_bytes(state: Path) -> int:
     return sum(path.stat().st_size for path in (state / "run").glob("log-*")) if (state / "run").exists() else 0
 
 
+def wait_for_log(state: Path, size: int, run: Process) -> None:
+    until(lambda: run.popen.poll() is not None or log_bytes(state) >= size, "commits")
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_at_random_moments_leaves_the_files_of_an_unbroken_one(
     unbroken: tuple[Path, dict[str, bytes]], tmp_path: Path, seed: int
@@ -73,12 +77,8 @@ def test_a_run_killed_at_random_moments_leaves_the_files_of_an_unbroken_one(
     kills = 0
     while kills < 7:
         run = crew.flowkit(f"killed{seed}", *words(out, state=state))
-        before = log_bytes(state)
-        enough = before + chance.randrange(1, 60_000)
-        ended = until(
-            lambda run=run, enough=enough: run.popen.poll() is not None or log_bytes(state) > enough, "commits"
-        )
-        assert ended
+        enough = log_bytes(state) + chance.randrange(1, 60_000)
+        wait_for_log(state, enough, run)
         run.kill()
         if run.popen.returncode == 0:
             break

@@ -84,6 +84,11 @@ class Outside:
                 yield from (json.loads(value) for value in batch.values if value is not None)
                 offset += len(batch)
 
+    def wait_for_windows(self, count: int) -> None:
+        """Until so many more windows are sent, or there is nothing left to do."""
+        enough = sum(self.ends("windows")) + count
+        until(lambda: sum(self.ends("windows")) >= enough or not self.behind(), "some commits")
+
     def owned_by(self, worker: str) -> list[str]:
         return [lease.task for lease in self.do(self._broker.leases("chain/")) if lease.owner == worker]
 

@@ -65,7 +65,7 @@ def compare(
 ) -> None:
     """Closed windows, late events and delivered ones are exactly the oracle's.
 
-    `ordered`: values stand as they arrived. Without `in_steps` windows of different keys may fire in another order.
+    `ordered`: values stand as they arrived. Without `in_steps` several windows may have fired at once.
     """
     assert len(world.letters()) == letters, world.letters()
     closed = [(f.pane, f.key, f.start, f.end, f.values) for f in world.out("fired", Fired)]
@@ -74,8 +74,8 @@ def compare(
         closed = [(*row[:4], sorted(row[4])) for row in closed]
         wanted = [(*row[:4], sorted(row[4])) for row in wanted]
     if not in_steps:
-        closed.sort(key=itemgetter(1))
-        wanted.sort(key=itemgetter(1))
+        closed.sort(key=itemgetter(1, 4))
+        wanted.sort(key=itemgetter(1, 4))
     assert closed == wanted
     assert [(e.key, e.at, e.value) for e in world.out("late", Event)] == expected.late
     if seen:
