@@ -21,7 +21,7 @@ from flowkit.table.state import Open, State
 
 
 class Counter:
-    """What is known of one key: how many events it has had, when the last (ms), and its open windows, oldest first.
+    """What is known of one key: how many events it has had, its last use (ms) if there is a ttl, and its open windows.
 
     `seen` is the ordinal of the last event that was counted, `index` its number from 0 (of this run: not saved).
     """
@@ -108,14 +108,15 @@ class CountState(State):
     def _count(self, counter: Counter, key: Any) -> int:
         t = self.now()
         if self.expiry is not None:
-            if self.expiry.over(counter.last, max(t, self.cursor.watermark)):
+            now = self.clock_now()
+            if self.expiry.over(counter.last, now):
                 counter.windows.clear()
                 counter.count = 0
-            self.due = min(self.due, self.expiry.expect(max(counter.last, t), self.shape.encode_key(key)))
+            counter.last = max(counter.last, now)
+            self.due = min(self.due, self.expiry.expect(counter.last, self.shape.encode_key(key)))
         index = counter.count
         counter.seen, counter.index = self.cursor.ordinal, index
         counter.count += 1
-        counter.last = max(counter.last, t)
         if self.cursor.batch is not None:
             self._in_batch[key, self.cursor.ordinal] = index
         first, last = index // self.every + 1, (index + self.n) // self.every

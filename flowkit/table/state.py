@@ -303,12 +303,12 @@ class PlainState(State):
     def live_ttl(self, key: Any) -> Any:
         if self.shape.mode is not Mode.WRITE:
             return self._read(key)
-        t = self.now()
+        self.now()
         cell = self.cells.load(key)
         if self._expired(cell):
             cell = self.shape.new(key)
             self.cells.set(key, cell)
-        cell[1] = max(cell[1], t)
+        cell[1] = max(cell[1], self.clock_now())
         self._expect(cell[1], key)
         return cell[0]
 
@@ -336,8 +336,9 @@ class PlainState(State):
         if self.expiry is None:
             self.cells.set(key, value)
             return
+        self.now()
         known = self.cells.find(key)
-        last = self.now() if known is None else max(known[1], self.now())
+        last = self.clock_now() if known is None else max(known[1], self.clock_now())
         self.cells.set(key, [value, last])
         self._expect(last, key)
 

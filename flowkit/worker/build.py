@@ -84,9 +84,11 @@ def tuned_collector() -> Iterator[None]:
     """
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
+    gc.freeze()  # modules and classes are there to stay: no collection need look at them again
     try:
         yield
     finally:
+        gc.unfreeze()
         gc.set_threshold(*before)
 
 

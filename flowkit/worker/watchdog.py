@@ -5,6 +5,8 @@ in a thread, for an event loop that does not turn at all because some code block
 """
 
 import asyncio
+import gc
+import inspect
 import sys
 import threading
 import time
@@ -27,14 +29,17 @@ def waiting_for(task: "asyncio.Task[Any]") -> list[str]:
     Where the engine drives an agent by hand, the agent's own lines follow.
     """
     places: list[str] = []
-    awaited: Any = task.get_coro()
+    awaited: Any = None if task.done() else task.get_coro()
     while awaited is not None and len(places) < DEEPEST:
         frame, following = _frame_of(awaited), _awaited_by(awaited)
         if frame is not None:
             places.append(f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
             following = following or _driven_by(frame)
         elif following is None:
-            places.append(repr(awaited))
+            following = _inside(awaited)
+            if following is None or asyncio.isfuture(following):
+                places.append(repr(awaited if following is None else following))
+                following = None
         awaited = following
     return places
 
@@ -47,6 +52,16 @@ def _frame_of(awaited: Any) -> FrameType | None:
 def _awaited_by(awaited: Any) -> Any:
     deeper = (getattr(awaited, name, None) for name in ("cr_await", "gi_yieldfrom", "ag_await"))
     return next((found for found in deeper if found is not None), None)
+
+
+def _inside(awaited: Any) -> Any:
+    """What a wrapper that tells nothing of itself is around: a step of an async generator, an awaited future."""
+    for inner in gc.get_referents(awaited):
+        if inspect.isasyncgen(inner) or inspect.iscoroutine(inner) or inspect.isgenerator(inner):
+            return inner
+        if asyncio.isfuture(inner):
+            return inner
+    return None
 
 
 def _driven_by(frame: FrameType) -> Any:

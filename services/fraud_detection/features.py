@@ -61,7 +61,7 @@ def observe(tx: Transaction, profile: Profile, burst: Burst, beside: Comparison,
     new = _freshness(profile, beside, far)
     stranger = new.device in (1, 2) or new.place in (1, 2)
     out = [f"rule={hit.rule}" for hit in hits]
-    out += _rush(burst)
+    out += _rush(burst, new)
     out += _links(profile, tx, beside.at)
     if beside.speed_kmh is not None and (beside.hop_km or 0.0) >= KILOMETRES[0]:
         out.append(f"speed={bisect_right(SPEEDS, beside.speed_kmh)}")
@@ -109,7 +109,7 @@ def _freshness(profile: Profile, beside: Comparison, far: int) -> Freshness:
     )
 
 
-def _rush(burst: Burst) -> list[str]:
+def _rush(burst: Burst, new: Freshness) -> list[str]:
     strange, count = bisect_right(BURSTS, burst.strange), bisect_right(BURSTS, burst.count)
     mean = burst.total / max(burst.count, 1)
     out = []
@@ -121,6 +121,8 @@ def _rush(burst: Burst) -> list[str]:
         out.append(f"rush={count}")
         if mean < AMOUNTS[1]:
             out.append(f"small rush={count}")
+    if new.device in (1, 2) and burst.count > 2:
+        out.append("device,rush")
     return out
 
 

@@ -60,7 +60,7 @@ def distance_km(lat: float, lon: float, lat2: float, lon2: float) -> float:
     """Great-circle distance of two positions (degrees) in kilometres (haversine).
 
     >>> round(distance_km(48.86, 2.35, 52.52, 13.41))
-    877
+    878
     """
     a, b = math.radians(lat), math.radians(lat2)
     h = math.sin((b - a) / 2) ** 2

@@ -20,7 +20,7 @@ SCORECARD: dict[str, float] = {
     # the rules
     "rule=velocity": 8, "rule=travel": 6, "rule=amount": 4,
     # bursts of small payments
-    "small burst=1": 1, "small burst=2": 2, "small rush=3": 2, "small rush=4": 4, "small rush=5": 6,
+    "small burst=1": 1, "small burst=2": 2, "small rush=3": 2, "small rush=4": 4, "small rush=5": 6, "device,rush": 2,
     # like what was held before
     "like=2": 4, "like=1": 2, "held=2": 1, "held=3": 1,
     # who pays: device, merchant, time of day

@@ -10,7 +10,11 @@ from typing import Any, Self
 DOUBT = 0.5
 """How many reports a token is given on credit: few expected and none found proves nothing."""
 
-LOWEST, HIGHEST = -1.0, 3.0
+HIGHEST = 3.0
+LOWEST = -1.0
+LOWEST_OF = {"device": 0.0}
+"""A device without reports is no better than an unknown one: whoever brings it uses it until the first report."""
+
 FADE_AT = 4_000
 """A token with so many payments has its counts halved: what it was a year ago matters less."""
 
@@ -28,7 +32,7 @@ class Reputation:
         all_payments, all_reports = self._kinds.get(kind_of(token), (0, 0))
         share = (all_reports + 0.5) / (all_payments + 25)
         lift = log((reports + DOUBT) / (payments * share + DOUBT))
-        return min(max(lift, LOWEST), HIGHEST)
+        return min(max(lift, LOWEST_OF.get(kind_of(token), LOWEST)), HIGHEST)
 
     def count(self, token: str, *, marked: bool = False) -> None:
         """Count a payment; `marked` counts it among the reported ones at once."""

@@ -202,8 +202,7 @@ def play(crew: Crew, seed: int, deeds: list[str], sabotage: str | None = None) -
         until(lambda: sum(outside.ends("windows")) > 0, "the first windows")
         for deed in deeds:
             outside.put(300)
-            enough = sum(outside.ends("windows")) + outside.chance.randrange(60)
-            until(lambda enough=enough: sum(outside.ends("windows")) >= enough or not outside.behind(), "some commits")
+            outside.wait_for_windows(outside.chance.randrange(60))
             getattr(workers, deed)(outside.chance.choice(sorted(workers.alive)))
         workers.finish()
         check(outside, crew.directory)

@@ -109,12 +109,12 @@ async def test_a_file_has_one_writer(
 
 
 async def test_each_task_writes_a_file_of_its_own(tmp_path: Path) -> None:
-    async with topics_in(tmp_path, a=2, b=1) as broker:
-        async with working(written_twice(), tmp_path, binds={"out": str(tmp_path / "{group}-{partition}.jsonl")}):
-            for topic, partition in (("a", 0), ("a", 1), ("b", 0)):
-                await put(broker, topic, an_event(partition), partition=partition)
-            names, wanted = ("a-0", "a-1", "b-0"), [[an_event(0)], [an_event(1)], [an_event(0)]]
-            await eventually(lambda: [lines(tmp_path / f"from_{n}.jsonl") for n in names] == wanted, "three files")
+    worker = working(written_twice(), tmp_path, binds={"out": str(tmp_path / "{group}-{partition}.jsonl")})
+    async with topics_in(tmp_path, a=2, b=1) as broker, worker:
+        for topic, partition in (("a", 0), ("a", 1), ("b", 0)):
+            await put(broker, topic, an_event(partition), partition=partition)
+        names, wanted = ("a-0", "a-1", "b-0"), [[an_event(0)], [an_event(1)], [an_event(0)]]
+        await eventually(lambda: [lines(tmp_path / f"from_{n}.jsonl") for n in names] == wanted, "three files")
 
 
 async def test_topics_that_share_a_table_need_equal_partition_counts(tmp_path: Path) -> None:

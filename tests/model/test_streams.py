@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -50,35 +51,46 @@ def changes_of(
     model = _Model(["input"], window, allowed_lateness=allowed_lateness, early=None, late="drop", key_bytes=str.encode)
     changes: list[tuple[Any, ...]] = []
     for event in events:
-        key, time, value = event
+        key, time, _ = event
         before = open_windows(model, key)
         model.take("input", event, out_of_order)
-        after = {span: values for span, values in touched(model, event, before).items()}
-        rows = []
-        for (start, end), new in after.items():
+        rows: list[tuple[Any, ...]] = []
+        if window[0] == "count":
+            rows += changes_of_count(model.counted[key], int(window[1]), int(window[-1]))
+        for (start, end), new in touched(model, event).items():
             parts = sorted(span for span in before if start <= span[0] and span[1] <= end)
-            if window[0] == "count":
-                parts = [span for span in parts if before[span] == new[:-1]][-1:]
+            if window[0] != "session":
+                parts = [span for span in parts if span == (start, end)]
             rows += [(key, before[span], None, time, *span) for span in parts[1:]]
             rows.append((key, before[parts[0]] if parts else None, new, time, start, end))
-        rows.sort(key=lambda row: row[5])
+        rows.sort(key=itemgetter(5))
         changes += rows
     return changes
+
+
+def changes_of_count(events: list[flink.Event], n: int, every: int) -> list[tuple[Any, ...]]:
+    """What the last event of a key did to the windows that it is in."""
+    last = len(events) - 1
+    key, time, _ = events[-1]
+    rows = []
+    for number in range(last // every + 1, (last + n) // every + 1):
+        members = events[max(0, number * every - n) :]
+        values = [int(v) for _, _, v in members]
+        end = max(t for _, t, _ in members) + 1
+        rows.append((key, values[:-1] or None, values, time, members[0][1], end))
+    return rows
 
 
 def open_windows(model: _Model, key: str) -> dict[tuple[int, int], list[int]]:
     return {(w.start, w.end): sorted(int(v) for _, v in w.arrivals) for w in model.open if w.key == key}
 
 
-def touched(
-    model: _Model, event: flink.Event, before: dict[tuple[int, int], list[int]]
-) -> dict[tuple[int, int], list[int]]:
+def touched(model: _Model, event: flink.Event) -> dict[tuple[int, int], list[int]]:
     """The windows that hold the event: those still open, and those that fired and went in its step."""
     key, _, value = event
     found = {span: values for span, values in open_windows(model, key).items() if value in values}
-    step = model.step
     for fired_in, closed in zip(model.result.steps, model.result.closed, strict=True):
-        if fired_in == step and closed.key == key and value in closed.values:
+        if model.spec[0] != "count" and fired_in == model.step and closed.key == key and value in closed.values:
             found[closed.start, closed.end] = sorted(int(v) for v in closed.values)
     return found
 
@@ -294,7 +306,7 @@ def test_dead_letters_can_be_read_also_those_of_the_last_windows(cut: Cuts) -> N
     letters = [(letter.topic, letter.reason) for letter in world.letters()]
     assert letters == [
         ("events", "bad key"),
-        ("events", "Object missing required field `at`"),
+        ("events", "Expected `str`, got `int` - at `$.key`"),
         ("events", "bad key"),
         ("windows.closed", "bad end"),
     ]

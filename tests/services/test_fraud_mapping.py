@@ -106,18 +106,16 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_lines_that_cannot_be_used_are_told_and_left_out(tmp_path: Path) -> None:
-    text = "card,at,amount,lat,lon,fraud\n" + "\n".join(
-        [
-            "c,2025-03-05,1,,,0",
-            "c,yesterday,1,,,0",
-            ",2025-03-05,1,,,0",
-            "c,2025-03-05,a lot,,,0",
-            "c,2025-03-05,nan,,,0",
-            "c,2025-03-05,1,95,0,0",
-            "c,2025-03-05,1,,,perhaps",
-            "c,2025-03-05",
-        ]
-    )
+    text = """card,at,amount,lat,lon,fraud
+c,2025-03-05,1,,,0
+c,yesterday,1,,,0
+,2025-03-05,1,,,0
+c,2025-03-05,a lot,,,0
+c,2025-03-05,nan,,,0
+c,2025-03-05,1,95,0,0
+c,2025-03-05,1,,,perhaps
+c,2025-03-05
+"""
     found = given(tmp_path, text)
     assert (found.payments, found.refused) == (1, 7)
     assert found.examples == [

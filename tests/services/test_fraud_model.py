@@ -29,10 +29,11 @@ def test_before_it_learns_the_score_says_what_the_scorecard_says() -> None:
 
 def test_it_learns_what_the_scorecard_does_not_know() -> None:
     scorer = Scorer()
-    for _ in range(200):
-        scorer.learn({"something new": 1.0}, fraud=True)
-        scorer.learn({"something else": 1.0}, fraud=False)
-    assert scorer.score({"something new": 1.0}) > 0.5 > 100 * scorer.score({"something else": 1.0})
+    start = scorer.score({"something new": 1.0})
+    for _ in range(3000):
+        scorer.learn({"something new": 1.0, "odd hour": 1.0}, fraud=True)
+        scorer.learn({"something old": 1.0, "odd hour": 1.0}, fraud=False)
+    assert scorer.score({"something new": 1.0}) > 10 * start > 10 * scorer.score({"something old": 1.0})
 
 
 def test_a_state_gives_the_same_predictions_and_the_same_learning_bit_for_bit() -> None:

@@ -10,8 +10,8 @@ from services.fraud_detection.records import Burst, Profile, Transaction
 from services.fraud_detection.rules import Limits, apply_rules, count_in
 
 NOON = datetime(2025, 3, 3, 12, tzinfo=UTC)
-PARIS = {"lat": 48.86, "lon": 2.35}
-BERLIN = {"lat": 52.52, "lon": 13.41}
+PARIS: dict[str, Any] = {"lat": 48.86, "lon": 2.35}
+BERLIN: dict[str, Any] = {"lat": 52.52, "lon": 13.41}
 LIMITS = Limits()
 
 
@@ -103,4 +103,4 @@ def test_what_is_found_is_told_in_words() -> None:
     profile = card(tx(timedelta(minutes=-30), **PARIS))
     payment = tx(**BERLIN)
     (hit,) = apply_rules(LIMITS, profile, Burst(), payment, compare(profile, payment))
-    assert hit.text == "877 km from the last place, which takes 1755 km/h"
+    assert hit.text == "878 km from the last place, which takes 1755 km/h"

@@ -65,4 +65,4 @@ def test_the_detector_has_never_heard_of_the_simulators_categories_places_and_sc
     names = {habit.category for habit in population.HABITS} | set(scenarios.SCENARIOS)
     names |= {city.name for city in population.CITIES} | {"contactless", "swipe", "chip", "online"}
     known = {word for module in DETECTOR for word in words(module)}
-    assert not {name for name in names if name in known}
+    assert names & known == {"travel"}  # one of the three rules, and what people buy

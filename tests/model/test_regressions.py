@@ -1,0 +1,427 @@
+"""Every trace of a bug that was ever found, shrunk, by the name of what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from flowkit import App, Closed, Record, Stream
+from flowkit import agent as agents
+from flowkit import table as aggregates
+from flowkit.errors import NoEvent
+from flowkit.window import Count, Global, Session, Sliding, Tumbling
+from tests.model import flink
+from tests.model.apps import Beside, Broken, Event, Fired, Form, Trouble, Values, app_of, records
+from tests.model.strategies import Case
+from tests.model.test_engine import Cuts, compare_case, numbered
+from tests.model.test_resume import broken, same, unbroken
+from tests.model.world import World, lines, play
+
+EACH = Cuts(batch_size=1, commit_every=1, piece=1)
+"""A commit after each event."""
+
+CUTS = pytest.mark.parametrize("cut", [Cuts(), EACH, Cuts(2, 3, 1)], ids=["whole", "each", "some"])
+
+
+def check(
+    spec: flink.WindowSpec,
+    *times: int | tuple[str, int],
+    form: Form = "hand",
+    beside: Beside = "alone",
+    cut: Cuts = Cuts(),
+    **settings: Any,
+) -> World:
+    """Events of key "a" (or another) at these times, against the oracle."""
+    defaults: dict[str, Any] = {
+        "out_of_order": 0,
+        "allowed_lateness": 0,
+        "early": None,
+        "late": "drop",
+        "bounded": True,
+    }
+    events: list[flink.Event] = [(*time, 0) if isinstance(time, tuple) else ("a", time, 0) for time in times]
+    return compare_case(Case(events, {**defaults, **settings, "window": spec}), form, beside, cut)  # type: ignore[arg-type]
+
+
+# --- windows against the oracle ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["hand", "declared"])
+def test_an_early_point_is_not_lost_where_another_window_fires_on_time_in_the_same_step(form: Form) -> None:
+    # [0, 10) fires, [5, 15) has its early point at 8: both when the watermark goes from 5 to 9.
+    check(("sliding", 10, 5, 0), 6, 10, form=form, early=2)
+
+
+@pytest.mark.parametrize("form", ["hand", "declared"])
+def test_sessions_give_early_results(form: Form) -> None:
+    check(("session", 1), 0, 1, form=form, early=1)
+
+
+@pytest.mark.parametrize("form", ["hand", "declared"])
+def test_global_windows_give_early_results(form: Form) -> None:
+    check(("global",), 0, form=form, early=1)
+
+
+@pytest.mark.parametrize("form", ["hand", "declared"])
+def test_a_late_event_between_two_windows_is_late_also_with_allowed_lateness(form: Form) -> None:
+    check(("sliding", 1, 3, 0), 1, 2, 4, 12, 10, form=form, allowed_lateness=1)
+
+
+@pytest.mark.parametrize("form", ["hand", "each", "declared", "batches"])
+@CUTS
+def test_an_event_between_two_count_windows_counts_nowhere(form: Form, cut: Cuts) -> None:
+    check(("count", 1, 2), 0, 1, 2, 3, 4, form=form, cut=cut)
+
+
+def test_a_late_event_that_nobody_takes_does_not_fire_what_was_touched_before_it() -> None:
+    # At -10 all is over; [0, 10) has fired, may still be touched, and was, but not by this event.
+    check(("tumbling", 10, 0), 0, 12, -10, allowed_lateness=5)
+
+
+@CUTS
+def test_a_batch_is_handed_over_before_the_session_that_its_events_prolong(cut: Cuts) -> None:
+    check(("session", 10), 0, 0, 0, 8, ("b", 15), 16, form="batches", cut=cut)
+
+
+@CUTS
+def test_a_batch_is_handed_over_before_the_session_that_it_opens_is_over(cut: Cuts) -> None:
+    check(("session", 10), 0, ("b", 100), ("b", 101), ("b", 102), form="batches", cut=cut)
+
+
+@CUTS
+def test_a_late_event_in_a_batch_fires_its_window_again(cut: Cuts) -> None:
+    check(("tumbling", 10, 0), 0, 1, 2, 12, 3, ("b", 13), ("b", 14), ("b", 40), form="batches", cut=cut, allowed_lateness=9)
+
+
+@CUTS
+def test_an_event_between_two_windows_is_not_late_because_it_waited_in_a_batch(cut: Cuts) -> None:
+    check(("sliding", 1, 3, 0), 1, form="batches", cut=cut)
+
+
+@CUTS
+def test_a_count_window_filled_and_gone_on_within_one_batch_fires(cut: Cuts) -> None:
+    check(("count", 2), 0, 1, 2, 3, 4, 5, form="batches", cut=cut)
+
+
+@CUTS
+def test_count_windows_count_an_event_at_the_address_of_an_earlier_one(cut: Cuts) -> None:
+    """Which event of a batch was counted went by id(): new objects often lie where old ones lay."""
+    check(("count", 30), *range(60), form="batches", cut=cut)
+
+
+def test_a_key_deleted_by_a_commit_under_way_is_not_found_in_the_store() -> None:
+    """After a rollback the store was asked, which shows a frame only once it is prepared."""
+    trouble = Trouble(at=frozenset({2}))
+    world = World([("events", lines(records(numbered([("a", 0, 0)] * 2 + [("bad", 0, 0)] + [("a", 0, 0)] * 4))))])
+    play(world.run(app_of(("count", 3), trouble=trouble), commit_every=1))
+    assert [fired.values for fired in world.out("fired", Fired)] == [[0, 1, 3], [4, 5, 6]]
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+class Note(Record):
+    text: str
+
+
+def notes_of(app: App, events: Sequence[Event], cut: Cuts = Cuts()) -> list[str]:
+    world = World([("events", lines(list(events)))])
+    play(world.run(app, **cut._asdict()))
+    assert world.letters() == []
+    return [note.text for note in world.out("notes", Note)]
+
+
+def app_with_notes(**topic: Any) -> tuple[App, Any, Any]:
+    app = App("notes", retry=agents.Retry(attempts=2, backoff=1))
+    return app, app.topic("events", Event, key="key", time="at", **topic), app.sink("notes", Note)
+
+
+@CUTS
+@pytest.mark.parametrize("emits", [True, False])
+def test_an_agent_that_returns_is_started_anew_and_no_event_is_lost(cut: Cuts, emits: bool) -> None:
+    app, events, notes = app_with_notes()
+
+    if emits:
+
+        @app.agent(events, sinks=[notes])
+        async def one_by_one(stream: Stream[Event]) -> AsyncIterator[Note]:
+            async for event in stream:
+                yield Note(str(event.value))
+                return
+    else:
+
+        @app.agent(events, sinks=[notes])
+        async def one_by_one_too(stream: Stream[Event]) -> None:
+            async for event in stream:
+                notes.emit(Note(str(event.value)))
+                return
+
+    assert notes_of(app, [Event("a", n, n) for n in range(5)], cut) == ["0", "1", "2", "3", "4"]
+
+
+@CUTS
+def test_an_agent_may_go_over_from_events_to_batches_and_back(cut: Cuts) -> None:
+    app, events, notes = app_with_notes()
+
+    @app.agent(events, sinks=[notes])
+    async def both(stream: Stream[Event]) -> AsyncIterator[Note]:
+        async for event in stream:
+            yield Note(f"one {event.value}")
+            async for batch in stream.batches(2):
+                yield Note(f"batch {[event.value for event in batch]}")
+                break
+
+    got = notes_of(app, [Event("a", n, n) for n in range(7)], cut)
+    assert got == ["one 0", "batch [1, 2]", "one 3", "batch [4, 5]", "one 6"]
+
+
+@pytest.mark.parametrize("commit_every", [1, 5_000])
+def test_a_failure_is_charged_to_the_event_that_caused_it(commit_every: int) -> None:
+    """Failures of the quick way were found again by numbers that two events could share."""
+    app = App("charged")
+    first = app.topic("events", Event, key="key", time="at")
+    table: Any = app.table("windows", str, Values, window=Tumbling(10))
+    ends = app.sink("notes", Note)
+    left = {"b"}
+
+    @app.agent(first, tables=[table])
+    async def keep(stream: Stream[Event]) -> None:
+        async for event in stream:
+            table[event.key].values.append(event.value)
+
+    @app.each(table.closed, sinks=[ends], retry=agents.Retry(attempts=2, backoff=1))
+    def end(w: Closed[str, Values]) -> Note:
+        if w.key in left:
+            left.discard(w.key)
+            raise Broken(w.key)
+        return Note(f"{w.key} {w.value.values}")
+
+    one = lines([Event("a", 0, 1)])
+    two = lines([Event("b", 1, 2), Event("c", 30, 3), Event("d", 31, 4)])
+    world = World([("events", one), ("events", two)])
+    play(world.run(app, commit_every=commit_every))
+    assert world.letters() == []
+    assert [n.text for n in world.out("notes", Note)] == ["a [1]", "b [2]", "c [3]", "d [4]"]
+
+
+@CUTS
+def test_a_full_count_window_fires_though_a_subscriber_to_its_changes_fails(cut: Cuts) -> None:
+    app, events, notes = app_with_notes()
+    table: Any = app.table("counted", str, Values, window=Count(2))
+
+    @app.each(events, tables=[table])
+    def keep(event: Event) -> None:
+        table[event.key].values.append(event.value)
+
+    @app.each(table.changes)
+    def change(c: Any) -> None:
+        raise Broken("always")
+
+    @app.each(table.closed, sinks=[notes])
+    def end(w: Closed[str, Values]) -> Note:
+        return Note(str(w.value.values))
+
+    world = World([("events", lines([Event("a", n, n) for n in range(4)]))])
+    play(world.run(app, **cut._asdict()))
+    assert [n.text for n in world.out("notes", Note)] == ["[0, 1]", "[2, 3]"]
+    assert len(world.letters()) == 4
+
+
+def test_counters_do_not_count_twice_what_was_run_again() -> None:
+    app, events, _ = app_with_notes()
+    table: Any = app.table("windows", str, Values, window=Tumbling(10))
+
+    @app.each(events, tables=[table])
+    def keep(event: Event) -> None:
+        table[event.key].values.append(event.value)
+        if event.value == 3:
+            raise Broken("three")
+
+    @app.each(table.closed)
+    def end(w: Closed[str, Values]) -> None:
+        pass
+
+    world = World([("events", [*lines([Event("a", 0, 1), Event("a", 30, 2), Event("a", 1, 4), Event("a", 31, 3)]), b"{"])])
+    play(world.run(app))
+    counters = world.counters
+    assert (counters.records, counters.late, counters.dead, counters.fired) == (5, 1, 2, 2)
+
+
+def test_an_agent_cannot_send_before_its_first_event() -> None:
+    app, events, notes = app_with_notes()
+
+    @app.agent(events, sinks=[notes])
+    async def hasty(stream: Stream[Event]) -> AsyncIterator[Note]:
+        yield Note("each time I am started")
+        async for event in stream:
+            yield Note(str(event.value))
+
+    with pytest.raises(NoEvent, match="before its first event"):
+        play(World([("events", [])]).run(app))
+
+
+class Odd:
+    """A value that only its own methods can turn into builtins."""
+
+    def __init__(self, total: int = 0) -> None:
+        self.total = total
+
+    def to_state(self) -> int:
+        return self.total
+
+    @classmethod
+    def from_state(cls, state: int) -> Odd:
+        return cls(state)
+
+
+@CUTS
+def test_values_with_a_state_of_their_own_go_through_closed_windows_and_changes(cut: Cuts) -> None:
+    app, events, notes = app_with_notes()
+    table: Any = app.table("odd", str, Odd, window=Tumbling(10))
+
+    @app.each(events, tables=[table])
+    def keep(event: Event) -> None:
+        table[event.key].total += event.value
+
+    @app.each(table.changes, sinks=[notes])
+    def change(c: Any) -> Note:
+        return Note(f"{c.old.total if c.old else 0} -> {c.new.total}")
+
+    @app.agent(table.closed, sinks=[notes])
+    async def end(stream: Stream[Closed[str, Odd]]) -> AsyncIterator[Note]:
+        async for batch in stream.batches(3):
+            yield Note(" ".join(str(w.value.total) for w in batch))
+
+    got = notes_of(app, [Event("a", n * 8, n) for n in range(1, 4)], cut)
+    assert got == ["0 -> 1", "0 -> 2", "2 -> 5", "1 5"]
+
+
+@CUTS
+def test_late_events_in_batches_keep_their_type_also_after_a_commit(cut: Cuts) -> None:
+    app, events, notes = app_with_notes()
+    table: Any = app.table("windows", str, Values, window=Tumbling(10))
+
+    @app.each(events, tables=[table])
+    def keep(event: Event) -> None:
+        table[event.key].values.append(event.value)
+
+    @app.agent(table.late, sinks=[notes])
+    async def late(stream: Stream[Event]) -> AsyncIterator[Note]:
+        async for batch in stream.batches(10):
+            yield Note(" ".join(f"{event.key}{event.value}" for event in batch))
+
+    def build() -> App:
+        return app
+
+    inputs = [("events", lines([Event("a", 50, 0), Event("a", 1, 1), Event("a", 2, 2), Event("a", 51, 3)]))]
+    world = broken(build, inputs, [4, 8], [cut])
+    assert [note.text for note in world.out("notes", Note)] == ["a1 a2"]
+
+
+@CUTS
+def test_agents_and_batches_of_one_topic_go_in_the_same_order_on_every_way(cut: Cuts) -> None:
+    """An event passes the agents that go event by event first; then batches that it fills are handed over."""
+
+    def build(*, careful: bool) -> App:
+        app, events, notes = app_with_notes()
+        table: Any = app.table("table", str, int)
+
+        @app.agent(events, sinks=[notes])
+        async def batches(stream: Stream[Event]) -> AsyncIterator[Note]:
+            async for batch in stream.batches(2):
+                yield Note(f"batch {[event.value for event in batch]}")
+
+        @app.each(events, tables=[table], sinks=[notes])
+        def each(event: Event) -> Note:
+            table[event.key] += 1
+            return Note(f"event {event.value}")
+
+        if careful:
+
+            @app.each(table.changes)
+            def change(c: Any) -> None:
+                pass
+
+        return app
+
+    given = [Event("a", n, n) for n in range(4)]
+    quick = notes_of(build(careful=False), given, cut)
+    assert quick == notes_of(build(careful=True), given, cut)
+    assert quick == ["event 0", "event 1", "batch [0, 1]", "event 2", "event 3", "batch [2, 3]"]
+
+
+@CUTS
+def test_a_count_window_that_closes_on_a_late_event_reopens_the_window_of_windows(cut: Cuts) -> None:
+    """What a count window sends may be older than the watermark: the table above must fire again at once."""
+    app, events, notes = app_with_notes()
+    below: Any = app.table("below", str, Values, window=Count(1))
+    above: Any = app.table("above", str, Values, window=Tumbling(10), allowed_lateness=100)
+
+    @app.each(events, tables=[below])
+    def keep(event: Event) -> None:
+        below[event.key].values.append(event.value)
+
+    @app.each(below.closed, tables=[above])
+    def keep_closed(w: Closed[str, Values]) -> None:
+        above[w.key].values.extend(w.value.values)
+
+    @app.each(above.closed, sinks=[notes])
+    def end(w: Closed[str, Values]) -> Note:
+        return Note(f"{w.pane} {w.end} {w.value.values}")
+
+    got = notes_of(app, [Event("a", 1, 0), Event("a", 25, 1), Event("a", 2, 2)], cut)
+    assert got == ["on_time 10 [0]", "late 10 [0, 2]", "on_time 30 [1]"]
+
+
+# --- what a commit must keep ------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_goes_by_time_is_as_old_after_a_restart_as_before() -> None:
+    def build() -> App:
+        app, events, notes = app_with_notes()
+
+        @app.agent(events, sinks=[notes])
+        async def batches(stream: Stream[Event]) -> AsyncIterator[Note]:
+            async for batch in stream.batches(10, within=20):
+                yield Note(f"{[event.value for event in batch]}")
+
+        return app
+
+    inputs = [("events", lines([Event("a", n * 9, n) for n in range(8)]))]
+    same(unbroken(build, inputs), broken(build, inputs, [6], [EACH]))
+
+
+def test_an_unusable_record_first_in_a_batch_keeps_its_place() -> None:
+    def build() -> App:
+        app, events, notes = app_with_notes()
+
+        @app.each(events, app.dead_letters, sinks=[notes])
+        def see(event: Any) -> Note:
+            return Note(type(event).__name__)
+
+        return app
+
+    one = lines([Event("a", 5), Event("a", 6)])
+    two = [*lines([Event("b", 5)]), b"{", *lines([Event("b", 7)])]
+    inputs = [("events", one), ("events", two)]
+    same(unbroken(build, inputs), broken(build, inputs, [], [EACH]))
+    same(unbroken(build, inputs), broken(build, inputs, [5], [EACH]))
+
+
+# --- early results and settings that make no sense --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [Global(), Session(5), Sliding(20, 10), Tumbling(20)])
+def test_early_results_of_declared_tables_are_no_accumulators_but_results(window: Any) -> None:
+    app, events, notes = app_with_notes()
+    table: Any = app.table("sums", of=events, by="key", window=window, early=2, total=aggregates.Sum("value"))
+
+    @app.each(table.closed, sinks=[notes])
+    def end(w: Closed[str, Any]) -> Note:
+        return Note(f"{w.pane} {w.value.total}")
+
+    got = notes_of(app, [Event("a", 0, 1), Event("a", 2, 2), Event("a", 4, 3)])
+    assert got[-1] == "on_time 6"
+    assert {note.split()[0] for note in got} == {"early", "on_time"}

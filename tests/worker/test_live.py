@@ -1,0 +1,98 @@
+"""A live task by itself: what it has promised to the broker is never more than it has done."""
+
+from flowkit import App, Record
+from flowkit.clock import VirtualClock
+from flowkit.options import WorkerOptions
+from flowkit.source import MemoryBroker
+from flowkit.store import open_store
+from flowkit.worker import LiveTask, random_ids
+from flowkit.worker.feed import Idle
+from flowkit.worker.task import Task
+
+
+class Event(Record):
+    n: int
+
+
+async def open_task(app: App, broker: MemoryBroker, clock: VirtualClock) -> LiveTask:
+    """The only task of an app, on a broker that has its topics."""
+    (group,) = app.plan().groups
+    claim = await broker.claim(f"{app.name}/{group.name}/0", "")
+    live = LiveTask(
+        app,
+        group,
+        0,
+        1,
+        broker=broker,
+        topics={"dead-letters": 1},
+        sinks={},
+        store=open_store(None),
+        epoch=claim.epoch,
+        clock=clock,
+        options=WorkerOptions(),
+        new_id=random_ids(1),
+    )
+    await live.open()
+    return live
+
+
+async def handle_next(task: Task) -> None:
+    piece = await task.feed.next(1_000)
+    assert piece is not None
+    await task.handle(piece)  # type: ignore[arg-type]
+
+
+async def test_after_going_back_positions_are_only_those_of_what_was_done_again() -> None:
+    app = App("app")
+    a, b = app.topic("a", Event), app.topic("b", Event)
+    fails = [True]
+
+    @app.each(a, b)
+    def agent(event: Event) -> None:
+        if event.n == 3 and fails:
+            fails.pop()
+            raise OSError("once")
+
+    clock = VirtualClock()
+    async with MemoryBroker(clock) as broker:
+        for topic in ("a", "b", "dead-letters"):
+            await broker.create(topic, 1)
+        await broker.put("a", [(None, b'{"n": 1}', 0)] * 2)
+        await broker.put("b", [(None, b'{"n": 2}', 0), (None, b'{"n": 3}', 0)])
+        live = await open_task(app, broker, clock)
+        await live.fetch(1)  # a piece of each
+        await handle_next(live.task)
+        await handle_next(live.task)
+        await live.fetch(1)
+        await handle_next(live.task)
+        await handle_next(live.task)  # fails: everything comes again, carefully
+        await handle_next(live.task)
+        await live.task.commit()
+        await live.task.settled()
+        # Before, it was {"a[0]": 1, "b[0]": 1, …}: a crash here would have lost the first record of b.
+        assert await broker.positions(live.name) == {"a[0]": 1}
+        await live.close()
+
+
+async def test_a_split_that_was_not_looked_at_is_not_silent() -> None:
+    app = App("app")
+    a, b = app.topic("a", Event, idle_after=100), app.topic("b", Event, idle_after=100)
+
+    @app.each(a, b)
+    def agent(event: Event) -> None:
+        pass
+
+    clock = VirtualClock()
+    async with MemoryBroker(clock) as broker:
+        for topic in ("a", "b", "dead-letters"):
+            await broker.create(topic, 1)
+        live = await open_task(app, broker, clock)
+        await live.fetch(10)
+        clock.advance(1_000)  # the task was busy with something else
+        await broker.put("b", [(None, b'{"n": 1}', 0)])
+        live.look_at_clock()
+        assert live.feed.journal == []
+        await live.fetch(10)
+        live.look_at_clock()
+        assert [piece.split.name for piece in live.feed.journal if isinstance(piece, Idle)] == ["a[0]"]
+        await live.close()
