@@ -15,5 +15,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(HERE / "benchmarks"):
             item.add_marker(pytest.mark.benchmark)
             item.add_marker(pytest.mark.timeout(0))  # a benchmark under a debugger or a busy machine is only slow
-        elif item.path.is_relative_to(HERE / "integration"):
+        elif any(item.path.is_relative_to(HERE / room) for room in ("integration", "cli", "typing")):
+            # The command line and the type checkers are other processes.
             item.add_marker(pytest.mark.integration)

@@ -9,6 +9,7 @@ The pytest fixtures `flowkit_harness` and `flowkit_seed` come with the package, 
 of pytest loads that module: so what this room offers is imported when it is first asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ __all__ = ["Harness", "harness"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flowkit.testing import harness as module
-
-    found: object = getattr(module, name)
-    globals()["harness"] = module.harness  # where the import has put the module
-    return found
+    module = import_module("flowkit.testing.harness")
+    globals().update({shown: getattr(module, shown) for shown in __all__})  # over the module of the same name
+    return globals()[name]

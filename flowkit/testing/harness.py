@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
+import anyio.lowlevel
+
 from flowkit.agent import Group, Outlet, Topic
 from flowkit.app import App
 from flowkit.clock import VirtualClock
@@ -21,13 +23,20 @@ from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.source import MemoryBroker, MemoryStore
 from flowkit.store import open_store
 from flowkit.table import AnyTable, Mode, State
-from flowkit.worker import ClockMark, Finished, LiveTask, Records, random_ids, resources, task_name
+from flowkit.worker import ClockMark, Finished, Idle, LiveTask, Piece, Records, random_ids, resources, task_name
 
 T = TypeVar("T")
 
 
 class SimulatedCrash(BaseException):
     """The harness has pulled the plug. Not an Exception: no code of the app or of ours may catch it."""
+
+
+class StillClock(VirtualClock):
+    """Moves only when the test says so: a retry's back-off takes no time, or a crash would make it later."""
+
+    async def sleep(self, ms: float) -> None:
+        await anyio.lowlevel.checkpoint()
 
 
 class MemorySink:
@@ -64,7 +73,7 @@ class Harness:
 
     def __init__(self, app: App, *, seed: int | None, partitions: int, crashes: float, start_ms: int) -> None:
         self.app = app
-        self.clock = VirtualClock(start_ms)
+        self.clock = StillClock(start_ms)
         self.crashed = 0
         """How often the plug was pulled so far."""
         self._random = random.Random(seed)
@@ -80,7 +89,7 @@ class Harness:
         self._event_time: dict[str, int] = {}
         self._new_id = random_ids(seed or 0)
         self._options = WorkerOptions()
-        self._world: dict[str, list[ClockMark | Finished]] = {}
+        self._world: dict[str, list[Piece]] = {}
         """By task: what the test did to time since the last commit that is through."""
         self._late_at: dict[str, dict[int, int]] = {}
         """By task and commit: how many late records there were by then."""
@@ -165,7 +174,9 @@ class Harness:
                     self._event_time[name] = reached
                     late = max(split.out_of_order for _, split, _ in task.readers)
                     self._give(name, ClockMark(task.engine, reached - late - 1))
+                known = len(task.feed.journal)
                 task.look_at_clock()
+                self._world.setdefault(name, []).extend(task.feed.journal[known:])
             await self.settle()
 
     async def finish(self) -> None:
@@ -178,7 +189,7 @@ class Harness:
     def _of(self, group: Group) -> list[tuple[str, LiveTask]]:
         return [(name, task) for name, task in self._tasks.items() if task.group is group]
 
-    def _give(self, name: str, piece: ClockMark | Finished) -> None:
+    def _give(self, name: str, piece: Piece) -> None:
         self._world.setdefault(name, []).append(piece)
         self._tasks[name].feed.give(piece)
 
@@ -241,11 +252,12 @@ class Harness:
                 await again.fetch(10_000)
             for piece in self._world.get(name, []):
                 piece.engine = again.engine
-                if isinstance(piece, ClockMark) or again.engine.splits.floor < END_OF_TIME:
+                if isinstance(piece, Idle):
+                    piece.split = again.engine.splits.by_name[piece.split.name]
+                if not isinstance(piece, Finished) or again.engine.splits.floor < END_OF_TIME:
                     again.feed.give(piece)
-            # How long an input has been silent does not depend on crashes here: tests are to end the same with any seed.
+            # How long an input has been silent does not depend on crashes here: with any seed a test ends the same.
             again.looked, again.quiet_since = task.looked, task.quiet_since
-            again.look_at_clock()
             self._late_before[name] = self._late_at.get(name, {}).get(again.task.store.number, 0)
 
     # Looking

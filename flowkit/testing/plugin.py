@@ -26,6 +26,7 @@ class MakeHarness(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our options (a hook of pytest)."""
     parser.getgroup("flowkit").addoption(
         "--flowkit-seed",
         type=int,
@@ -45,7 +46,7 @@ def flowkit_seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def flowkit_harness(flowkit_seed: int) -> MakeHarness:
-    """Makes harnesses: `async with flowkit_harness(app) as h`. Options are those of `flowkit.testing.harness`."""
+    """Makes harnesses with the test's seed. Options are those of `flowkit.testing.harness`."""
 
     def make(app: "App", **options: Any) -> "AbstractAsyncContextManager[Harness]":
         from flowkit.testing import harness

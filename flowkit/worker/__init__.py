@@ -1,7 +1,7 @@
 """The runtime: what turns an app's declarations into tasks that read, keep, commit and send."""
 
 from flowkit.worker.build import random_ids, resources
-from flowkit.worker.feed import ClockMark, Finished, Records
+from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records
 from flowkit.worker.health import Health, read_health
 from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.run import Progress, Summary, run
@@ -11,7 +11,9 @@ __all__ = [
     "ClockMark",
     "Finished",
     "Health",
+    "Idle",
     "LiveTask",
+    "Piece",
     "Progress",
     "Records",
     "Summary",

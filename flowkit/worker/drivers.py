@@ -196,11 +196,14 @@ class StreamDriver(Driver):
         if self._coro is None:
             return
         self.finished = True
-        done = self.feed(END)
-        if done is not None:
-            await done
-        if self._coro is not None:
-            raise FlowkitError(f"agent {self.name!r} asks for more events after the end of its stream")
+        # Loops within loops each ask once more.
+        for _ in range(100):
+            done = self.feed(END)
+            if done is not None:
+                await done
+            if self._coro is None:
+                return
+        raise FlowkitError(f"agent {self.name!r} asks for more events after the end of its stream")
 
     def abandon(self) -> None:
         self._coro = self._agen = None

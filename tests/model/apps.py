@@ -5,6 +5,7 @@ All keep the values of a window as a list, so that an event counted twice, or in
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,8 +18,11 @@ from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 from tests.model import flink
 from tests.model.flink import WindowSpec
 
-Form = Literal["hand", "each", "declared", "batches"]
-"""How the table is kept: by an agent over a stream, by a function, by declared aggregates, or in batches of 3."""
+Form = Literal["hand", "awaits", "each", "declared", "batches"]
+"""How the table is kept.
+
+By an agent over a stream, one that awaits something now and then, a function, declared aggregates, or in batches of 3.
+"""
 
 Beside = Literal["alone", "another", "reader", "changes"]
 """What else there is: nothing, an agent over the same topic, one that reads the table, one that takes its changes."""
@@ -173,10 +177,27 @@ def _keep(app: App, form: Form, sources: list[Any], table: Any, seen: Any, troub
                 yield told
                 trouble(event.value)
 
+    elif form == "awaits":
+
+        @app.agent(*sources, tables=[table], sinks=[seen])
+        async def by_hand_slowly(stream: Stream[Event]) -> AsyncIterator[Seen]:
+            async for event in stream:
+                if event.value % 2:
+                    await asyncio.sleep(0)
+                told = keep(event)
+                if event.value % 3:
+                    await asyncio.sleep(0)
+                trouble(event.value)
+                yield told
+                if event.value % 5 == 0:
+                    await asyncio.sleep(0)
+
     elif form == "each":
 
         @app.each(*sources, tables=[table], sinks=[seen])
         async def by_event(event: Event) -> Seen:
+            if event.value % 4 == 3:
+                await asyncio.sleep(0)
             told = keep(event)
             trouble(event.value)
             return told

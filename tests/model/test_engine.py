@@ -32,16 +32,17 @@ def examples(count: int) -> Callable[[F], F]:
 
 
 class Cuts(NamedTuple):
-    """How a run is cut: into batches, commits and pieces."""
+    """How a run is cut: into batches, commits and pieces. A commit waits `lazy` times between its steps."""
 
     batch_size: int = 5_000
     commit_every: int = 5_000
     piece: int = 512
+    lazy: int = 0
 
 
 def cuts() -> st.SearchStrategy[Cuts]:
     some = st.sampled_from((1, 2, 3, 7, 5_000))
-    return st.builds(Cuts, batch_size=some, commit_every=some, piece=some)
+    return st.builds(Cuts, batch_size=some, commit_every=some, piece=some, lazy=st.sampled_from((0, 0, 1, 5)))
 
 
 def numbered(events: list[flink.Event], first: int = 0) -> list[flink.Event]:
@@ -51,7 +52,7 @@ def numbered(events: list[flink.Event], first: int = 0) -> list[flink.Event]:
 
 def run(inputs: list[list[flink.Event]], app: Any, cut: Cuts, *, bounded: bool = True) -> World:
     world = World([("events", lines(records(events))) for events in inputs], ends=bounded)
-    return play(world.run(app, batch_size=cut.batch_size, commit_every=cut.commit_every, piece=cut.piece))
+    return play(world.run(app, **cut._asdict()))
 
 
 def compare(
@@ -94,11 +95,11 @@ def test_windows_kept_by_hand_equal_the_oracle(kind: str, data: st.DataObject) -
     check(kind, "hand", data)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@examples(30)
+@pytest.mark.parametrize("form", ["awaits", "each"])
+@examples(60)
 @given(data=st.data())
-def test_windows_kept_by_a_function_equal_the_oracle(kind: str, data: st.DataObject) -> None:
-    check(kind, "each", data)
+def test_windows_kept_by_agents_that_await_equal_the_oracle(form: Form, data: st.DataObject) -> None:
+    check(data.draw(st.sampled_from(KINDS)), form, data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,8 +186,8 @@ def test_topics_of_one_agent_keep_their_own_disorder(data: st.DataObject) -> Non
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["hand", "each", "declared", "batches"])
-@examples(100)
+@pytest.mark.parametrize("form", ["hand", "awaits", "each", "declared", "batches"])
+@examples(60)
 @given(data=st.data())
 def test_events_that_make_an_agent_raise_leave_no_trace(form: Form, data: st.DataObject) -> None:
     """Some events, each of a key of its own, raise after they have changed everything: only they are missing."""

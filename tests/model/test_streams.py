@@ -16,7 +16,7 @@ from tests.model import flink
 from tests.model.apps import Broken, Changed, Event, Fired, Form, Values, app_of, records, window_of
 from tests.model.flink import Closed as Wanted
 from tests.model.flink import _Model
-from tests.model.strategies import allowed_lateness, cases, out_of_order, windows
+from tests.model.strategies import allowed_lateness, cases, earlies, out_of_order, windows
 from tests.model.strategies import events as event_streams
 from tests.model.test_engine import Cuts, cuts, examples, numbered
 from tests.model.world import World, lines, play
@@ -228,6 +228,141 @@ def test_a_topic_between_agents_is_read_as_if_it_came_from_outside(data: st.Data
     told = [(f.pane, f.key, f.start, f.end, sorted(f.values)) for f in world.out("fired", Fired)]
     assert told == [(c.pane, c.key, c.start, c.end, [int(v) for v in sorted(c.values)]) for c in expected.closed]
     assert [e.value for e in world.out("middle", Event)] == [int(v) for _, _, v in events if int(v) % 3]
+
+
+@examples(60)
+@given(data=st.data())
+def test_what_an_agent_sends_has_the_time_of_its_cause(data: st.DataObject) -> None:
+    """Closed windows go to a topic that names no time, and from there into windows."""
+    first = data.draw(windows("tumbling", "sliding", "cumulative", "session", "count"))
+    second = data.draw(windows())
+    disorder = data.draw(out_of_order())
+    events = numbered(data.draw(event_streams()))
+    below = flink.run(events, window=first)
+    results: list[flink.Event] = [(c.key, c.end - 1, int(sum(c.values))) for c in below.closed]
+    expected = flink.run(results, window=second, out_of_order=disorder)
+    app = App("inherited")
+    source = app.topic("events", Event, key="key", time="at")
+    middle = app.topic("middle", Event, key="key", out_of_order=disorder)
+    fired = app.sink("fired", Fired)
+    table: Any = app.table(
+        "below", str, Values, window=window_of(first), merge=_merged if first[0] == "session" else None
+    )
+    table_too: Any = app.table(
+        "above", str, Values, window=window_of(second), merge=_merged if second[0] == "session" else None
+    )
+
+    @app.each(source, tables=[table])
+    def keep(event: Event) -> None:
+        for window in table.windows(event.key):
+            window.value.values.append(event.value)
+
+    @app.each(table.closed, sinks=[middle])
+    def end(w: Closed[str, Values]) -> Event:
+        return Event(w.key, 0, sum(w.value.values))
+
+    @app.each(middle, tables=[table_too])
+    def keep_too(event: Event) -> None:
+        for window in table_too.windows(event.key):
+            window.value.values.append(event.value)
+
+    @app.each(table_too.closed, sinks=[fired])
+    def tell(w: Closed[str, Values]) -> Fired:
+        return Fired(w.pane, w.key, w.start, w.end, w.value.values)
+
+    world = World([("events", lines(records(events)))])
+    play(world.run(app, **data.draw(cuts())._asdict()))
+    assert world.letters() == []
+    told = [(f.pane, f.key, f.start, f.end, sorted(f.values)) for f in world.out("fired", Fired)]
+    assert told == [(c.pane, c.key, c.start, c.end, sorted(int(v) for v in c.values)) for c in expected.closed]
+
+
+# --- several tables ---------------------------------------------------------------------------------------------------
+
+
+@examples(100)
+@given(data=st.data())
+def test_windows_of_several_tables_fire_by_end_then_table_then_key(data: st.DataObject) -> None:
+    events = numbered(data.draw(event_streams()))
+    disorder = data.draw(out_of_order())
+    specs = [data.draw(windows()) for _ in range(data.draw(st.integers(2, 3)))]
+    # What a record fires late, it fires before a count window that it fills, whose end may be earlier.
+    late = st.just(0) if any(spec[0] == "count" for spec in specs) else allowed_lateness()
+    settings = [
+        {"allowed_lateness": data.draw(late), "early": None if spec[0] == "count" else data.draw(earlies())}
+        for spec in specs
+    ]
+    app = App("several")
+    source = app.topic("events", Event, key="key", time="at", out_of_order=disorder)
+    sink = app.sink("fired", Fired)
+    rows: list[tuple[int, int, int, bytes, Any]] = []
+    for n, (spec, more) in enumerate(zip(specs, settings, strict=True)):
+        name = f"t{n}"
+        merge: Any = _merged if spec[0] == "session" else None
+        table: Any = app.table(name, str, Values, window=window_of(spec), merge=merge, **more)
+
+        def keep(event: Event, table: Any = table) -> None:
+            for window in table.windows(event.key):
+                window.value.values.append(event.value)
+
+        def tell(w: Closed[str, Values], name: str = name) -> Fired:
+            return Fired(f"{name} {w.pane}", w.key, w.start, w.end, sorted(w.value.values))
+
+        app.each(source, tables=[table], name=f"keep {name}")(keep)
+        app.each(table.closed, sinks=[sink], name=f"tell {name}")(tell)
+        result = flink.run(events, window=spec, out_of_order=disorder, **more)
+        for step, c in zip(result.steps, result.closed, strict=True):
+            told = (f"{name} {c.pane}", c.key, c.start, c.end, sorted(int(v) for v in c.values))
+            rows.append((step, c.end, n, c.key.encode(), told))
+    rows.sort(key=itemgetter(0, 1, 2, 3))
+    world = World([("events", lines(records(events)))])
+    play(world.run(app, **data.draw(cuts())._asdict()))
+    got = [(f.pane, f.key, f.start, f.end, f.values) for f in world.out("fired", Fired)]
+    assert got == [row[4] for row in rows]
+
+
+@pytest.mark.parametrize("form", ["hand", "declared"])
+@examples(60)
+@given(data=st.data())
+def test_a_scan_shows_the_windows_that_are_open(form: Form, data: st.DataObject) -> None:
+    case = data.draw(cases("tumbling", "sliding", "cumulative", "session", "global"))
+    config: Any = dict(case.settings) | {"late": "drop"}
+    del config["bounded"]
+    events = numbered(case.events)
+    model = _Model(
+        ["input"],
+        config["window"],
+        allowed_lateness=config["allowed_lateness"],
+        early=None,
+        late="drop",
+        key_bytes=str.encode,
+    )
+    expected = []
+    for event in events:
+        model.step += 1
+        fired = model.add(event)
+        scanned = [(w.key, w.start, w.end, sorted(int(v) for _, v in w.arrivals)) for w in model.open]
+        expected.append(sorted(scanned))
+        model.split_watermarks["input"] = max(
+            model.split_watermarks["input"], event[1] - config["out_of_order"] - 1
+        )
+        model.move_watermark(model.split_watermarks["input"], fired)
+    spec = config.pop("window")
+    app = app_of(spec, form=form, **config)
+    table: Any = app.tables["windows"]
+    scans = app.sink("scans", Scan)
+
+    @app.each(app.topics["events"], reads=[table], sinks=[scans])
+    def scan(event: Event) -> Scan:
+        return Scan([(key, w.start, w.end, sorted(w.value.values)) for key, w in table.scan()])
+
+    world = World([("events", lines(records(events)))])
+    play(world.run(app, **data.draw(cuts())._asdict()))
+    assert [sorted(s.windows) for s in world.out("scans", Scan)] == expected
+
+
+class Scan(Record):
+    windows: list[tuple[str, int, int, list[int]]]
 
 
 class Note(Record):

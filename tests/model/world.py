@@ -144,12 +144,13 @@ class World:
         commit_every: int = 5_000,
         batch_size: int = 5_000,
         piece: int = 512,
+        lazy: int = 0,
         hook: Callable[[str], Awaitable[None]] | None = None,
         live_objects: int = 1_000_000,
     ) -> World:
         """A bounded run over all inputs (or to where they go on, if they have no end). Goes on where the last stopped.
 
-        `piece` records at most are given to the engine at once.
+        `piece` records at most are given to the engine at once. A commit waits `lazy` times between its steps.
         """
         plan = app.plan()
         async with AsyncExitStack() as stack:
@@ -176,7 +177,7 @@ class World:
                 commit_every=commit_every,
                 commit_interval=1e9,
                 new_id=random_ids(1),
-                hook=hook or _no_hook,
+                hook=_lazy(hook, lazy),
             )
             meta = await task.recover()
             stack.push_async_callback(task.close)
@@ -212,8 +213,14 @@ class World:
         return self.out("dead-letters", DeadLetter)
 
 
-async def _no_hook(_step: str) -> None:
-    return None
+def _lazy(hook: Callable[[str], Awaitable[None]] | None, lazy: int) -> Callable[[str], Awaitable[None]]:
+    async def wait(step: str) -> None:
+        for _ in range(lazy):
+            await asyncio.sleep(0)
+        if hook is not None:
+            await hook(step)
+
+    return wait
 
 
 def lines(records: Sequence[Record]) -> list[bytes]:
