@@ -76,15 +76,11 @@ def make_state(
     )
     common: dict[str, Any] = {"lateness": table.allowed_lateness, "wants_closed": wants_closed}
     if window is None or isinstance(window, Global):
-        return PlainState(
-            shape, cursor, store, ttl=table.ttl, all_time=window is not None, early=table.early, **common
-        )
+        return PlainState(shape, cursor, store, ttl=table.ttl, all_time=window is not None, early=table.early, **common)
     if isinstance(window, Session):
         merge = table.merge if compiled is None else compiled.merge
         assert merge is not None
-        return SessionState(
-            shape, cursor, store, gap=window.gap, merge=merge, new=new, early=table.early, **common
-        )
+        return SessionState(shape, cursor, store, gap=window.gap, merge=merge, new=new, early=table.early, **common)
     if isinstance(window, Count):
         assert window.n is not None
         return CountState(

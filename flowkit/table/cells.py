@@ -211,7 +211,8 @@ class Cells:
         """(key bytes, key, object) of everything there is now, in order of key bytes."""
         shape = self.shape
         gone = [*self.gone, *(key for key, value in self.dirty.items() if value is GONE)]
-        live: dict[Any, Any] = {**dict.fromkeys(gone, GONE), **self.live, **dict.fromkeys(self.deleted, GONE), **self.fresh}
+        live: dict[Any, Any] = dict.fromkeys(gone, GONE)
+        live |= self.live | dict.fromkeys(self.deleted, GONE) | self.fresh
         rows = [(shape.encode_key(key), key, value) for key, value in live.items()]
         known = {row[0] for row in rows}
         rows = [row for row in rows if row[2] is not GONE]

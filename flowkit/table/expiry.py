@@ -1,8 +1,8 @@
 """When keys expire: a table's `ttl`, and which keys may have to go next.
 
 A key is expired once `ttl` ms have passed since its last use. Both times are the event's or the watermark's, whichever
-is later: so what an event sees never depends on when the key is physically removed, and what it has used itself is there
-until it is done. At the end of all input nothing expires.
+is later: so what an event sees never depends on when the key is physically removed, and what it has used itself is
+there until it is done. At the end of all input nothing expires.
 """
 
 import heapq

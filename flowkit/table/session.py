@@ -39,8 +39,7 @@ def span_codec(
 
     def decode_spans(data: bytes) -> list[Span]:
         return [
-            Span(start, end, decode(value), fired=fired, told=told)
-            for start, end, fired, told, value in unpack(data)
+            Span(start, end, decode(value), fired=fired, told=told) for start, end, fired, told, value in unpack(data)
         ]
 
     return encode_spans, decode_spans

@@ -110,7 +110,7 @@ class State:
         return max(t for t in (MIN_TIME, cursor.time, cursor.watermark) if t < END_OF_TIME - 1)
 
     def deadline(self, t: int) -> int:
-        """The watermark (ms) by which an event at `t` must be handled to be in its first window; NEVER: there is none."""
+        """The watermark (ms) by which an event at `t` must be handled to be in its first window, or NEVER."""
         return NEVER
 
     def check_write(self) -> None:

@@ -170,27 +170,36 @@ class StreamDriver(Driver):
     @coroutine
     def _follow(self, got: Any) -> Generator[Any, Any, None]:
         """Hand what the agent awaits to the event loop, and what comes of it back to the agent."""
-        while True:
+        done: Any
+        resume: Callable[[Any], Any]
+        argument: Any
+        while not isinstance(got, Need):
             try:
                 sent = yield got
             except BaseException as error:
                 resume, argument = self._coro.throw, error
             else:
                 resume, argument = self._coro.send, sent
-            try:
-                got = resume(argument)
-            except StopIteration as stop:
-                done = self.emitted(stop.value)
-            except StopAsyncIteration:
-                done = self.returned()
-            else:
-                if not isinstance(got, Need):
-                    continue
-                self.need = got
+            while True:
+                try:
+                    got = resume(argument)
+                except StopIteration as stop:
+                    if self._agen is not None:
+                        # A loop, no recursion: there may be thousands of values with something awaited between.
+                        self.emit(stop.value)
+                        self._coro = self._agen.__anext__()
+                        self.send = self._coro.send
+                        resume, argument = self.send, None
+                        continue
+                    done = self.returned()
+                except StopAsyncIteration:
+                    done = self.returned()
+                else:
+                    break
+                if done is not None:
+                    yield from done
                 return
-            if done is not None:
-                yield from done.__await__()
-            return
+        self.need = got
 
     async def end(self) -> None:
         if self._coro is None:
@@ -206,25 +215,29 @@ class StreamDriver(Driver):
         raise FlowkitError(f"agent {self.name!r} asks for more events after the end of its stream")
 
     def abandon(self) -> None:
-        self._coro = self._agen = None
+        self._coro = None
         self.send = _not_started
+        if self._agen is not None and self._agen.ag_frame is None:
+            self._agen = None
 
     async def stop(self) -> None:
         self.finished = True
-        coro = self._coro
+        coro, agen = self._coro, self._agen
         self._coro = self._agen = None
         self.send = _not_started
         if coro is not None:
-            await self._exit(coro)
+            await self._exit(coro, coro.throw, GeneratorExit())
+        elif agen is not None:
+            # What it has yielded could not be sent: it still stands at that yield.
+            closing = agen.aclose()
+            await self._exit(closing, closing.send, None)
 
     @coroutine
-    def _exit(self, coro: Any) -> Generator[Any, Any, None]:
+    def _exit(self, coro: Any, resume: Callable[[Any], Any], argument: Any) -> Generator[Any, Any, None]:
         """Make the agent leave where it waits, its `finally` blocks run to their end.
 
         By throwing, not by `close`: on an async generator's pending step that would leave the generator "running".
         """
-        resume = coro.throw
-        argument: Any = GeneratorExit()
         while True:
             try:
                 got = resume(argument)

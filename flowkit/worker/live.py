@@ -68,6 +68,7 @@ class LiveTask:
         self.opened = False
         self.progress = time.monotonic()
         self._beats = 0
+        self._awake = self.progress
         self._store = store
         self._stack = AsyncExitStack()
         self._marked = MIN_TIME
@@ -193,8 +194,12 @@ class LiveTask:
         if self.opened:
             if self.engine.resting or self.engine.beats != self._beats:
                 self._beats, self.progress = self.engine.beats, now
-            return max(now - self.progress, self.task.committing())
+            return max(now - self.progress, min(self.task.committing(), now - self._awake))
         return now - self.progress
+
+    def excuse(self) -> None:
+        """All of the process has stood still: what was silent meanwhile begins anew."""
+        self.progress = self._awake = time.monotonic()
 
     async def finish(self, seconds: float) -> None:
         """A clean stop: for at most `seconds` do what was taken in, then commit. What is left comes again."""

@@ -199,7 +199,7 @@ class Worker:
                 # Not the tasks stood still but all of the process: stopped, or its event loop blocked.
                 for owned in self.owned.values():
                     if owned.live is not None:
-                        owned.live.progress = time.monotonic()
+                        owned.live.excuse()
             for owned in self.owned.values():
                 self._look_at(owned, limit)
 

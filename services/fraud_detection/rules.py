@@ -11,10 +11,10 @@ from services.fraud_detection.records import Burst, Profile, Transaction
 class Limits(flowkit.Record, frozen=True):
     """Where the rules fire: the values with the best F1 of the three together on the development seeds.
 
-    `burst` counts payments at unfamiliar merchants that follow each other closely, `rush` those anywhere. `deviation` is in standard
-    deviations of the logarithm of the card's amounts; it counts for payments of at least `amount` at an unfamiliar
-    merchant, by cards with at least `history` payments. Travel counts above `speed_kmh` over at least `hop_km`, unless
-    it leads to a familiar place. Familiar is what the card knows for `familiar_ms`.
+    `burst` counts payments at unfamiliar merchants that follow each other closely, `rush` those anywhere. `deviation`
+    is in standard deviations of the logarithm of the card's amounts; it counts for payments of at least `amount` at
+    an unfamiliar merchant, by cards with at least `history` payments. Travel counts above `speed_kmh` over at least
+    `hop_km`, unless it leads to a familiar place. Familiar is what the card knows for `familiar_ms`.
     """
 
     burst: int = 4

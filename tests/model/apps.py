@@ -135,7 +135,7 @@ def app_of(
     if form == "declared":
         table = app.table("windows", of=events, by="key", window=window, values=_listed(trouble), **more)
     else:
-        merge = _merged if spec[0] == "session" else None
+        merge: Any = _merged if spec[0] == "session" else None
         table = app.table("windows", str, Values, window=window, merge=merge, late=late, **more)
         _keep(app, form, sources, table, seen, trouble, overlapping(spec))
 

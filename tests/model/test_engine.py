@@ -26,9 +26,8 @@ LONG = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
 
 
 def examples(count: int) -> Callable[[F], F]:
-    return settings(  # type: ignore[return-value]
-        max_examples=count * LONG, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-    )
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=count * LONG, deadline=None, suppress_health_check=slow)
 
 
 class Cuts(NamedTuple):

@@ -42,7 +42,8 @@ def check(
         "bounded": True,
     }
     events: list[flink.Event] = [(*time, 0) if isinstance(time, tuple) else ("a", time, 0) for time in times]
-    return compare_case(Case(events, {**defaults, **settings, "window": spec}), form, beside, cut)  # type: ignore[arg-type]
+    chosen: Any = {**defaults, **settings, "window": spec}
+    return compare_case(Case(events, chosen), form, beside, cut)
 
 
 # --- windows against the oracle ---------------------------------------------------------------------------------------
@@ -94,7 +95,8 @@ def test_a_batch_is_handed_over_before_the_session_that_it_opens_is_over(cut: Cu
 
 @CUTS
 def test_a_late_event_in_a_batch_fires_its_window_again(cut: Cuts) -> None:
-    check(("tumbling", 10, 0), 0, 1, 2, 12, 3, ("b", 13), ("b", 14), ("b", 40), form="batches", cut=cut, allowed_lateness=9)
+    times = (0, 1, 2, 12, 3, ("b", 13), ("b", 14), ("b", 40))
+    check(("tumbling", 10, 0), *times, form="batches", cut=cut, allowed_lateness=9)
 
 
 @CUTS
@@ -130,7 +132,8 @@ def test_count_windows_count_an_event_at_the_address_of_an_earlier_one(cut: Cuts
 def test_a_key_deleted_by_a_commit_under_way_is_not_found_in_the_store() -> None:
     """After a rollback the store was asked, which shows a frame only once it is prepared."""
     trouble = Trouble(at=frozenset({2}))
-    world = World([("events", lines(records(numbered([("a", 0, 0)] * 2 + [("bad", 0, 0)] + [("a", 0, 0)] * 4))))])
+    events: list[flink.Event] = [("a", 0, 0), ("a", 0, 0), ("bad", 0, 0), *[("a", 0, 0)] * 4]
+    world = World([("events", lines(records(numbered(events))))])
     play(world.run(app_of(("count", 3), trouble=trouble), commit_every=1))
     assert [fired.values for fired in world.out("fired", Fired)] == [[0, 1, 3], [4, 5, 6]]
 
@@ -255,7 +258,8 @@ def test_counters_do_not_count_twice_what_was_run_again() -> None:
     def end(w: Closed[str, Values]) -> None:
         pass
 
-    world = World([("events", [*lines([Event("a", 0, 1), Event("a", 30, 2), Event("a", 1, 4), Event("a", 31, 3)]), b"{"])])
+    events = [Event("a", 0, 1), Event("a", 30, 2), Event("a", 1, 4), Event("a", 31, 3)]
+    world = World([("events", [*lines(events), b"{"])])
     play(world.run(app))
     counters = world.counters
     assert (counters.records, counters.late, counters.dead, counters.fired) == (5, 1, 2, 2)

@@ -24,6 +24,11 @@ from tests.model.world import World, lines, play
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
+def merge_of(spec: flink.WindowSpec, merge: Any) -> Any:
+    """What `app.table` wants as merge=: a function for sessions, nothing for the others."""
+    return merge if spec[0] == "session" else None
+
+
 @pytest.mark.parametrize("form", ["hand", "each", "declared"])
 @examples(100)
 @given(data=st.data())
@@ -118,7 +123,7 @@ def test_windows_of_closed_windows_take_each_result_before_the_watermark_that_ca
         str,
         Values,
         window=window_of(first),
-        merge=merge if first[0] == "session" else None,
+        merge=merge_of(first, merge),
         allowed_lateness=lateness,
         early=early,
     )
@@ -127,7 +132,7 @@ def test_windows_of_closed_windows_take_each_result_before_the_watermark_that_ca
         str,
         Values,
         window=window_of(second),
-        merge=merge if second[0] == "session" else None,
+        merge=merge_of(second, merge),
         allowed_lateness=lateness_too,
     )
 
@@ -203,9 +208,7 @@ def test_a_topic_between_agents_is_read_as_if_it_came_from_outside(data: st.Data
     middle = app.topic("middle", Event, key="key", time="at", out_of_order=disorder)
     fired = app.sink("fired", Fired)
     del config["late"]
-    table: Any = app.table(
-        "windows", str, Values, window=window_of(spec), merge=_merged if spec[0] == "session" else None, **config
-    )
+    table: Any = app.table("windows", str, Values, window=window_of(spec), merge=merge_of(spec, _merged), **config)
 
     @app.agent(source, sinks=[middle])
     async def some(stream: Stream[Event]) -> AsyncIterator[Event]:
@@ -245,12 +248,8 @@ def test_what_an_agent_sends_has_the_time_of_its_cause(data: st.DataObject) -> N
     source = app.topic("events", Event, key="key", time="at")
     middle = app.topic("middle", Event, key="key", out_of_order=disorder)
     fired = app.sink("fired", Fired)
-    table: Any = app.table(
-        "below", str, Values, window=window_of(first), merge=_merged if first[0] == "session" else None
-    )
-    table_too: Any = app.table(
-        "above", str, Values, window=window_of(second), merge=_merged if second[0] == "session" else None
-    )
+    table: Any = app.table("below", str, Values, window=window_of(first), merge=merge_of(first, _merged))
+    table_too: Any = app.table("above", str, Values, window=window_of(second), merge=merge_of(second, _merged))
 
     @app.each(source, tables=[table])
     def keep(event: Event) -> None:
@@ -288,7 +287,7 @@ def test_windows_of_several_tables_fire_by_end_then_table_then_key(data: st.Data
     specs = [data.draw(windows()) for _ in range(data.draw(st.integers(2, 3)))]
     # What a record fires late, it fires before a count window that it fills, whose end may be earlier.
     late = st.just(0) if any(spec[0] == "count" for spec in specs) else allowed_lateness()
-    settings = [
+    settings: list[dict[str, Any]] = [
         {"allowed_lateness": data.draw(late), "early": None if spec[0] == "count" else data.draw(earlies())}
         for spec in specs
     ]
@@ -343,9 +342,7 @@ def test_a_scan_shows_the_windows_that_are_open(form: Form, data: st.DataObject)
         fired = model.add(event)
         scanned = [(w.key, w.start, w.end, sorted(int(v) for _, v in w.arrivals)) for w in model.open]
         expected.append(sorted(scanned))
-        model.split_watermarks["input"] = max(
-            model.split_watermarks["input"], event[1] - config["out_of_order"] - 1
-        )
+        model.split_watermarks["input"] = max(model.split_watermarks["input"], event[1] - config["out_of_order"] - 1)
         model.move_watermark(model.split_watermarks["input"], fired)
     spec = config.pop("window")
     app = app_of(spec, form=form, **config)
@@ -452,7 +449,8 @@ def test_dead_letters_can_be_read_also_those_of_the_last_windows(cut: Cuts) -> N
 def test_a_dead_letter_that_cannot_be_handled_does_not_come_back_for_ever(cut: Cuts) -> None:
     world = World([("events", BAD_LINES)])
     play(world.run(app_with_letters(fails=True), **cut._asdict()))
-    assert sorted(letter.topic for letter in world.letters()) == [*["dead-letters"] * 4, *["events"] * 3, "windows.closed"]
+    topics = sorted(letter.topic for letter in world.letters())
+    assert topics == [*["dead-letters"] * 4, *["events"] * 3, "windows.closed"]
 
 
 @examples(60)

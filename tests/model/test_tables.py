@@ -108,7 +108,8 @@ def told_by_a_dict(
         live = {k: (v, last) for k, (v, last) in table.items() if ttl is None or last + ttl > now}
         if value in bad:
             continue
-        operation, what = operations[value % len(operations)], None
+        operation = operations[value % len(operations)]
+        what: Any = None
         old, last = live.get(key, ([], now))
         if operation == "add":
             table[key] = ([*old, value], max(now, last))

@@ -161,9 +161,7 @@ class World:
             self.counters = Counters()
             clock = VirtualClock()
             engines = [
-                make_engine(
-                    app, group, store, outlets, clock, self.counters, bounded=True, clean_limit=live_objects
-                )
+                make_engine(app, group, store, outlets, clock, self.counters, bounded=True, clean_limit=live_objects)
                 for group in plan.groups
             ]
             task = Task(
