@@ -122,6 +122,8 @@ class Engine:
         """What failed in the quick way since the last commit: it counts as the first attempt."""
         self.event_number = 0
         self.unit = 0
+        self.told_elsewhere = _read_before(app, group) if bounded else frozenset()
+        """Broadcast topics whose dead letters come from another group of the run, which reads them as well."""
         self.in_piece = False
         """True while records are stepped through: what else happens is an event of its own."""
         self.before = msgspec.structs.replace(self.counters)
@@ -334,6 +336,8 @@ class Engine:
             self.link_hit = True
 
     def _dead_letter(self, origin: Origin, error: Exception, agent: str, attempts: int) -> None:
+        if origin.topic in self.told_elsewhere:
+            return
         letter = origin.letter(error, agent, attempts)
         self.counters.dead += 1
         self.dead_letters.emit(letter, None, letter.time if letter.time is not None else 0)
@@ -566,6 +570,8 @@ class Engine:
                 other.idle = True
                 await self.advance(careful)
         await self.flush_old(careful)
+        if self.cursor.ready:
+            await self.advance(careful)
 
     async def _feed(self, driver: Driver, event: Any) -> None:
         """Give one event to one driver, with the tables as it may see them."""
@@ -946,6 +952,17 @@ def _writers_first(drivers: list[Driver]) -> list[Driver]:
         done.append((free or left)[0])
         left.remove(done[-1])
     return done
+
+
+def _read_before(app: App, group: Group) -> frozenset[str]:
+    """The broadcast topics of a group that another group of the app, before it, reads too."""
+    names: set[str] = set()
+    if group.broadcast_topics:
+        for other in app.plan().groups:
+            if other.name == group.name:
+                break
+            names |= {topic.name for topic in other.broadcast_topics}
+    return frozenset(names & {topic.name for topic in group.broadcast_topics})
 
 
 def _own_space(app: App, group: Group, table: AnyTable[Any, Any]) -> str | None:

@@ -312,14 +312,20 @@ class BoundedFeed:
     def _end_of_an_engine(self) -> Ended | Finished | None:
         """There is nothing to read: the next engine may end, those that read dead letters last of all."""
         left = [engine for engine in self.engines if engine not in self.finished]
-        left.sort(key=self._reads_dead_letters)
-        if not left:
-            return None
-        own = [head for head in self.heads if head.engine is left[0] and not head.split.ended]
-        for head in filter(self._sends_itself, own):
-            if all(writer in self.finished or writer is left[0] for writer in self._writers(head)):
-                return Ended(head.engine, head.split)
-        return Finished(left[0])
+        left = [engine for engine in left if not self._reads_dead_letters(engine)] or left
+        waiting: list[Head] = []
+        for engine in left:
+            links = [h for h in self.heads if h.engine is engine and self._may_end(h)]
+            writers = [writer for head in links for writer in self._writers(head)]
+            if all(writer in self.finished or writer is engine for writer in writers):
+                # What it sends to itself comes to an end first: windows that fire then still find its agents at work.
+                return Ended(engine, links[0].split) if links else Finished(engine)
+            waiting += links
+        # Groups that feed each other in a circle.
+        return Ended(waiting[0].engine, waiting[0].split) if waiting else None
+
+    def _may_end(self, head: Head) -> bool:
+        return head.linked and not head.split.ended and head.topic != head.engine.app.dead_letters.name
 
     def _reads_dead_letters(self, engine: Engine) -> bool:
         return any(head.engine is engine and head.topic == engine.app.dead_letters.name for head in self.heads)

@@ -42,6 +42,7 @@ class Origin:
         """The dead letter of this event."""
         topic, split, offset, where, key, value, time = self.save()
         reason = str(error) or type(error).__name__
+        _forget_the_callers_errors(error)
         shown = "".join(traceback.format_exception(type(error), error, _users_part(error))) if attempts else ""
         return DeadLetter(
             topic, split, offset, where, key, value, time, type(error).__name__, reason, shown, agent, attempts
@@ -54,6 +55,26 @@ def _users_part(error: BaseException) -> Any:
     while part is not None and part.tb_frame.f_code.co_filename.startswith(OURS):
         part = part.tb_next
     return part or error.__traceback__
+
+
+def _forget_the_callers_errors(error: BaseException) -> None:
+    """Cut what Python notes as "during handling of" but was being handled around the agent, not in it.
+
+    What that is depends on the way that the engine took: the same letter must not tell of it once and once not.
+    """
+    known = set()
+    while True:
+        part = _users_part(error)
+        while part is not None:
+            known.add(part.tb_frame)
+            part = part.tb_next
+        context = error.__context__
+        if context is not None and (context.__traceback__ is None or context.__traceback__.tb_frame not in known):
+            context = error.__context__ = None
+        earlier = error.__cause__ or context
+        if earlier is None or earlier.__traceback__ is None:
+            return
+        error = earlier
 
 
 def _bytes(value: bytes | None) -> bytes | None:

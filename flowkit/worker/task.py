@@ -148,11 +148,12 @@ class Task:
                 before = stored.get(table.name)
                 if before is None or not check_schema(table, before):
                     continue
-                for end in [None, *self.store.ends(table.name)]:
-                    rows = self.store.scan((table.name, end))
+                space = engine.states[table.name].space
+                for end in [None, *self.store.ends(space)]:
+                    rows = self.store.scan((space, end))
                     values: list[bytes | None] = [migrate_cell(table, data, before["version"]) for _, data in rows]
                     if rows:
-                        changes.append(SpaceChange(table.name, end, [key for key, _ in rows], values))
+                        changes.append(SpaceChange(space, end, [key for key, _ in rows], values))
                 log.info("table migrated", table=table.name, old=before["version"], new=table.version)
         now = {t.name: schema_of(t) for engine in self.engines for t in engine.group.tables}
         self.schemas = stored | now

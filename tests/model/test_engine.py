@@ -31,17 +31,28 @@ def examples(count: int) -> Callable[[F], F]:
 
 
 class Cuts(NamedTuple):
-    """How a run is cut: into batches, commits and pieces. A commit waits `lazy` times between its steps."""
+    """How a run is cut: into batches, commits and pieces.
+
+    A commit waits `lazy` times between its steps; more than `live_objects` of a table are not kept in memory.
+    """
 
     batch_size: int = 5_000
     commit_every: int = 5_000
     piece: int = 512
     lazy: int = 0
+    live_objects: int = 1_000_000
 
 
 def cuts() -> st.SearchStrategy[Cuts]:
     some = st.sampled_from((1, 2, 3, 7, 5_000))
-    return st.builds(Cuts, batch_size=some, commit_every=some, piece=some, lazy=st.sampled_from((0, 0, 1, 5)))
+    return st.builds(
+        Cuts,
+        batch_size=some,
+        commit_every=some,
+        piece=some,
+        lazy=st.sampled_from((0, 0, 1, 5)),
+        live_objects=st.sampled_from((1_000_000, 1, 3)),
+    )
 
 
 def numbered(events: list[flink.Event], first: int = 0) -> list[flink.Event]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -244,6 +246,31 @@ def test_a_full_count_window_fires_though_a_subscriber_to_its_changes_fails(cut:
     assert len(world.letters()) == 4
 
 
+@pytest.mark.parametrize("first", ["quick", "careful"])
+def test_the_traceback_of_a_dead_letter_shows_the_agents_errors_and_not_what_the_engine_was_doing(first: str) -> None:
+    app, events, notes = app_with_notes()
+
+    @app.agent(events, sinks=[notes], retry=agents.Retry())
+    async def fail(stream: Stream[Event]) -> AsyncIterator[Note]:
+        async for event in stream:
+            yield Note(str(event.value))
+            try:
+                dict[str, int]()["missing"]
+            except KeyError as error:
+                if event.value == 1:
+                    raise Broken("one") from error
+                raise Broken("zero")  # noqa: B904  this is the point
+
+    world = World([("events", lines([Event("a", 0, 0), Event("a", 1, 1)]))])
+    play(world.run(app, commit_every=5_000 if first == "careful" else 1))
+    for letter, link in zip(world.letters(), ("During handling of", "The above exception was the direct"), strict=True):
+        assert letter.traceback.count("Traceback (most recent call last)") == 2
+        assert link in letter.traceback
+        assert "KeyError: 'missing'" in letter.traceback
+        assert "StopIteration" not in letter.traceback
+        assert "flowkit/worker" not in letter.traceback
+
+
 def test_counters_do_not_count_twice_what_was_run_again() -> None:
     app, events, _ = app_with_notes()
     table: Any = app.table("windows", str, Values, window=Tumbling(10))
@@ -263,6 +290,42 @@ def test_counters_do_not_count_twice_what_was_run_again() -> None:
     play(world.run(app))
     counters = world.counters
     assert (counters.records, counters.late, counters.dead, counters.fired) == (5, 1, 2, 2)
+
+
+@CUTS
+def test_an_agent_may_await_and_yield_in_turns_thousands_of_times_in_one_event(cut: Cuts) -> None:
+    app, events, notes = app_with_notes()
+
+    @app.agent(events, sinks=[notes])
+    async def many(stream: Stream[Event]) -> AsyncIterator[Note]:
+        async for event in stream:
+            for n in range(3000):
+                await asyncio.sleep(0)
+                yield Note(f"{event.value} {n}")
+
+    got = notes_of(app, [Event("a", 1, 1), Event("a", 2, 2)], cut)
+    assert got == [f"{value} {n}" for value in (1, 2) for n in range(3000)]
+
+
+@CUTS
+def test_an_agent_whose_value_no_sink_takes_is_left_in_good_order(cut: Cuts) -> None:
+    app, events, notes = app_with_notes()
+    left: list[str] = []
+
+    @app.agent(events, sinks=[notes])
+    async def wrong(stream: Stream[Event]) -> AsyncIterator[Any]:
+        try:
+            async for event in stream:
+                yield Note(str(event.value)) if event.value != 2 else "no note"
+        finally:
+            left.append("finally")
+
+    world = World([("events", lines([Event("a", n, n) for n in range(4)]))])
+    play(world.run(app, **cut._asdict()))
+    assert [note.text for note in world.out("notes", Note)] == ["0", "1", "3"]
+    assert [letter.error for letter in world.letters()] == ["TypeError"]
+    gc.collect()
+    assert len(left) >= 2
 
 
 def test_an_agent_cannot_send_before_its_first_event() -> None:

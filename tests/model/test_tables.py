@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flowkit import App, Closed, Record, Stream
 from flowkit import agent as agents
 from flowkit import table as aggregates
-from flowkit.window import Count, Global
+from flowkit.window import Count, Global, Tumbling
 from tests.model import flink
 from tests.model.apps import Event, Trouble, Values, records
 from tests.model.strategies import events as event_streams
@@ -145,8 +145,7 @@ def test_a_table_is_a_dict_whose_keys_may_expire(form: str, data: st.DataObject)
     window = data.draw(st.sampled_from((None, Global())))
     app = table_app(**config, trouble=Trouble(at=frozenset(bad), once=frozenset(once)), form=form, window=window)
     world = World([("events", lines(records(events)))])
-    limit = data.draw(st.sampled_from((1, 2, 1_000_000)))
-    play(world.run(app, live_objects=limit, **data.draw(cuts())._asdict()))
+    play(world.run(app, **data.draw(cuts())._asdict()))
     told, left = told_by_a_dict(events, **config, bad=bad)
     assert [(t.value, t.what) for t in world.out("told", Told)] == told
     assert len(world.letters()) == len([v for _, _, v in events if v in bad])
@@ -267,6 +266,86 @@ def test_what_a_reader_gets_is_a_copy_and_it_cannot_write(cut: Cuts) -> None:
     play(world.run(app, **cut._asdict()))
     assert [(t.value, t.what) for t in world.out("told", Told)] == [(1, [1]), (3, [1, 3])]
     assert [letter.error for letter in world.letters()] == ["ReadOnly"]
+
+
+@pytest.mark.parametrize("cut", [Cuts(), Cuts(1, 1, 1), Cuts(2, 3, 1)])
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_declared_table_takes_no_event_without_a_key_on_any_way(cut: Cuts, changes: bool) -> None:
+    app = App("keys")
+    events = app.topic("events", Maybe, time="at")
+    told = app.sink("told", Told)
+    table: Any = app.table("table", of=events, by="key", n=aggregates.Sum("at"))
+
+    @app.each(events, reads=[table], sinks=[told])
+    def read(event: Maybe) -> Told:
+        found = table.get("a")
+        return Told(event.at, None if found is None else found.n)
+
+    if changes:
+
+        @app.each(table.changes, sinks=[told])
+        def change(c: Any) -> Told:
+            return Told(-1, [c.key, c.old and c.old.n, c.new.n])
+
+    world = World([("events", lines([Maybe(1, "a"), Maybe(2, None), Maybe(4, "b"), Maybe(8, "a")]))])
+    play(world.run(app, **cut._asdict()))
+    assert [letter.error for letter in world.letters()] == ["RecordError"]
+    got = [(t.value, t.what) for t in world.out("told", Told)]
+    assert [row for row in got if row[0] >= 0] == [(1, 1), (4, 1), (8, 9)]
+    if changes:
+        assert [row[1] for row in got if row[0] < 0] == [["a", None, 1], ["b", None, 4], ["a", 1, 9]]
+
+
+@pytest.mark.parametrize("cut", [Cuts(), Cuts(1, 1, 1), Cuts(2, 3, 1)])
+def test_a_declared_table_alone_takes_no_event_without_a_key(cut: Cuts) -> None:
+    app = App("keys")
+    events = app.topic("events", Maybe, time="at")
+    told = app.sink("told", Told)
+    table: Any = app.table("table", of=events, by="key", window=Global(), n=aggregates.Sum("at"))
+
+    @app.each(table.closed, sinks=[told])
+    def end(w: Closed[Any, Any]) -> Told:
+        return Told(w.value.n, w.key)
+
+    world = World([("events", lines([Maybe(1, "a"), Maybe(2, None), Maybe(4, "b"), Maybe(8, "a")]))])
+    play(world.run(app, **cut._asdict()))
+    assert [letter.error for letter in world.letters()] == ["RecordError"]
+    assert [(t.what, t.value) for t in world.out("told", Told)] == [("a", 9), ("b", 4)]
+
+
+class Maybe(Record):
+    at: int
+    key: str | None = None
+
+
+@pytest.mark.parametrize("cut", [Cuts(), Cuts(1, 1, 1), Cuts(2, 3, 1)])
+def test_keys_of_other_types_are_in_order_of_their_wire_bytes(cut: Cuts) -> None:
+    def build() -> App:
+        app = App("numbers")
+        events = app.topic("events", Event, key="key", time="at")
+        told = app.sink("told", Told)
+        table: Any = app.table("table", int, int, window=Tumbling(100), early=10)
+        pairs: Any = app.table("pairs", tuple[int, str], int, window=Tumbling(100))
+
+        @app.each(events, tables=[table, pairs])
+        def keep(event: Event) -> None:
+            table[event.value] += 1
+            pairs[event.value, event.key] += 1
+
+        @app.each(table.closed, pairs.closed, sinks=[told])
+        def end(w: Any) -> Told:
+            return Told(w.value, w.key)
+
+        return app
+
+    inputs = [("events", lines([Event("a", n, n) for n in (1, 2, 10, 11, 100)]))]
+    world = broken(build, inputs, [3, 9], [cut])
+    assert [t.what for t in world.out("told", Told)] == [
+        *(1, 10, 2),  # early, when 10 comes
+        *(1, 10, 11, 2),
+        *([1, "a"], [10, "a"], [11, "a"], [2, "a"]),
+        *(100, [100, "a"]),
+    ]
 
 
 # --- broadcast --------------------------------------------------------------------------------------------------------
