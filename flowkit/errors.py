@@ -18,6 +18,7 @@ FlowkitError
 ├── StoreError             the store cannot go on
 │   ├── StoreLocked        another process owns it
 │   ├── StoreCorrupt       bytes on disk are not what was written
+│   ├── StoreKeyError      encrypted, and the key for it is missing or wrong
 │   └── StorePoisoned      an earlier write or sync failed: nothing after it is promised
 ├── CommitError            a commit failed
 │   ├── Fenced             another owner has taken the task over
@@ -104,6 +105,10 @@ class StoreLocked(StoreError):
 
 class StoreCorrupt(StoreError):
     """Bytes on disk are not what was written."""
+
+
+class StoreKeyError(StoreError):
+    """The store is encrypted, and the key given is missing or not the right one."""
 
 
 class StorePoisoned(StoreError):

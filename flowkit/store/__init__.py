@@ -1,21 +1,37 @@
-"""The durable state of a task: spaces of sorted keys, changed only by whole frames. Bytes in, bytes out, no streams.
+"""An embedded LSM tree: spaces of sorted keys, changed only by whole commits. Bytes in, bytes out; it knows no streams.
 
-`async with open_store(path) as store` opens it. Today the tables lie in memory over a log of frames that is read in
-full at the start; the interface is that of the LSM tree which takes its place.
+    async with open_store("state") as db:
+        await db.commit({("users", None): {b"ada": b"1815", b"alan": b"1912"}})
+        db.get(("users", None), b"ada")
+        for key, value in db.scan(("users", None)): ...
+
+A space is a table's name and the end of a window (None for tables whose keys are not dropped by window). FORMAT.md beside
+this file says what lies on disk.
 """
 
+from flowkit.store.cache import Budget
+from flowkit.store.compaction import CompactionOptions
 from flowkit.store.frame import Frame, Space, SpaceChange
+from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
+from flowkit.store.options import StoreOptions
+from flowkit.store.runner import Inline
 from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
-from flowkit.store.store import Store, open_store, read_store
 
 __all__ = [
+    "Budget",
+    "CompactionOptions",
     "Frame",
+    "Host",
+    "Inline",
+    "Look",
     "Space",
     "SpaceChange",
     "Store",
+    "StoreOptions",
     "check_directory",
     "claim_directory",
     "open_directory",
+    "open_host",
     "open_store",
     "read_store",
     "sync_directory",

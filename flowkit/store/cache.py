@@ -1,0 +1,156 @@
+"""What a worker's stores keep in memory, under one budget: memtables, blocks, single rows, indexes.
+
+Both caches forget by generations: what is used moves to the young one; when that is full, it becomes the old one, and
+what was still in the old one is gone. Nothing is kept in order, so a hit in the young generation is one look into a dict.
+"""
+
+import weakref
+from typing import Any, Protocol
+
+from flowkit.store.frame import Space
+
+ROW_OVERHEAD = 180
+"""Bytes that Python takes for a cached row beside key and value: two bytes objects and a place in a dict."""
+BLOCK_OVERHEAD = 250
+
+
+class Member(Protocol):
+    """A store, as the budget sees it."""
+
+    memtable_bytes: int
+
+    def make_room(self) -> None:
+        """Begin to write the memtable to disk, as soon as that can be."""
+
+
+class Budget:
+    """The memory (bytes) that all stores of a worker share. Half is for memtables, half for caches and indexes."""
+
+    def __init__(self, total: int = 256 * 2**20) -> None:
+        self.total = total
+        self.memtables = total // 4
+        """The most that active memtables may take; while they are written out as much again may be in use."""
+        self.blocks = BlockCache(total * 3 // 16)
+        self.rows = total // 16
+        self.indexes = total * 3 // 16
+        self._members: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def join(self, member: Member) -> None:
+        """Take part in the budget until the member is gone."""
+        self._members.add(member)
+
+    def leave(self, member: Member) -> None:
+        """End to take part."""
+        self._members.discard(member)
+
+    def rows_each(self) -> int:
+        """What one store's rows may take (bytes)."""
+        return self.rows // max(1, len(self._members))
+
+    def check(self) -> None:
+        """A memtable has grown: if all are too large together, the largest goes to disk."""
+        if sum(member.memtable_bytes for member in self._members) > self.memtables:
+            max(self._members, key=_memtable_bytes).make_room()
+
+
+def _memtable_bytes(member: Member) -> int:
+    return member.memtable_bytes
+
+
+class BlockCache:
+    """Raw blocks by (sstable, number). Its size is in bytes."""
+
+    __slots__ = ("_half", "_old", "_young", "_young_bytes", "hits", "misses")
+
+    def __init__(self, size: int) -> None:
+        self._half = size // 2
+        self._young: dict[Any, bytes] = {}
+        self._old: dict[Any, bytes] = {}
+        self._young_bytes = 0
+        self.hits = self.misses = 0
+
+    def get(self, place: Any) -> bytes | None:
+        """The block at `place`, or None."""
+        block = self._young.get(place)
+        if block is not None:
+            self.hits += 1
+            return block
+        block = self._old.pop(place, None)
+        if block is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self.put(place, block)
+        return block
+
+    def put(self, place: Any, block: bytes) -> None:
+        """Keep a block."""
+        self._young[place] = block
+        self._young_bytes += len(block) + BLOCK_OVERHEAD
+        if self._young_bytes > self._half:
+            self._old, self._young, self._young_bytes = self._young, {}, 0
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._young, self._old, self._young_bytes = {}, {}, 0
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+
+class Rows:
+    """Single values that were read from disk, by space and key: the quickest answer for keys that are asked for again.
+
+    What is written since is in the memtable, which is asked first; so a row is stale only once that has gone to disk, and
+    `forget` is called then.
+    """
+
+    __slots__ = ("_bytes", "_old", "_young", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._young: dict[Space, dict[bytes, Any]] = {}
+        self._old: dict[Space, dict[bytes, Any]] = {}
+        self._bytes = 0
+
+    def get(self, space: Space, key: bytes) -> Any:
+        """The value, or None."""
+        rows = self._young.get(space)
+        if rows is not None:
+            value = rows.get(key)
+            if value is not None:
+                return value
+        rows = self._old.get(space)
+        if rows is not None:
+            value = rows.pop(key, None)
+            if value is not None:
+                self.put(space, key, value)
+            return value
+        return None
+
+    def put(self, space: Space, key: bytes, value: bytes) -> None:
+        """Keep a value that was read from disk."""
+        rows = self._young.get(space)
+        if rows is None:
+            rows = self._young[space] = {}
+        rows[key] = value
+        self._bytes += len(key) + len(value) + ROW_OVERHEAD
+        if self._bytes > self.limit // 2:
+            self._old, self._young, self._bytes = self._young, {}, 0
+
+    def forget(self, space: Space, keys: Any) -> None:
+        """The values of `keys` (a dict or its keys) are no longer the newest on disk."""
+        for generation in (self._young, self._old):
+            rows = generation.get(space)
+            if rows:
+                for key in rows.keys() & keys:
+                    del rows[key]
+
+    def drop(self, space: Space) -> None:
+        """The whole space is gone."""
+        self._young.pop(space, None)
+        self._old.pop(space, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._young, self._old, self._bytes = {}, {}, 0

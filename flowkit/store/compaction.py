@@ -1,0 +1,138 @@
+"""What to compact next: a pure choice over the levels.
+
+    level 0      runs, the newest first, each sorted: one for every flush, and what small ones were merged to
+    level 1 …    one sorted run each; a level may be `multiplier` times as large as the one above
+
+Runs gather in level 0 until they are worth a merge with level 1 (`worth`: a fifth of it), so that each record is written
+few times; meanwhile `l0_runs` equals are merged to one, so that few places have to be looked at. That is tiering above,
+leveling below. Files of a lower level are merged down one by one, those first that overlap the least.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from flowkit.store.memtable import order_of
+from flowkit.store.sstable import FileMeta
+
+
+class CompactionOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """When levels are merged. Sizes in bytes.
+
+    `l0_runs` runs in level 0 are merged; with level 1 if they have `worth` (a fraction) of its size or `l1_bytes` / 4.
+    Level 1 may have `l1_bytes`, each further one `multiplier` times the one above.
+    """
+
+    l0_runs: int = 8
+    worth: float = 0.2
+    l1_bytes: int = 2**30
+    multiplier: int = 8
+
+
+class Choice(NamedTuple):
+    """Merge `inputs` (oldest first, runs as they are sorted) into `level`. `moves`: nothing overlaps, names only change."""
+
+    inputs: list[FileMeta]
+    level: int
+    moves: bool = False
+
+
+def choose(
+    files: Mapping[str, FileMeta], options: CompactionOptions, *, all_of_it: bool = False
+) -> Choice | None:
+    """The next merge, or None if there is nothing to do. `all_of_it`: down to a single level, whatever that costs."""
+    levels = by_level(files.values())
+    runs = _runs(levels.get(0, []))
+    deepest = max(levels, default=0)
+    if all_of_it:
+        upper = [level for level in sorted(levels) if level]
+        if not runs and len(upper) <= 1:
+            return None
+        target = max(1, deepest)
+        inputs = [meta for level in reversed(upper) for meta in levels[level]]
+        inputs += [meta for run in reversed(runs) for meta in run]
+        return Choice(inputs, target)
+    if len(runs) >= options.l0_runs:
+        return _from_level_0(runs, levels, options)
+    return _from_below(levels, options)
+
+
+def by_level(files: Iterable[FileMeta]) -> dict[int, list[FileMeta]]:
+    """Files by level."""
+    levels: dict[int, list[FileMeta]] = {}
+    for meta in files:
+        levels.setdefault(meta.level, []).append(meta)
+    return levels
+
+
+def _runs(files: Sequence[FileMeta]) -> list[list[FileMeta]]:
+    """The runs of level 0, newest first."""
+    runs: dict[int, list[FileMeta]] = {}
+    for meta in files:
+        runs.setdefault(meta.run, []).append(meta)
+    return [runs[number] for number in sorted(runs, reverse=True)]
+
+
+def size_of(files: Iterable[FileMeta]) -> int:
+    """Bytes of some files together."""
+    return sum(meta.bytes for meta in files)
+
+
+def _from_level_0(
+    runs: list[list[FileMeta]], levels: Mapping[int, list[FileMeta]], options: CompactionOptions
+) -> Choice:
+    below = levels.get(1, [])
+    ours = sum(map(size_of, runs))
+    if ours >= min(options.worth * size_of(below), options.l1_bytes // 4):
+        inputs = [meta for run in reversed(runs) for meta in run]
+        touched = overlapping(inputs, below)
+        return Choice([*touched, *inputs], 1, moves=not touched and len(runs) == 1)
+    # The newest runs that are of about one size: merging a large one with small ones would write it again for little.
+    some, size = [runs[0]], size_of(runs[0])
+    for run in runs[1:]:
+        if size_of(run) > 2 * size and len(some) > 1:
+            break
+        some.append(run)
+        size += size_of(run)
+    return Choice([meta for run in reversed(some) for meta in run], 0)
+
+
+def _from_below(levels: Mapping[int, list[FileMeta]], options: CompactionOptions) -> Choice | None:
+    limit = options.l1_bytes
+    for level in range(1, max(levels, default=0) + 1):
+        files = levels.get(level, [])
+        if size_of(files) > limit:
+            below = levels.get(level + 1, [])
+            overlaps = [(size_of(overlapping([meta], below)) / max(1, meta.bytes), meta.name, meta) for meta in files]
+            _, _, meta = min(overlaps, key=_overlap)
+            touched = overlapping([meta], below)
+            return Choice([*touched, meta], level + 1, moves=not touched)
+        limit *= options.multiplier
+    return None
+
+
+def _overlap(row: tuple[float, str, FileMeta]) -> tuple[float, str]:
+    return row[:2]
+
+
+def overlapping(files: Iterable[FileMeta], others: Sequence[FileMeta]) -> list[FileMeta]:
+    """Those of `others` that share a space's key range with one of `files`."""
+    ranges: dict[tuple[str, int | None], list[tuple[bytes, bytes]]] = {}
+    for meta in files:
+        for part in meta.spaces:
+            ranges.setdefault(part.space, []).append((part.first, part.last))
+    return [meta for meta in others if _touches(meta, ranges)]
+
+
+def _touches(meta: FileMeta, ranges: Mapping[tuple[str, int | None], list[tuple[bytes, bytes]]]) -> bool:
+    for part in meta.spaces:
+        for first, last in ranges.get(part.space, ()):
+            if part.first <= last and first <= part.last:
+                return True
+    return False
+
+
+def in_order(files: Iterable[FileMeta]) -> list[FileMeta]:
+    """Files of one level by what they hold."""
+    return sorted(files, key=lambda meta: (order_of(meta.spaces[0].space), meta.spaces[0].first))

@@ -1,0 +1,131 @@
+"""A memtable: what was committed since the last flush, by space. Changes wait in columns until someone asks for a key.
+
+So a closed window, which is dropped whole, costs a list append a commit and is never merged or sorted at all.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any
+
+from flowkit.store.block import MISSING, Value
+from flowkit.store.frame import Frame, Space, SpaceChange
+
+ENTRY_BYTES = 150
+"""What Python takes for a key and its value beside their bytes: two bytes objects and a place in a dict."""
+MERGE_ABOVE = 20_000
+"""So many changes of a space wait, unless someone reads; the same keys written again and again then take no more room."""
+CHUNK = 4096
+
+Columns = tuple[list[bytes], list[Value]]
+
+
+class Keys:
+    """One space's keys."""
+
+    __slots__ = ("_merged", "_sorted", "_waiting", "_waiting_count", "bytes", "keep_deletes")
+
+    def __init__(self, *, keep_deletes: bool) -> None:
+        self.keep_deletes = keep_deletes
+        self.bytes = 0
+        """What they take in memory, about."""
+        self._merged: dict[bytes, Value] = {}
+        self._sorted: list[bytes] | None = None
+        self._waiting: list[SpaceChange] = []
+        self._waiting_count = 0
+
+    def add(self, change: SpaceChange, size: int) -> None:
+        """Take a change, whose keys and values have `size` bytes together."""
+        self._waiting.append(change)
+        self._waiting_count += len(change.keys)
+        self.bytes += size + ENTRY_BYTES * len(change.keys)
+        if self._waiting_count > MERGE_ABOVE and self._waiting_count > len(self._merged):
+            self.merged()
+
+    def merged(self) -> dict[bytes, Value]:
+        """All keys with their newest values; None for a deleted one."""
+        if self._waiting:
+            merged, before = self._merged, len(self._merged)
+            count = before + self._waiting_count
+            for change in self._waiting:
+                merged.update(zip(change.keys, change.values, strict=True))
+            if not self.keep_deletes and any(None in change.values for change in self._waiting):
+                for key in [key for key, value in merged.items() if value is None]:
+                    del merged[key]
+                self._sorted = None
+            elif len(merged) != before:
+                self._sorted = None
+            # Of what was written twice only the last is kept.
+            self.bytes = self.bytes * len(merged) // max(1, count)
+            self._waiting, self._waiting_count = [], 0
+        return self._merged
+
+    def ordered(self) -> list[bytes]:
+        """The keys in order. Kept until one is added."""
+        merged = self.merged()
+        if self._sorted is None:
+            self._sorted = sorted(merged)
+        return self._sorted
+
+    def scan(self, start: bytes | None, stop: bytes | None, *, reverse: bool = False) -> Iterator[Columns]:
+        """Keys in `[start, stop)` as they are now, in chunks; the chunks in descending order if `reverse`."""
+        keys = self.ordered()
+        a = 0 if start is None else bisect_left(keys, start)
+        b = len(keys) if stop is None else bisect_left(keys, stop)
+        keys = keys[a:b]
+        if len(keys) <= CHUNK:
+            # The values are taken at once: what is committed while the scan goes on is no part of it.
+            return iter([(keys, list(map(self._merged.__getitem__, keys)))] if keys else [])
+        values = list(map(self._merged.__getitem__, keys))
+        places = range(0, len(keys), CHUNK)
+        return ((keys[n : n + CHUNK], values[n : n + CHUNK]) for n in (reversed(places) if reverse else places))
+
+    def purge(self, now: int) -> None:
+        """Forget what has expired. Only where nothing older lies beneath."""
+        for key in [k for k, v in self.merged().items() if type(v) is list and v[0] <= now]:
+            del self._merged[key]
+            self._sorted = None
+
+
+class Memtable:
+    """Spaces of keys, changed by frames."""
+
+    def __init__(self, *, keep_deletes: bool = True) -> None:
+        self.keep_deletes = keep_deletes
+        self.spaces: dict[Space, Keys] = {}
+        self.dropped: set[Space] = set()
+        """Spaces that were dropped since: what is older than this memtable does not count for them."""
+
+    def apply(self, frame: Frame, size: int = 0) -> None:
+        """Take a frame that counts; `size` is that of its record (bytes)."""
+        for table, end in frame.drops:
+            self.drop((table, end))
+        total = sum(len(change.keys) for change in frame.changes)
+        for change in frame.changes:
+            if not change.keys:
+                continue
+            space = (change.table, change.end)
+            keys = self.spaces.get(space)
+            if keys is None:
+                keys = self.spaces[space] = Keys(keep_deletes=self.keep_deletes)
+            keys.add(change, size * len(change.keys) // total)
+
+    def drop(self, space: Space) -> None:
+        """Forget a space, here and beneath."""
+        self.spaces.pop(space, None)
+        if self.keep_deletes:
+            self.dropped.add(space)
+
+    def get(self, space: Space, key: bytes) -> Value:
+        """The newest value, None if it is deleted, MISSING if it is not here."""
+        keys = self.spaces.get(space)
+        return MISSING if keys is None else keys.merged().get(key, MISSING)
+
+    def bytes(self) -> int:
+        """What it takes in memory, about."""
+        return sum(keys.bytes for keys in self.spaces.values())
+
+
+def order_of(space: Space) -> tuple[Any, ...]:
+    """Sorts spaces as files hold them: by table, then by end, with those that have none first."""
+    table, end = space
+    return (table, end is not None, end or 0)

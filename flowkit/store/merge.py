@@ -1,0 +1,94 @@
+"""Merging sorted columns: several sources, of which a newer one's value of a key hides an older one's.
+
+Sources give chunks `(keys, values)`. Whole chunks are merged at once, by a dict and a sort, since Python does in C what
+it is given in bulk: 0.3 µs a record where a heap of single records takes 1.5.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flowkit.store.block import Value
+
+Columns = tuple[list[bytes], list[Value]]
+
+
+class _Source:
+    """A source and what is left of its current chunk."""
+
+    __slots__ = ("chunks", "keys", "values")
+
+    def __init__(self, chunks: Iterator[Columns]) -> None:
+        self.chunks = chunks
+        self.keys: list[bytes] = []
+        self.values: list[Value] = []
+
+    def fill(self) -> bool:
+        """Have at least one record; False at the end."""
+        while not self.keys:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return False
+            self.keys, self.values = chunk
+        return True
+
+    def take_up_to(self, bound: bytes) -> Columns:
+        n = bisect_right(self.keys, bound)
+        taken = self.keys[:n], self.values[:n]
+        self.keys, self.values = self.keys[n:], self.values[n:]
+        return taken
+
+    def take_from(self, bound: bytes) -> Columns:
+        n = bisect_left(self.keys, bound)
+        taken = self.keys[n:], self.values[n:]
+        self.keys, self.values = self.keys[:n], self.values[:n]
+        return taken
+
+
+def merge(sources: Iterable[Iterator[Columns]], *, reverse: bool = False) -> Iterator[Columns]:
+    """Chunks of all sources, oldest first, as one: each key once, with its newest value (also if that is None).
+
+    Every chunk is in ascending order. With `reverse` the chunks themselves come in descending order, there and here.
+    """
+    left = [_Source(chunks) for chunks in sources]
+    while True:
+        left = [source for source in left if source.fill()]
+        if not left:
+            return
+        if len(left) == 1:
+            yield left[0].keys, left[0].values
+            yield from left[0].chunks
+            return
+        if reverse:
+            bound = max(source.keys[0] for source in left)
+            parts = [source.take_from(bound) for source in left]
+        else:
+            bound = min(source.keys[-1] for source in left)
+            parts = [source.take_up_to(bound) for source in left]
+        parts = [part for part in parts if part[0]]
+        yield parts[0] if len(parts) == 1 else _newest(parts)
+
+
+def _newest(parts: list[Columns]) -> Columns:
+    merged: dict[bytes, Any] = {}
+    for keys, values in parts:
+        merged.update(zip(keys, values, strict=True))
+    keys = sorted(merged)
+    return keys, list(map(merged.__getitem__, keys))
+
+
+def living(chunks: Iterable[Columns], now: int) -> Iterator[Columns]:
+    """The chunks without deleted and expired records, and values as plain bytes. `now` in ms."""
+    for keys, values in chunks:
+        kinds = set(map(type, values))
+        if kinds == {bytes}:
+            yield keys, values
+            continue
+        rows = [
+            (key, value if type(value) is bytes else value[1])
+            for key, value in zip(keys, values, strict=True)
+            if value is not None and (type(value) is bytes or value[0] > now)
+        ]
+        if rows:
+            some_keys, some_values = zip(*rows, strict=True)
+            yield list(some_keys), list(some_values)

@@ -1,0 +1,138 @@
+"""Opening a store: on disk as its owner, on disk to look, or in memory."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from flowkit.errors import ConfigError, StoreCorrupt
+from flowkit.store.cache import BlockCache, Budget, Rows
+from flowkit.store.cipher import StoreKey
+from flowkit.store.files import Disk, Files
+from flowkit.store.frame import Frame
+from flowkit.store.lsm import LsmStore
+from flowkit.store.memtable import Memtable
+from flowkit.store.memory import MemoryStore
+from flowkit.store.options import StoreOptions
+from flowkit.store.reading import Reading
+from flowkit.store.recovery import hidden_by_logs, readers, recover
+from flowkit.store.runner import Helper, Runner, helper
+from flowkit.store.state_dir import claim_directory
+from flowkit.store.version import Version
+
+Store = LsmStore | MemoryStore
+
+READ_TRIES = 20
+
+
+class Host:
+    """What the stores of one process share: the memory budget, and the helper that flushes and compacts."""
+
+    def __init__(self, budget: Budget | None = None, runner: Runner | None = None) -> None:
+        self.budget = budget or Budget()
+        self.runner = runner or Helper()
+
+    async def close(self) -> None:
+        """End the helper."""
+        if isinstance(self.runner, Helper):
+            await self.runner.close()
+
+
+@asynccontextmanager
+async def open_host(memory: int = 256 * 2**20, *, bytes_per_second: int | None = None) -> AsyncIterator[Host]:
+    """A host with a budget of `memory` bytes, as long as this context lasts."""
+    async with helper(bytes_per_second) as made:
+        yield Host(Budget(memory), made)
+
+
+@asynccontextmanager
+async def open_store(
+    path: str | os.PathLike[str] | None,
+    *,
+    host: Host | None = None,
+    options: StoreOptions | None = None,
+    key: StoreKey | None = None,
+    files: Files | None = None,
+    disk: list[bytes] | None = None,
+) -> AsyncIterator[Store]:
+    """A store in the directory `path` (None: in memory, for tests and for runs without `--state`), as its one owner.
+
+    The last frame found may be undecided (`store.undecided`): resolve it before anything else. Stores of one process
+    should share a `host`; without one, the store gets its own. `disk` stands for a directory in tests that crash.
+
+    Raises StoreLocked with the owner's pid if another process has it open, StoreCorrupt if its files are not what was
+    written, StoreKeyError if it is encrypted and `key` is missing or wrong, ConfigError if the directory cannot be used.
+    """
+    if path is None:
+        yield MemoryStore(disk)
+        return
+    directory = Path(path)
+    async with AsyncExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
+        stack.enter_context(claim_directory(directory))
+        if host is None:
+            host = await stack.enter_async_context(open_host())
+        store = LsmStore(directory, files or Disk(), host.budget, host.runner, options or StoreOptions(), key)
+        try:
+            await anyio.to_thread.run_sync(store.recover)
+        except OSError as error:
+            raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
+        stack.push_async_callback(store.close)
+        yield store
+
+
+class Look(Reading):
+    """A store as another process has it: nothing is locked or written. Changes to it stay in memory."""
+
+    def __init__(self, version: Version) -> None:
+        super().__init__(Memtable(), BlockCache(16 * 2**20), Rows(2**20))
+        self._version = version
+
+    @property
+    def version(self) -> Version:
+        """The sstables when it was opened. They can be read even after their owner has removed them."""
+        return self._version
+
+    async def prepare(self, frame: Frame) -> None:
+        """Show `frame`, in memory only."""
+        self.show(frame)
+
+    async def resolve(self, commit_id: bytes, applied: bool) -> None:
+        """Keep it or forget it, in memory only."""
+        frame = self.undecided
+        self.show(None)
+        if applied and frame is not None:
+            self.take(frame)
+
+
+def read_store(path: Path, key: StoreKey | None = None, *, until: bytes | None = None) -> Look:
+    """A look at a store whose owner may be running: consistent, as of its last commit (or that with the id `until`).
+
+    The last frame is taken to count: its owner decides that within milliseconds. Raises StoreCorrupt, StoreKeyError.
+    """
+    for tries_left in reversed(range(READ_TRIES)):
+        try:
+            found = recover(path, key, until=until)
+            tables = readers(path, found, key)
+            for table in tables.values():
+                table.load()
+        except (StoreCorrupt, FileNotFoundError):
+            # Its owner may just have put others in the place of these files; real damage is still there the next time.
+            if not tries_left:
+                raise
+            time.sleep(0.01)
+            continue
+        break
+    version = Version(found.manifest.files, found.manifest.hidden | set(hidden_by_logs(found)), tables)
+    look = Look(version)
+    look.memtable, look.meta, look.number, look.commit_id = found.memtable, found.meta, found.number, found.commit_id
+    look.now = found.now
+    if found.undecided is not None:
+        look.take(found.undecided)
+    return look

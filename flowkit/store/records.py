@@ -1,0 +1,171 @@
+"""Files of records with checksums: what the log and the manifest are made of.
+
+    file   := header record*
+    header := magic "FLOWKIT" kind:u8  version:u16  length:u32  crc32(length, facts):u32  facts
+    facts  := msgpack map; "key": the file's data key, wrapped, if the file is encrypted
+    record := length:u32  safe:u64  crc32(length, safe):u32  crc32(payload):u32  payload      all little-endian
+
+`safe` says how much of the file (bytes from its start) was known to be durable when the record was written. By it a torn
+tail, which a crash may leave, is told from damage to what had been promised: damage below any later record's `safe` is
+never a crash's doing.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from flowkit.errors import StoreCorrupt
+from flowkit.store.cipher import Cipher, StoreKey
+
+VERSION = 1
+MAGIC = b"FLOWKIT"
+LOG, MANIFEST, TABLE = b"L", b"M", b"S"
+KINDS = {LOG: "log", MANIFEST: "manifest", TABLE: "sstable"}
+
+_HEAD = struct.Struct("<8sHII")
+_RECORD = struct.Struct("<IQII")
+_CHECKED = struct.Struct("<IQ")
+RECORD_BYTES = _RECORD.size
+SECTOR = 512
+"""A disk writes so many bytes whole or not at all."""
+LIMIT = 2**32 - 1
+"""The largest payload (bytes)."""
+
+
+def encode_header(kind: bytes, cipher: Cipher | None = None) -> bytes:
+    """The first bytes of a file of `kind`."""
+    facts = msgspec.msgpack.encode({} if cipher is None else {"key": cipher.wrapped})
+    length = struct.pack("<I", len(facts))
+    return _HEAD.pack(MAGIC + kind, VERSION, len(facts), zlib.crc32(facts, zlib.crc32(length))) + facts
+
+
+class Header(NamedTuple):
+    """What a file's first bytes say: how long they are, and how its content is encrypted (None: it is not)."""
+
+    size: int
+    cipher: Cipher | None
+
+
+def decode_header(data: bytes, kind: bytes, name: str, key: StoreKey | None = None) -> Header | None:
+    """The header at the start of `data`; None if the file ends within it. Raises StoreCorrupt, or StoreKeyError."""
+    if len(data) < _HEAD.size:
+        if (MAGIC + kind).startswith(data[:8]):
+            return None
+        raise StoreCorrupt(f"{name}: not a flowkit {KINDS[kind]} (its first bytes are {data[:8]!r})")
+    magic, version, length, crc = _HEAD.unpack_from(data)
+    if magic != MAGIC + kind:
+        raise StoreCorrupt(f"{name}: not a flowkit {KINDS[kind]} (its first bytes are {data[:8]!r})")
+    if version != VERSION:
+        raise StoreCorrupt(
+            f"{name}: format {version}, but this flowkit reads format {VERSION}: use the one that wrote it"
+        )
+    facts = data[_HEAD.size : _HEAD.size + length]
+    if len(facts) < length and length < 4096:
+        return None
+    if zlib.crc32(facts, zlib.crc32(struct.pack("<I", length))) != crc:
+        raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset 0)")
+    wrapped = msgspec.msgpack.decode(facts).get("key")
+    return Header(_HEAD.size + length, Cipher.of_file(wrapped, key, name))
+
+
+def encode_record(payload: bytes, offset: int, safe: int, cipher: Cipher | None = None) -> bytes:
+    """A record that will stand at `offset` of its file."""
+    if cipher is not None:
+        payload = cipher.seal(offset, payload)
+    if len(payload) > LIMIT:
+        raise ValueError(f"a record of {len(payload)} bytes: more than {LIMIT} are not possible")
+    checked = _CHECKED.pack(len(payload), safe)
+    return checked + struct.pack("<II", zlib.crc32(checked), zlib.crc32(payload)) + payload
+
+
+class Record(NamedTuple):
+    """A record: its payload, and where it stands `[start, end)` in the file."""
+
+    payload: bytes
+    start: int
+    end: int
+    safe: int
+
+
+def decode_records(data: bytes, header: Header, name: str) -> Iterator[Record]:
+    """The records of a file. Ends before a torn tail.
+
+    Raises StoreCorrupt, naming file and offset, for damage that no crash explains.
+    """
+    view = memoryview(data)
+    at = header.size
+    while at < len(data):
+        found = _record(view, at)
+        if found is None:
+            _check_tear(data, view, at, name)
+            return
+        length, safe = found
+        start, end = at + RECORD_BYTES, at + RECORD_BYTES + length
+        payload = bytes(view[start:end])
+        if header.cipher is not None:
+            payload = header.cipher.unseal(at, payload, name)
+        yield Record(payload, at, end, safe)
+        at = end
+
+
+def _record(view: memoryview, at: int) -> tuple[int, int] | None:
+    """(length, safe) of the record at `at`, or None if there is no whole one."""
+    if at + RECORD_BYTES > len(view):
+        return None
+    length, safe, head_crc, crc = _RECORD.unpack_from(view, at)
+    if zlib.crc32(view[at : at + _CHECKED.size]) != head_crc or not length:
+        return None
+    end = at + RECORD_BYTES + length
+    if end > len(view) or zlib.crc32(view[at + RECORD_BYTES : end]) != crc:
+        return None
+    return length, safe
+
+
+def _check_tear(data: bytes, view: memoryview, at: int, name: str) -> None:
+    """Raise StoreCorrupt unless what stands at `at` may be what a crash leaves of a record that was never promised."""
+    end = len(data)
+    corrupt = StoreCorrupt(f"{name}: checksum mismatch in the record at offset {at}: restore this file from a copy")
+    if at + RECORD_BYTES > end:
+        return
+    length, _, head_crc, _ = _RECORD.unpack_from(view, at)
+    whole_head = zlib.crc32(view[at : at + _CHECKED.size]) == head_crc and length > 0
+    if whole_head and at + RECORD_BYTES + length > end:
+        return  # the writing of the last record was broken off
+    if _promised_later(data, view, at):
+        raise corrupt
+    stop = at + RECORD_BYTES + length if whole_head else end
+    if not _has_hole(view, at, stop):
+        raise corrupt
+
+
+_CANDIDATE = re.compile(rb"(?!\0{4})(?=[\s\S]{9}\0{3})")
+"""What may be the head of a record: offsets in a file are below 2**40, so their highest bytes are zero."""
+
+
+def _promised_later(data: bytes, view: memoryview, at: int) -> bool:
+    """True if a whole record after `at` was written when what stands at `at` was known to be durable."""
+    for match in _CANDIDATE.finditer(data, at + 1):
+        found = _record(view, match.start())
+        if found is not None and found[1] > at:
+            return True
+    return False
+
+
+def _has_hole(view: memoryview, start: int, stop: int) -> bool:
+    """True if a sector's part of `[start, stop)` is all zeros: written space whose bytes never reached the disk."""
+    at = start
+    while at < stop:
+        edge = min(stop, (at // SECTOR + 1) * SECTOR)
+        if not any(view[at:edge]):
+            return True
+        at = edge
+    return False
+
+
+def encode_payload(value: Any) -> bytes:
+    """A record's payload from builtins and structs."""
+    return msgspec.msgpack.encode(value)
