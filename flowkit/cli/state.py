@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.store import Frame, SpaceChange, Store, check_directory, read_store
+from flowkit.store import Frame, Look, SpaceChange, check_directory, read_store
 from flowkit.table import AnyTable, Cursor, Mode, check_schema, make_state, migrate_cell
 
 
@@ -28,10 +28,10 @@ class Entry(NamedTuple):
     value: Any
 
 
-def read_tasks(root: Path, app: App) -> dict[str, Store]:
+def read_tasks(root: Path, app: App) -> dict[str, Look]:
     """The state of every task under `root`, by name. Raises ConfigError if that is not the app's, StoreCorrupt."""
     check_directory(root, app.name)
-    found: dict[str, Store] = {}
+    found: dict[str, Look] = {}
     if (root / "run").is_dir():
         found["run"] = read_store(root / "run")
     homes = sorted((root / "tasks").iterdir()) if (root / "tasks").is_dir() else []
@@ -43,7 +43,7 @@ def read_tasks(root: Path, app: App) -> dict[str, Store]:
     return {name: store for name, store in found.items() if store.number}
 
 
-async def read_table(app: App, table: AnyTable[Any, Any], tasks: dict[str, Store]) -> list[Entry]:
+async def read_table(app: App, table: AnyTable[Any, Any], tasks: dict[str, Look]) -> list[Entry]:
     """Everything that a table holds, by task, window and key bytes. Raises SchemaChanged if it cannot be read."""
     groups = [group for group in app.plan().groups if table in group.tables]
     entries: list[Entry] = []
@@ -60,7 +60,7 @@ async def read_table(app: App, table: AnyTable[Any, Any], tasks: dict[str, Store
     return entries
 
 
-async def _entries(table: AnyTable[Any, Any], group: Group, task: str, store: Store) -> Iterator[Entry]:
+async def _entries(table: AnyTable[Any, Any], group: Group, task: str, store: Look) -> Iterator[Entry]:
     await _migrate(table, store)
     saved = store.meta["groups"][group.name]
     meta = saved["tables"][table.name]
@@ -75,14 +75,14 @@ async def _entries(table: AnyTable[Any, Any], group: Group, task: str, store: St
     return (Entry(task, key, open_.start, open_.end, open_.value) for key, open_ in state.scan())
 
 
-async def _migrate(table: AnyTable[Any, Any], store: Store) -> None:
+async def _migrate(table: AnyTable[Any, Any], store: Look) -> None:
     """Bring this copy's values of an older version to the declared one, as a worker would at its start."""
     stored = store.meta.get("schemas", {}).get(table.name)
     if stored is None or not check_schema(table, stored):
         return
     changes = []
     for end in [None, *store.ends(table.name)]:
-        rows = store.scan((table.name, end))
+        rows = list(store.scan((table.name, end)))
         values: list[bytes | None] = [migrate_cell(table, data, stored["version"]) for _, data in rows]
         changes.append(SpaceChange(table.name, end, [key for key, _ in rows], values))
     frame = Frame(store.number + 1, b"migrated", store.commit_id, 0, store.meta, changes)

@@ -5,15 +5,18 @@
         db.get(("users", None), b"ada")
         for key, value in db.scan(("users", None)): ...
 
-A space is a table's name and the end of a window (None for tables whose keys are not dropped by window). FORMAT.md beside
-this file says what lies on disk.
+A space is a table's name and the end of a window (None for tables whose keys are not dropped by window). FORMAT.md
+beside this file says what lies on disk.
 """
 
 from flowkit.store.cache import Budget
 from flowkit.store.compaction import CompactionOptions
 from flowkit.store.frame import Frame, Space, SpaceChange
+from flowkit.store.lsm import LsmStore
+from flowkit.store.memory import MemoryStore
 from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
 from flowkit.store.options import StoreOptions
+from flowkit.store.reading import Reading
 from flowkit.store.runner import Inline
 from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
 
@@ -24,6 +27,9 @@ __all__ = [
     "Host",
     "Inline",
     "Look",
+    "LsmStore",
+    "MemoryStore",
+    "Reading",
     "Space",
     "SpaceChange",
     "Store",

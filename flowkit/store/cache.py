@@ -1,7 +1,8 @@
 """What a worker's stores keep in memory, under one budget: memtables, blocks, single rows, indexes.
 
 Both caches forget by generations: what is used moves to the young one; when that is full, it becomes the old one, and
-what was still in the old one is gone. Nothing is kept in order, so a hit in the young generation is one look into a dict.
+what was still in the old one is gone. Nothing is kept in order, so a hit in the young generation is one look into a
+dict.
 """
 
 import weakref
@@ -101,8 +102,8 @@ class BlockCache:
 class Rows:
     """Single values that were read from disk, by space and key: the quickest answer for keys that are asked for again.
 
-    What is written since is in the memtable, which is asked first; so a row is stale only once that has gone to disk, and
-    `forget` is called then.
+    What is written since is in the memtable, which is asked first; so a row is stale only once that has gone to disk,
+    and `forget` is called then.
     """
 
     __slots__ = ("_bytes", "_old", "_young", "limit")

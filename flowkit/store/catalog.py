@@ -1,4 +1,6 @@
-"""The owner's files: the current version, the manifest that makes it durable, and the removal of what is no longer needed."""
+"""The owner's files: the current version, the manifest that makes it durable, and the removal of what is no longer
+needed.
+"""
 
 import asyncio
 import weakref

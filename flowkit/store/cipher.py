@@ -1,8 +1,8 @@
 """Encryption at rest: AES-256-GCM, a fresh data key for each file, wrapped by the store's key.
 
-    key provider   wraps the store's key: a static key, a file, later a service. Rotating it rewrites `KEYS` only
-    store key      wraps the data key of each file, which the file's header holds
-    data key       encrypts the file's records and blocks; the nonce is their offset, which no two of a file share
+key provider   wraps the store's key: a static key, a file, later a service. Rotating it rewrites `KEYS` only
+store key      wraps the data key of each file, which the file's header holds
+data key       encrypts the file's records and blocks; the nonce is their offset, which no two of a file share
 """
 
 import os
@@ -59,7 +59,9 @@ class Cipher:
         if wrapped is None:
             return None
         if key is None:
-            raise StoreKeyError(f"{name}: encrypted, but no key provider was given: pass keys= or set FLOWKIT_STORE_KEY")
+            raise StoreKeyError(
+                f"{name}: encrypted, but no key provider was given: pass keys= or set FLOWKIT_STORE_KEY"
+            )
         return cls(key.unwrap(wrapped, name), wrapped)
 
     def seal(self, offset: int, data: bytes) -> bytes:

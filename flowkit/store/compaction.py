@@ -3,9 +3,9 @@
     level 0      runs, the newest first, each sorted: one for every flush, and what small ones were merged to
     level 1 …    one sorted run each; a level may be `multiplier` times as large as the one above
 
-Runs gather in level 0 until they are worth a merge with level 1 (`worth`: a fifth of it), so that each record is written
-few times; meanwhile `l0_runs` equals are merged to one, so that few places have to be looked at. That is tiering above,
-leveling below. Files of a lower level are merged down one by one, those first that overlap the least.
+Runs gather in level 0 until they are worth a merge with level 1 (`worth`: a fifth of it), so that each record is
+written few times; meanwhile `l0_runs` equals are merged to one, so that few places have to be looked at. That is
+tiering above, leveling below. Files of a lower level are merged down one by one, those first that overlap the least.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,16 +31,16 @@ class CompactionOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(NamedTuple):
-    """Merge `inputs` (oldest first, runs as they are sorted) into `level`. `moves`: nothing overlaps, names only change."""
+    """Merge `inputs` (oldest first, runs as they are sorted) into `level`. `moves`: nothing overlaps, names only
+    change.
+    """
 
     inputs: list[FileMeta]
     level: int
     moves: bool = False
 
 
-def choose(
-    files: Mapping[str, FileMeta], options: CompactionOptions, *, all_of_it: bool = False
-) -> Choice | None:
+def choose(files: Mapping[str, FileMeta], options: CompactionOptions, *, all_of_it: bool = False) -> Choice | None:
     """The next merge, or None if there is nothing to do. `all_of_it`: down to a single level, whatever that costs."""
     levels = by_level(files.values())
     runs = _runs(levels.get(0, []))

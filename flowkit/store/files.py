@@ -1,4 +1,5 @@
-"""The file operations that durability hangs on, behind a seam: a test's file system records them and drops what POSIX may.
+"""The file operations that durability hangs on, behind a seam: a test's file system records them and drops what POSIX
+may.
 
 Only writing goes through it. Reading opens paths directly, since what is read does not change.
 """

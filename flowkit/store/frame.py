@@ -1,8 +1,8 @@
 """One commit as bytes: what the log holds a record of, and what recovery applies.
 
-    frame  := msgpack [number, commit id, parent id, epoch, meta, changes, drops, now, decided]
-    changes:= [[table, end | nil, [key …], [value | nil | [expiry ms, value] …]] …]   columns; nil deletes
-    drops  := [[table, end | nil] …]                                                  whole spaces, before the changes
+frame  := msgpack [number, commit id, parent id, epoch, meta, changes, drops, now, decided]
+changes:= [[table, end | nil, [key …], [value | nil | [expiry ms, value] …]] …]   columns; nil deletes
+drops  := [[table, end | nil] …]                                                  whole spaces, before the changes
 """
 
 from typing import Any

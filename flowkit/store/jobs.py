@@ -24,7 +24,7 @@ from flowkit.store.sstable import FileMeta, Sstable, SstableWriter
 BATCH_RECORDS = 4096
 BATCH_BYTES = 1024 * 1024
 OWN_FILE_BYTES = 1024 * 1024
-"""A window that has so much gets a file of its own, so that its end frees the space at once; smaller ones share files."""
+"""A window that has so much gets a file of its own, so that its end frees the space at once; others share files."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ from flowkit.store.cipher import StoreKey
 from flowkit.store.compaction import Choice, by_level, choose
 from flowkit.store.files import Files
 from flowkit.store.frame import Frame, Space, SpaceChange
-from flowkit.store.jobs import Done, Job
+from flowkit.store.jobs import Job
 from flowkit.store.log import Log, log_number
 from flowkit.store.manifest import Manifest
 from flowkit.store.memtable import Memtable
@@ -79,7 +79,9 @@ class Stats(msgspec.Struct):
 
 
 class LsmStore(Reading):
-    """Made by `open_store`. One owner; everything but `get`, `scan` and the like is called by one asyncio task at a time."""
+    """Made by `open_store`. One owner; everything but `get`, `scan` and the like is called by one asyncio task at a
+    time.
+    """
 
     def __init__(
         self, directory: Path, files: Files, budget: Budget, runner: Runner, options: StoreOptions, key: StoreKey | None
@@ -118,7 +120,7 @@ class LsmStore(Reading):
     # Opening and closing
 
     def recover(self) -> None:
-        """Read what is there, and begin a manifest and a log of our own. Raises StoreCorrupt, StoreKeyError, OSError."""
+        """Read what is there, and begin a manifest and a log. Raises StoreCorrupt, StoreKeyError, OSError."""
         self.files.make_directory(self.path)
         found = recover(self.path, self.key)
         tables = readers(self.path, found, self.key)
@@ -296,8 +298,8 @@ class LsmStore(Reading):
 
     def _poisoned(self, path: Path, error: OSError) -> StorePoisoned:
         self._poison = (
-            f"{path}: write failed ({error.strerror or error}); everything up to commit {self.number} is safe: make room "
-            "or mend the disk, then start again"
+            f"{path}: write failed ({error.strerror or error}); everything up to commit {self.number} is safe: make "
+            "room or mend the disk, then start again"
         )
         return StorePoisoned(self._poison)
 
@@ -345,7 +347,7 @@ class LsmStore(Reading):
         try:
             await self._guarded(self._log.sync)
         except StorePoisoned as error:
-            log.error("log not synced", error=str(error))  # the next commit raises it
+            log.error("log not synced", error=str(error))  # noqa: TRY400  the next commit raises it
 
     # Turning to a new log and memtable
 
@@ -431,7 +433,7 @@ class LsmStore(Reading):
                 more = await step()
                 self._trouble = None
             except StorePoisoned as error:
-                log.error("store poisoned", error=str(error))
+                log.error("store poisoned", error=str(error))  # noqa: TRY400  the next commit raises it
                 self._moved.set()
                 return
             except StoreError as error:
@@ -473,7 +475,9 @@ class LsmStore(Reading):
         for space, keys in kept.memtable.spaces.items():
             self.rows.forget(space, keys.merged())
         await self._change(Edit(add, [], hide, logs_from, kept.base))
-        await anyio.to_thread.run_sync(self._remove, [*kept.logs, *(self.path / m.name for m in done.files if m not in add)])
+        await anyio.to_thread.run_sync(
+            self._remove, [*kept.logs, *(self.path / m.name for m in done.files if m not in add)]
+        )
         self.counts.flushes += 1
         self.counts.flushed += done.written
         self.counts.background_seconds += done.seconds
@@ -531,7 +535,8 @@ class LsmStore(Reading):
             and (meta.level > choice.level or (choice.level == 0 and (meta.level > 0 or meta.run < oldest)))
             for part in meta.spaces
         }
-        # In the target level, what is not an input does not overlap; but its deletes may stand above deeper levels only.
+        # In the target level, what is not an input does not overlap; but its deletes may stand above deeper levels
+        # only.
         return [space for space in {part.space for meta in choice.inputs for part in meta.spaces} if space not in older]
 
     def _job(self, **fields: Any) -> Job:

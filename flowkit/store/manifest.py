@@ -4,7 +4,8 @@
     record          := msgpack Edit; the first one is the whole state
 
 The newest manifest counts: it gets its name only once it is whole and durable. Its number is part of the names of the
-sstables written under it, so that what a killed owner's helper still writes has another name than anything of its successor.
+sstables written under it, so that what a killed owner's helper still writes has another name than anything of its
+successor.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from flowkit.errors import StoreCorrupt
-from flowkit.store.cipher import StoreKey
+from flowkit.store.cipher import Cipher, StoreKey
 from flowkit.store.files import Files, Writer
 from flowkit.store.records import MANIFEST, decode_header, decode_records, encode_header, encode_record
 from flowkit.store.sstable import FileMeta
@@ -59,7 +60,7 @@ def _apply(found: Recovered, edit: Edit) -> None:
     for name in edit.remove:
         found.files.pop(name, None)
     found.files |= {meta.name: meta for meta in edit.add}
-    hidden = found.hidden | set(map(tuple, edit.hide))  # type: ignore[arg-type]
+    hidden = found.hidden.union(edit.hide)
     found.hidden = frozenset(row for row in hidden if row[0] in found.files)
     if edit.logs_from is not None:
         found.logs_from = edit.logs_from
@@ -71,8 +72,8 @@ def _apply(found: Recovered, edit: Edit) -> None:
 class Manifest:
     """The owner's manifest, open for more edits."""
 
-    def __init__(self, files: Files, path: Path, writer: Writer, size: int) -> None:
-        self.files, self.path, self.writer, self.size = files, path, writer, size
+    def __init__(self, files: Files, path: Path, writer: Writer, size: int, cipher: Cipher | None) -> None:
+        self.files, self.path, self.writer, self.size, self._cipher = files, path, writer, size, cipher
 
     @classmethod
     def begin(cls, files: Files, directory: Path, session: int, state: Edit, key: StoreKey | None) -> "Manifest":
@@ -92,11 +93,7 @@ class Manifest:
         except OSError:
             writer.close()
             raise
-        manifest = cls(files, path, writer, len(data))
-        manifest._cipher = cipher
-        return manifest
-
-    _cipher = None
+        return cls(files, path, writer, len(data), cipher)
 
     def append(self, edit: Edit) -> None:
         """Make one more edit durable. Raises OSError."""

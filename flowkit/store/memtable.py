@@ -13,7 +13,7 @@ from flowkit.store.frame import Frame, Space, SpaceChange
 ENTRY_BYTES = 150
 """What Python takes for a key and its value beside their bytes: two bytes objects and a place in a dict."""
 MERGE_ABOVE = 20_000
-"""So many changes of a space wait, unless someone reads; the same keys written again and again then take no more room."""
+"""So many changes of a space wait, unless someone reads; the same keys written again then take no more room."""
 CHUNK = 4096
 
 Columns = tuple[list[bytes], list[Value]]

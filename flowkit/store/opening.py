@@ -14,8 +14,8 @@ from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Disk, Files
 from flowkit.store.frame import Frame
 from flowkit.store.lsm import LsmStore
-from flowkit.store.memtable import Memtable
 from flowkit.store.memory import MemoryStore
+from flowkit.store.memtable import Memtable
 from flowkit.store.options import StoreOptions
 from flowkit.store.reading import Reading
 from flowkit.store.recovery import hidden_by_logs, readers, recover
@@ -64,7 +64,8 @@ async def open_store(
     should share a `host`; without one, the store gets its own. `disk` stands for a directory in tests that crash.
 
     Raises StoreLocked with the owner's pid if another process has it open, StoreCorrupt if its files are not what was
-    written, StoreKeyError if it is encrypted and `key` is missing or wrong, ConfigError if the directory cannot be used.
+    written, StoreKeyError if it is encrypted and `key` is missing or wrong, ConfigError if the directory cannot be
+    used.
     """
     if path is None:
         yield MemoryStore(disk)
@@ -72,7 +73,7 @@ async def open_store(
     directory = Path(path)
     async with AsyncExitStack() as stack:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            await anyio.Path(directory).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
         stack.enter_context(claim_directory(directory))

@@ -15,16 +15,18 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     `durability` says what a power failure may take, by its true name (the end of the process alone, kill -9 included,
     never takes anything that was committed):
 
-    - `"commit"`: every commit is synced before it is promised. Nothing that `commit` or `prepare` returned from is lost.
+    - `"commit"`: every commit is synced before it is promised. Nothing that `commit` or `prepare` returned from is
+      lost.
     - `"interval"`: synced each `sync_interval`: the commits of that last interval may be lost, the newest first.
-    - `"os"`: when the operating system likes (Linux: 30 s and more): all commits since then may be lost, the newest first.
+    - `"os"`: when the operating system likes (Linux: 30 s and more): all commits since then may be lost, the newest
+      first.
 
     In all three what is found afterwards is the state of one commit, whole.
 
     A log of `log_bytes` is flushed: reopening after kill -9 reads so much at most (twice, while a flush is under way).
-    Blocks have about `block_bytes`, packed by `packing`; by `cold_packing` in level 2 and below. `bytes_per_second` limits
-    what compaction writes (None: as fast as it can). Commits wait once `max_runs` runs lie in level 0, or two memtables
-    have not been written yet. `idle` after the last commit what is left in level 0 is merged.
+    Blocks have about `block_bytes`, packed by `packing`; by `cold_packing` in level 2 and below. `bytes_per_second`
+    limits what compaction writes (None: as fast as it can). Commits wait once `max_runs` runs lie in level 0, or two
+    memtables have not been written yet. `idle` after the last commit what is left in level 0 is merged.
     """
 
     durability: Durability = "commit"

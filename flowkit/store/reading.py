@@ -48,7 +48,7 @@ class Reading:
             if value is MISSING:
                 value = self._older(space, key)
         if type(value) is list:
-            return value[1] if value[0] > self.now else None  # type: ignore[no-any-return]
+            return value[1] if value[0] > self.now else None
         return value  # type: ignore[no-any-return]
 
     def get_many(self, space: Space, keys: Iterable[bytes]) -> list[bytes | None]:
@@ -154,7 +154,8 @@ class Reading:
             if space in drops:
                 return False
         return any(space in memtable.spaces for memtable in (self.memtable, *self.frozen)) or (
-            space in self.version.runs and not any(space in memtable.dropped for memtable in (self.memtable, *self.frozen))
+            space in self.version.runs
+            and not any(space in memtable.dropped for memtable in (self.memtable, *self.frozen))
         )
 
     def _spaces(self) -> set[Space]:

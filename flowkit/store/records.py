@@ -5,9 +5,9 @@
     facts  := msgpack map; "key": the file's data key, wrapped, if the file is encrypted
     record := length:u32  safe:u64  crc32(length, safe):u32  crc32(payload):u32  payload      all little-endian
 
-`safe` says how much of the file (bytes from its start) was known to be durable when the record was written. By it a torn
-tail, which a crash may leave, is told from damage to what had been promised: damage below any later record's `safe` is
-never a crash's doing.
+`safe` says how much of the file (bytes from its start) was known to be durable when the record was written. By it a
+torn tail, which a crash may leave, is told from damage to what had been promised: damage below any later record's
+`safe` is never a crash's doing.
 """
 
 import re
@@ -64,7 +64,7 @@ def decode_header(data: bytes, kind: bytes, name: str, key: StoreKey | None = No
             f"{name}: format {version}, but this flowkit reads format {VERSION}: use the one that wrote it"
         )
     facts = data[_HEAD.size : _HEAD.size + length]
-    if len(facts) < length and length < 4096:
+    if len(facts) < length < 4096:
         return None
     if zlib.crc32(facts, zlib.crc32(struct.pack("<I", length))) != crc:
         raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset 0)")

@@ -16,7 +16,7 @@ from flowkit.store.version import Hidden
 
 
 class Found(msgspec.Struct):
-    """The state that a directory holds. `undecided` is a frame that may or may not count, with its log and place there."""
+    """The state that a directory holds. `undecided` is a frame that may or may not count; where it stands is said."""
 
     manifest: Recovered
     memtable: Memtable
@@ -80,8 +80,8 @@ def _follow(found: Found, last: Logged | None, logged: Logged, path: Path) -> Lo
     elif frame.parent != found.commit_id:
         number = found.number if last is None else last.frame.number
         raise StoreCorrupt(
-            f"{path}: commit {frame.number} at offset {logged.start} does not follow commit {number}: a log before it is "
-            "missing or of another store"
+            f"{path}: commit {frame.number} at offset {logged.start} does not follow commit {number}: a log before it "
+            "is missing or of another store"
         )
     return logged
 

@@ -1,4 +1,5 @@
-"""Where jobs run: in a process of their own, so that neither the event loop nor the GIL feels them, or at once, in tests.
+"""Where jobs run: in a process of their own, so that neither the event loop nor the GIL feels them, or at once, in
+tests.
 
     parent → child   frame := size:u32 msgpack [id, Job]
     child → parent   frame := size:u32 msgpack [id, Done | nil, error | nil]
@@ -62,7 +63,9 @@ class Inline:
 def job_failed(job: Job, error: OSError) -> StoreError:
     """A job's OSError in words."""
     what = "flush" if job.logs else "compaction"
-    return StoreError(f"{job.directory}: {what} failed: {error.strerror or error} ({error.filename or 'while writing'})")
+    return StoreError(
+        f"{job.directory}: {what} failed: {error.strerror or error} ({error.filename or 'while writing'})"
+    )
 
 
 class Helper:
@@ -94,7 +97,7 @@ class Helper:
         assert self._process is not None
         assert self._process.stdin is not None
         number, self._next = self._next, self._next + 1
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         data = msgspec.msgpack.encode([number, job])
         try:

@@ -1,4 +1,5 @@
-"""An sstable: sorted records on disk, never changed once written. One file holds one or more spaces, each in whole blocks.
+"""An sstable: sorted records on disk, never changed once written. One file holds one or more spaces, each in whole
+blocks.
 
     file   := header  block*  index  footer                      the header as in `records`, blocks as in `block`
     index  := stored as a block is: msgpack [spaces, first keys, offsets, numbers, low, high]
@@ -8,9 +9,9 @@
     low, high := one byte a record: bits 0-7 and 8-15 of crc32(key)
     footer := index offset:u64  index size:u32  crc32(of both):u32  magic "FLOWKITS"
 
-`low` and `high` are the filter. Sixteen bits a key, searched by `bytes.find` within the one block where the key would be:
-it says "not here" wrongly once in some thousand times (64 records a block / 2**16; a bloom filter of 10 bits: once in a
-hundred), and what it finds is the record's place, so that no block is searched or decoded for a single key.
+`low` and `high` are the filter. Sixteen bits a key, searched by `bytes.find` within the one block where the key would
+be: it says "not here" wrongly once in some thousand times (64 records a block / 2**16; a bloom filter of 10 bits: once
+in a hundred), and what it finds is the record's place, so that no block is searched or decoded for a single key.
 """
 
 import os
@@ -319,7 +320,9 @@ class Sstable:
     def scan(
         self, space: Space, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[Columns]:
-        """Keys in `[start, stop)` with their values, in chunks of some blocks, each ascending; the last chunk first if `reverse`."""
+        """Keys in `[start, stop)` with their values, in chunks of some blocks, each ascending; the last chunk first if
+        `reverse`.
+        """
         if not self.bytes:
             self.load()
         meta = self._spaces.get(space)

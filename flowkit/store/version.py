@@ -58,9 +58,7 @@ class Version:
 
     __slots__ = ("__weakref__", "files", "hidden", "runs", "tables")
 
-    def __init__(
-        self, files: Mapping[str, FileMeta], hidden: frozenset[Hidden], tables: Mapping[str, Sstable]
-    ) -> None:
+    def __init__(self, files: Mapping[str, FileMeta], hidden: frozenset[Hidden], tables: Mapping[str, Sstable]) -> None:
         self.files, self.hidden, self.tables = dict(files), hidden, dict(tables)
         self.runs: dict[Space, list[Run]] = {}
         """By space, newest first."""
@@ -82,7 +80,7 @@ class Version:
         files |= {meta.name: meta for meta in edit.add}
         hidden = self.hidden
         if edit.hide or (gone and hidden):
-            hidden = frozenset(row for row in hidden | set(map(tuple, edit.hide)) if row[0] not in gone)  # type: ignore[arg-type]
+            hidden = frozenset(row for row in hidden.union(edit.hide) if row[0] not in gone)
         readers = {name: self.tables.get(name) or tables[name] for name in files}
         return Version(files, hidden, readers)
 
@@ -90,9 +88,9 @@ class Version:
         """The files that have keys of `space`, not hidden."""
         table, end = space
         for name, meta in self.files.items():
-            if any(part.table == table and part.end == end for part in meta.spaces):
-                if (name, table, end) not in self.hidden:
-                    yield name
+            here = any(part.table == table and part.end == end for part in meta.spaces)
+            if here and (name, table, end) not in self.hidden:
+                yield name
 
     def is_all_hidden(self, name: str, also: frozenset[Hidden] = frozenset()) -> bool:
         """True if everything in a file was dropped."""

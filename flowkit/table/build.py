@@ -11,7 +11,7 @@ import msgspec
 from flowkit.codec import Codec, KeyCodec
 from flowkit.errors import SchemaChanged
 from flowkit.record import MIN_TIME
-from flowkit.store import Store
+from flowkit.store import Reading
 from flowkit.table.aggregates import Compiled, compile_aggregates
 from flowkit.table.aligned import AlignedState
 from flowkit.table.cells import Shape
@@ -35,7 +35,7 @@ Values = tuple[
 def make_state(
     table: AnyTable[Any, Any],
     cursor: Cursor,
-    store: Store,
+    store: Reading,
     *,
     owns: Callable[[bytes], bool] | None = None,
     wants_closed: bool = True,

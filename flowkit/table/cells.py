@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flowkit.errors import NoEvent, WrongPartition
-from flowkit.store import Space, SpaceChange, Store
+from flowkit.store import Reading, Space, SpaceChange
 from flowkit.table.cursor import Mode
 
 GONE: Any = type("Gone", (), {"__repr__": lambda _self: "GONE"})()
@@ -92,7 +92,7 @@ class Cells:
 
     __slots__ = ("deleted", "dirty", "fresh", "gone", "live", "maybe_stored", "shape", "space", "store")
 
-    def __init__(self, shape: Shape, store: Store, space: Space) -> None:
+    def __init__(self, shape: Shape, store: Reading, space: Space) -> None:
         self.shape, self.store, self.space = shape, store, space
         self.live: dict[Any, Any] = {}
         self.fresh: dict[Any, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from flowkit.errors import NoEvent, ReadOnly, WindowClosed
 from flowkit.record import END_OF_TIME, MIN_TIME, Change, Closed
-from flowkit.store import SpaceChange, Store
+from flowkit.store import Reading, SpaceChange
 from flowkit.table.cells import Cells, Shape, no_event
 from flowkit.table.cursor import Cursor, Mode
 from flowkit.table.expiry import Expiry
@@ -42,7 +42,7 @@ class State:
     windowed = True
 
     def __init__(
-        self, shape: Shape, cursor: Cursor, store: Store, *, lateness: int = 0, wants_closed: bool = True
+        self, shape: Shape, cursor: Cursor, store: Reading, *, lateness: int = 0, wants_closed: bool = True
     ) -> None:
         self.shape, self.cursor, self.store = shape, cursor, store
         self.name = shape.name
@@ -260,7 +260,7 @@ class PlainState(State):
         self,
         shape: Shape,
         cursor: Cursor,
-        store: Store,
+        store: Reading,
         *,
         ttl: int | None,
         all_time: bool,

@@ -1,7 +1,7 @@
 """Where a worker keeps the state of its tasks: a directory for each ownership of a task, never shared.
 
     STATE/worker                          the last worker that used the directory, by its name at the broker
-    STATE/tasks/TASK/OWNERSHIP/log-…      frames, and FROM: where the state was before, until the first commit here
+    STATE/tasks/TASK/OWNERSHIP/…          a store, and FROM: where the state was before, until the first commit here
 
 A worker that takes a task over begins a directory of its own and copies what the last commit that counts left, so that
 a zombie which still writes to the old one can spoil nothing. Which commit counts is the broker's word.
@@ -19,16 +19,19 @@ import structlog
 
 from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StoreLocked
 from flowkit.source import Claim
-from flowkit.store import Store, claim_directory, open_store, sync_directory
+from flowkit.store import Host, LsmStore, Store, claim_directory, open_store, sync_directory
 
 log = structlog.get_logger("flowkit.state")
 
 
 class StateHome:
-    """The state directory of one worker. Paths are absolute: other workers, who run elsewhere, read them."""
+    """The state directory of one worker. Paths are absolute: other workers, who run elsewhere, read them.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+    `host` is what all its stores share.
+    """
+
+    def __init__(self, root: Path, host: Host | None = None) -> None:
+        self.root, self.host = root.absolute(), host
         self._left: dict[Path, list[Path]] = {}
         """By directory: those that its state came from."""
 
@@ -82,8 +85,7 @@ class StateHome:
         """
         async with AsyncExitStack() as stack:
             try:
-                stack.enter_context(claim_directory(place))
-                store = await stack.enter_async_context(open_store(place))
+                store = await stack.enter_async_context(open_store(place, host=self.host))
             except ConfigError as error:
                 # The directory was in order when the worker started: what is wrong now is the disk.
                 if isinstance(error.__cause__, OSError):
@@ -103,6 +105,7 @@ class StateHome:
         seen: list[Path] = []
         for before in _origins(place):
             seen.append(before)
+            assert isinstance(store, LsmStore)
             if await store.adopt(before, claim.commit_id or b""):
                 log.info("state taken over", task=task, path=str(before), commit=claim.number)
                 self._left[place] = seen

@@ -150,7 +150,7 @@ class Task:
                     continue
                 space = engine.states[table.name].space
                 for end in [None, *self.store.ends(space)]:
-                    rows = self.store.scan((space, end))
+                    rows = list(self.store.scan((space, end)))
                     values: list[bytes | None] = [migrate_cell(table, data, before["version"]) for _, data in rows]
                     if rows:
                         changes.append(SpaceChange(space, end, [key for key, _ in rows], values))
