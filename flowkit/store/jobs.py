@@ -61,20 +61,21 @@ class Done(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-def work(job: Job, files: Files) -> Generator[int, None, Done]:
-    """Do a job; yields the number of bytes handled since the last step. Raises StoreError, OSError."""
+def work(job: Job, files: Files, memtable: Memtable | None = None) -> Generator[int, None, Done]:
+    """Do a job; yields the number of bytes handled since the last step. Raises StoreError, OSError.
+
+    A `memtable` is written as if it had been read from logs.
+    """
     key = None if job.key is None else StoreKey(job.key)
     directory = Path(job.directory)
     bottom = {(table, end) for table, end in job.bottom}
     output = _Output(job, files, directory, key)
+    inputs = job.logs or [name for run in job.runs for name in run]
     try:
+        read = sum((directory / name).stat().st_size for name in inputs)
         if job.logs:
-            spaces = _from_logs(job, directory, key)
-            read = sum((directory / name).stat().st_size for name in job.logs)
-        else:
-            spaces = _from_tables(job, directory, key)
-            read = sum((directory / name).stat().st_size for run in job.runs for name in run)
-        for space, size, chunks in spaces:
+            memtable = _replayed(job, directory, key)
+        for space, size, chunks in _from_tables(job, directory, key) if memtable is None else _from_memtable(memtable):
             output.begin(space, size)
             for keys, values in _batches(_cleaned(chunks, job.now, drop=space in bottom)):
                 yield output.add(space, keys, values)
@@ -85,11 +86,15 @@ def work(job: Job, files: Files) -> Generator[int, None, Done]:
     return Done(done, read, sum(meta.bytes for meta in done))
 
 
-def _from_logs(job: Job, directory: Path, key: StoreKey | None) -> Iterator[tuple[Space, int, Iterator[Columns]]]:
+def _replayed(job: Job, directory: Path, key: StoreKey | None) -> Memtable:
     memtable = Memtable()
     for name in job.logs:
         for logged in read_log(directory / name, key):
             memtable.apply(logged.frame, logged.end - logged.start)
+    return memtable
+
+
+def _from_memtable(memtable: Memtable) -> Iterator[tuple[Space, int, Iterator[Columns]]]:
     for space in sorted(memtable.spaces, key=order_of):
         keys = memtable.spaces[space]
         yield space, keys.bytes, keys.scan(None, None)

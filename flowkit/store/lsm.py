@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from flowkit.errors import StoreError, StorePoisoned
+from flowkit.store.adopt import adopt
 from flowkit.store.block import PACKINGS
 from flowkit.store.cache import Budget, Rows
 from flowkit.store.catalog import Catalog, fresh_state, remove_strangers
@@ -289,6 +290,26 @@ class LsmStore(Reading):
         hidden = frozenset(hide)
         remove = [name for name in dict.fromkeys(row[0] for row in hide) if self.version.is_all_hidden(name, hidden)]
         await self._change(Edit(remove=remove, hide=hide))
+
+    async def adopt(self, other: Path, commit_id: bytes) -> bool:
+        """Begin with the state that the store in `other` had at `commit_id`; False if it never had. Only while empty.
+
+        What that store's owner prepared after it is left out. Raises StoreCorrupt; StoreError if it cannot be copied.
+        """
+        if self.number or self.undecided is not None:
+            raise StoreError(f"{self.path}: not empty: it is at commit {self.number}")
+        job = self._job(level=0, run=0, packing=PACKINGS[self.options.packing])
+        try:
+            adopted = await anyio.to_thread.run_sync(adopt, job, self.files, other, commit_id)
+        except OSError as error:
+            raise StoreError(f"{other}: cannot be copied to {self.path}: {error.strerror}") from error
+        if adopted is None:
+            return False
+        edit, found = adopted
+        self._base = edit.base
+        await self._change(edit)
+        self.number, self.commit_id, self.meta, self.now = found.number, found.commit_id, found.meta, found.now
+        return True
 
     # What can go wrong
 

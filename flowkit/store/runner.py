@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -108,11 +109,10 @@ class Helper:
             self._waiting.pop(number, None)
 
     async def _start(self) -> None:
-        import flowkit
-
+        package = str(Path(__file__).parents[1])
         limit = str(self.bytes_per_second or 0)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _BOOT, flowkit.__path__[0], limit,
+            sys.executable, "-c", _BOOT, package, limit,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._reading = asyncio.create_task(self._read(self._process), name="store helper")
