@@ -17,7 +17,6 @@ from typing import Any
 
 import anyio
 import msgspec
-import structlog
 
 from flowkit.errors import StoreError, StorePoisoned
 from flowkit.store.adopt import adopt
@@ -26,6 +25,7 @@ from flowkit.store.cache import Budget, Rows
 from flowkit.store.catalog import Catalog, fresh_state, remove_strangers
 from flowkit.store.cipher import StoreKey
 from flowkit.store.compaction import Choice, by_level, choose
+from flowkit.store.events import tell
 from flowkit.store.files import Files
 from flowkit.store.frame import Frame, Space, SpaceChange
 from flowkit.store.jobs import Job
@@ -38,8 +38,6 @@ from flowkit.store.recovery import Found, hidden_by_logs, readers, recover
 from flowkit.store.runner import Runner
 from flowkit.store.sstable import FileMeta
 from flowkit.store.version import Edit, Hidden, Version
-
-log = structlog.get_logger("flowkit.store")
 
 FILES_A_JOB = 10_000
 """So many names are set aside for the outputs of one job."""
@@ -184,7 +182,7 @@ class LsmStore(Reading):
             try:
                 await anyio.to_thread.run_sync(self._say_closed)
             except OSError as error:
-                log.warning("store not closed in good order", path=str(self.path), error=str(error))
+                tell("warning", "store not closed in good order", path=str(self.path), error=str(error))
         if self._next_log is not None:
             self._next_log.close()
         self._log.close()
@@ -368,7 +366,7 @@ class LsmStore(Reading):
         try:
             await self._guarded(self._log.sync)
         except StorePoisoned as error:
-            log.error("log not synced", error=str(error))  # noqa: TRY400  the next commit raises it
+            tell("error", "log not synced", error=str(error))  # the next commit raises it
 
     # Turning to a new log and memtable
 
@@ -454,7 +452,7 @@ class LsmStore(Reading):
                 more = await step()
                 self._trouble = None
             except StorePoisoned as error:
-                log.error("store poisoned", error=str(error))  # noqa: TRY400  the next commit raises it
+                tell("error", "store poisoned", error=str(error))  # the next commit raises it
                 self._moved.set()
                 return
             except StoreError as error:
@@ -466,7 +464,7 @@ class LsmStore(Reading):
                 return
 
     def _fail(self, error: StoreError) -> None:
-        log.error("the store's background cannot go on; trying again", path=str(self.path), error=str(error))
+        tell("error", "the store's background cannot go on; trying again", path=str(self.path), error=str(error))
         self._trouble = error
         self._moved.set()
 
@@ -543,7 +541,7 @@ class LsmStore(Reading):
         self.counts.compaction_read += done.read
         self.counts.compacted += done.written
         self.counts.background_seconds += done.seconds
-        log.debug("compacted", path=str(self.path), level=choice.level, inputs=len(names), outputs=len(done.files))
+        tell("debug", "compacted", path=str(self.path), level=choice.level, inputs=len(names), outputs=len(done.files))
 
     def _bottom(self, choice: Choice) -> list[Space]:
         """The spaces of the inputs that no older file has."""

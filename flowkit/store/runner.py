@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import structlog
 
 from flowkit.errors import StoreError
+from flowkit.store.events import tell
 from flowkit.store.files import Disk, Files
 from flowkit.store.jobs import Done, Job, work
-
-log = structlog.get_logger("flowkit.store")
 
 SIZE = struct.Struct("<I")
 _BOOT = (
@@ -85,7 +83,7 @@ class Helper:
         try:
             return await self._ask(job)
         except ConnectionError:
-            log.warning("the compaction process ended by itself; starting another", directory=job.directory)
+            tell("warning", "the compaction process ended by itself; starting another", directory=job.directory)
         try:
             return await self._ask(job)
         except ConnectionError as error:
