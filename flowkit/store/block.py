@@ -1,6 +1,5 @@
 """A block: up to some hundred records of one space, in key order, as two msgpack columns that can be read two ways.
 
-    stored := crc32(rest):u32  packing:u8  raw size:u32  body             packing: 0 none, 1 lz4, 2 zstd
     raw    := count:u32  form:u8  keys at:u32  step:u32  values at:u32  step:u32
               [end of each key's element:u32 …]  [end of each value's element:u32 …]
               msgpack [[key …], [value …]]                                all little-endian
@@ -11,15 +10,12 @@ place. Where all elements of a column have the same size, that size (`step`) sta
 """
 
 import struct
-import zlib
 from array import array
 from itertools import accumulate
 from typing import Any, Final
 
 import cramjam
 import msgspec
-
-from flowkit.errors import StoreCorrupt
 
 Value = Any
 """bytes; None for a deleted key; or [expiry in ms, bytes]."""
@@ -29,9 +25,10 @@ PACKINGS = {"none": PLAIN, "lz4": LZ4, "zstd": ZSTD}
 TIMED = 1
 """Bit of `form`: some values have an expiry."""
 
-_STORED = struct.Struct("<IBI")
 _RAW = struct.Struct("<IBIIII")
-OVERHEAD = _STORED.size
+
+LARGEST = 2**32 - 1
+"""The most that a raw block may have (bytes)."""
 
 _encode = msgspec.msgpack.encode
 _decode = msgspec.msgpack.decode
@@ -89,38 +86,31 @@ def _ends(sizes: list[int], start: int) -> bytes:
     return ends.tobytes()[4:]
 
 
-def pack_block(raw: bytes, packing: int) -> bytes:
-    """The raw block as it is stored."""
+def pack(raw: bytes, packing: int) -> tuple[int, bytes]:
+    """Bytes as they are stored, and how they were packed: what hardly shrinks is quicker read as it is."""
     if packing == LZ4:
         body = bytes(_lz4(raw, store_size=False))
     elif packing == ZSTD:
         body = bytes(_zstd(raw, level=3))
     if packing == PLAIN or len(body) > len(raw) - len(raw) // 8:
-        packing, body = PLAIN, raw  # what hardly shrinks is quicker read as it is
-    rest = struct.pack("<BI", packing, len(raw)) + body
-    return struct.pack("<I", zlib.crc32(rest)) + rest
+        return PLAIN, raw
+    return packing, body
 
 
-def unpack_block(stored: bytes, name: str, offset: int) -> bytes:
-    """The raw block. Raises StoreCorrupt, naming file and offset, if its bytes are not what was written."""
-    if len(stored) < OVERHEAD:
-        raise _corrupt(name, offset)
-    crc, packing, size = _STORED.unpack_from(stored)
-    if zlib.crc32(memoryview(stored)[4:]) != crc:
-        raise _corrupt(name, offset)
-    body = memoryview(stored)[OVERHEAD:]
-    try:
-        if packing == LZ4:
-            return bytes(_unlz4(body, output_len=size))
-        if packing == ZSTD:
-            return bytes(_unzstd(body, output_len=size))
-    except cramjam.DecompressionError as error:
-        raise _corrupt(name, offset) from error
-    return bytes(body)
-
-
-def _corrupt(name: str, offset: int) -> StoreCorrupt:
-    return StoreCorrupt(f"{name}: checksum mismatch in the block at offset {offset}: restore this file from a copy")
+def unpack(stored: bytes, packing: int, size: int) -> bytes:
+    """What was packed to `stored`; `size` bytes. Raises ValueError if that is not so."""
+    if packing == PLAIN:
+        raw = stored
+    elif size > LARGEST:
+        raise ValueError(f"{size} bytes in a block")
+    else:
+        try:
+            raw = bytes(_unlz4(stored, output_len=size) if packing == LZ4 else _unzstd(stored, output_len=size))
+        except cramjam.DecompressionError as error:
+            raise ValueError(str(error)) from error
+    if len(raw) != size:
+        raise ValueError(f"{len(raw)} bytes, not {size}")
+    return raw
 
 
 def columns(raw: bytes) -> tuple[list[bytes], list[Value]]:

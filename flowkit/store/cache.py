@@ -59,44 +59,45 @@ def _memtable_bytes(member: Member) -> int:
 
 
 class BlockCache:
-    """Raw blocks by (sstable, number). Its size is in bytes."""
+    """Raw blocks by place: an integer, unique in the process. Its size is in bytes.
 
-    __slots__ = ("_half", "_old", "_young", "_young_bytes", "hits", "misses")
+    `young` may be looked into directly: a call less, where every tenth of a microsecond counts.
+    """
+
+    __slots__ = ("_half", "_old", "_young_bytes", "misses", "young")
 
     def __init__(self, size: int) -> None:
         self._half = size // 2
-        self._young: dict[Any, bytes] = {}
-        self._old: dict[Any, bytes] = {}
+        self.young: dict[int, bytes] = {}
+        self._old: dict[int, bytes] = {}
         self._young_bytes = 0
-        self.hits = self.misses = 0
+        self.misses = 0
 
-    def get(self, place: Any) -> bytes | None:
+    def get(self, place: int) -> bytes | None:
         """The block at `place`, or None."""
-        block = self._young.get(place)
+        block = self.young.get(place)
         if block is not None:
-            self.hits += 1
             return block
         block = self._old.pop(place, None)
         if block is None:
             self.misses += 1
             return None
-        self.hits += 1
         self.put(place, block)
         return block
 
-    def put(self, place: Any, block: bytes) -> None:
+    def put(self, place: int, block: bytes) -> None:
         """Keep a block."""
-        self._young[place] = block
+        self.young[place] = block
         self._young_bytes += len(block) + BLOCK_OVERHEAD
         if self._young_bytes > self._half:
-            self._old, self._young, self._young_bytes = self._young, {}, 0
+            self._old, self.young, self._young_bytes = self.young, {}, 0
 
     def clear(self) -> None:
         """Forget everything."""
-        self._young, self._old, self._young_bytes = {}, {}, 0
+        self.young, self._old, self._young_bytes = {}, {}, 0
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self.young) + len(self._old)
 
 
 class Rows:
@@ -106,21 +107,21 @@ class Rows:
     and `forget` is called then.
     """
 
-    __slots__ = ("_bytes", "_old", "_young", "limit")
+    __slots__ = ("_bytes", "_old", "limit", "young")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._young: dict[Space, dict[bytes, Any]] = {}
+        self.young: dict[Space, dict[bytes, Any]] = {}
         self._old: dict[Space, dict[bytes, Any]] = {}
         self._bytes = 0
 
     def get(self, space: Space, key: bytes) -> Any:
         """The value, or None."""
-        rows = self._young.get(space)
-        if rows is not None:
-            value = rows.get(key)
-            if value is not None:
-                return value
+        rows = self.young.get(space)
+        if rows is not None and key in rows:
+            return rows[key]
+        if not self._old:
+            return None
         rows = self._old.get(space)
         if rows is not None:
             value = rows.pop(key, None)
@@ -131,17 +132,17 @@ class Rows:
 
     def put(self, space: Space, key: bytes, value: bytes) -> None:
         """Keep a value that was read from disk."""
-        rows = self._young.get(space)
+        rows = self.young.get(space)
         if rows is None:
-            rows = self._young[space] = {}
+            rows = self.young[space] = {}
         rows[key] = value
         self._bytes += len(key) + len(value) + ROW_OVERHEAD
         if self._bytes > self.limit // 2:
-            self._old, self._young, self._bytes = self._young, {}, 0
+            self._old, self.young, self._bytes = self.young, {}, 0
 
     def forget(self, space: Space, keys: Any) -> None:
         """The values of `keys` (a dict or its keys) are no longer the newest on disk."""
-        for generation in (self._young, self._old):
+        for generation in (self.young, self._old):
             rows = generation.get(space)
             if rows:
                 for key in rows.keys() & keys:
@@ -149,9 +150,9 @@ class Rows:
 
     def drop(self, space: Space) -> None:
         """The whole space is gone."""
-        self._young.pop(space, None)
+        self.young.pop(space, None)
         self._old.pop(space, None)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._young, self._old, self._bytes = {}, {}, 0
+        self.young, self._old, self._bytes = {}, {}, 0

@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def tell(level: str, event: str, **facts: Any) -> None:
+def tell(level: str, event: str, /, **facts: Any) -> None:
     """Log an event of the store: `level` is "debug", "info", "warning" or "error"."""
     import structlog
 

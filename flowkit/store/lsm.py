@@ -73,7 +73,6 @@ class Stats(msgspec.Struct):
     levels: dict[int, list[int]] = {}
     """By level: [files, bytes]; level 0 also counts its runs."""
     runs: int = 0
-    block_hits: int = 0
     block_misses: int = 0
 
 
@@ -584,7 +583,6 @@ class LsmStore(Reading):
             records=sum(meta.records for meta in files),
             levels=levels,
             runs=self._run_count(),
-            block_hits=self.blocks.hits,
             block_misses=self.blocks.misses,
         )
 

@@ -1,17 +1,23 @@
 """An sstable: sorted records on disk, never changed once written. One file holds one or more spaces, each in whole
 blocks.
 
-    file   := header  block*  index  footer                      the header as in `records`, blocks as in `block`
-    index  := stored as a block is: msgpack [spaces, first keys, offsets, numbers, low, high]
+    file   := header  block*  index  footer                         header as in `records`, raw blocks as in `block`
+    block  := the raw block, packed as the index says (0: not, 1: lz4, 2: zstd), then sealed if the file is encrypted
+    index  := msgpack [spaces, first keys, offsets, numbers, sums, sizes, packings, low, high, bits], lz4, sealed too
     spaces := [[table, end | nil, first block, blocks, first key, last key, records, bytes] …]   in the order of blocks
     offsets:= u64 … little-endian: where each block begins, and where the last one ends
-    numbers:= u32 … the number (in the file) of each block's first record, and the count of all
+    numbers:= u32 …: the number (in the file) of each block's first record, and the count of all
+    sums   := u32 …: crc32 of each block as it is stored;  sizes := u32 …: of each raw block;  packings := u8 …
     low, high := one byte a record: bits 0-7 and 8-15 of crc32(key)
-    footer := index offset:u64  index size:u32  crc32(of both):u32  magic "FLOWKITS"
+    bits   := bit crc32(key) % count of bits is set for every key; eight bits a key
+    footer := index offset:u64  stored size:u32  raw size:u32  crc32(index as stored):u32  crc32(of these four):u32
+              magic "FLOWKITS"
 
-`low` and `high` are the filter. Sixteen bits a key, searched by `bytes.find` within the one block where the key would
-be: it says "not here" wrongly once in some thousand times (64 records a block / 2**16; a bloom filter of 10 bits: once
-in a hundred), and what it finds is the record's place, so that no block is searched or decoded for a single key.
+`bits` is asked first: a bloom filter of one probe says "not here" to seven of eight keys that are not, for the price
+of one look into memory. `low` and `high` are the rest of the filter, sixteen bits a key, searched by `bytes.find`
+within the one block where the key would be: together they are wrong once in some thousand times (64 records a block /
+2**16; a bloom filter of 10 bits a key: once in a hundred), and what they find is the record's place, so that no block
+is searched or decoded for a single key.
 """
 
 import os
@@ -19,11 +25,12 @@ import struct
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
+import cramjam
 import msgspec
 
 from flowkit.errors import StoreCorrupt
@@ -33,8 +40,8 @@ from flowkit.store.block import (
     Value,
     columns,
     encode_block,
-    pack_block,
-    unpack_block,
+    pack,
+    unpack,
     value_at,
 )
 from flowkit.store.cache import BlockCache
@@ -43,7 +50,8 @@ from flowkit.store.files import Files
 from flowkit.store.frame import Space
 from flowkit.store.records import MAGIC, TABLE, decode_header, encode_header
 
-_FOOTER = struct.Struct("<QII8s")
+_FOOTER = struct.Struct("<QIIII8s")
+_CHECKED = struct.calcsize("<QIII")
 BLOCK_RECORDS = 256
 """A block holds at most so many records, however small they are."""
 READ_AHEAD = 256 * 1024
@@ -100,8 +108,11 @@ class SstableWriter:
         self._firsts: list[bytes] = []
         self._offsets: list[int] = []
         self._numbers: list[int] = []
-        self._low: list[bytes] = []
-        self._high: list[bytes] = []
+        self._sums: list[int] = []
+        self._sizes: list[int] = []
+        self._packings = bytearray()
+        self._keys = array("I")
+        """crc32 of every key."""
         self._space: Space | None = None
         self._open: list[Any] = []
         header = encode_header(TABLE, cipher)
@@ -119,14 +130,16 @@ class SstableWriter:
         total = sizes[-1] + _bytes_of(values)
         # Blocks of about equal size: cut by the mean record, which is exact where all are alike.
         per_block = max(1, min(BLOCK_RECORDS, self.block_bytes * len(keys) // max(1, total)))
-        sums = array("I", map(zlib.crc32, keys)).tobytes()
-        self._low.append(sums[0::4])
-        self._high.append(sums[1::4])
+        self._keys.extend(map(zlib.crc32, keys))
         for at in range(0, len(keys), per_block):
             some, theirs = keys[at : at + per_block], values[at : at + per_block]
-            stored = pack_block(encode_block(some, theirs), self.packing)
+            raw = encode_block(some, theirs)
+            packing, stored = pack(raw, self.packing)
             if self.cipher is not None:
                 stored = self.cipher.seal(self.size, stored)
+            self._sums.append(zlib.crc32(stored))
+            self._sizes.append(len(raw))
+            self._packings.append(packing)
             self._firsts.append(some[0])
             self._offsets.append(self.size)
             self._numbers.append(self.records + at)
@@ -155,20 +168,25 @@ class SstableWriter:
     def finish(self, level: int, run: int) -> FileMeta:
         """Write index and footer and make the file durable (its directory entry is the caller's to sync)."""
         self._close_space()
+        sums = self._keys.tobytes()
         index = msgspec.msgpack.encode(
-            [
+            _Index(
                 self._spaces,
                 self._firsts,
                 array("Q", [*self._offsets, self.size]).tobytes(),
                 array("I", [*self._numbers, self.records]).tobytes(),
-                b"".join(self._low),
-                b"".join(self._high),
-            ]
+                array("I", self._sums).tobytes(),
+                array("I", self._sizes).tobytes(),
+                bytes(self._packings),
+                sums[0::4],
+                sums[1::4],
+                _bits_of(self._keys),
+            )
         )
-        stored = pack_block(index, LZ4)
+        stored = bytes(_lz4(index, store_size=False))
         if self.cipher is not None:
             stored = self.cipher.seal(self.size, stored)
-        footer = struct.pack("<QI", self.size, len(stored))
+        footer = struct.pack("<QIII", self.size, len(stored), len(index), zlib.crc32(stored))
         self._buffer += [stored, footer, struct.pack("<I", zlib.crc32(footer)), MAGIC + TABLE]
         self._write()
         self._file.sync()
@@ -188,28 +206,51 @@ def _bytes_of(values: list[Value]) -> int:
         return sum(0 if v is None else len(v) if type(v) is bytes else 8 + len(v[1]) for v in values)
 
 
+def _bits_of(sums: "array[int]") -> bytes:
+    """The bits of a file's keys."""
+    bits = bytearray(len(sums))
+    count = 8 * len(sums)
+    for n in sums:
+        n %= count
+        bits[n >> 3] |= 1 << (n & 7)
+    return bytes(bits)
+
+
 class _Index(msgspec.Struct, array_like=True):
     spaces: list[SpaceMeta]
     firsts: list[bytes]
     offsets: bytes
     numbers: bytes
+    sums: bytes
+    sizes: bytes
+    packings: bytes
     low: bytes
     high: bytes
+    bits: bytes
 
 
+_lz4 = cramjam.lz4.compress_block
 _index_decoder = msgspec.msgpack.Decoder(_Index)
+
+
+_numbers = count()
+"""So that a block's place in the cache is one integer, which is hashed in no time."""
 
 
 class Sstable:
     """Reads one sstable. Opened when it is first needed; its index is kept until `forget`."""
 
     __slots__ = (
-        "_blocks",
+        "_base",
         "_cipher",
         "_fd",
         "_key",
         "_offsets",
+        "_packings",
+        "_sizes",
         "_spaces",
+        "_sums",
+        "bits",
         "bytes",
         "firsts",
         "high",
@@ -222,7 +263,7 @@ class Sstable:
     def __init__(self, path: Path, key: StoreKey | None = None) -> None:
         self.path, self.name, self._key = path, str(path), key
         self._fd = -1
-        self._blocks: dict[int, bytes] | None = None
+        self._base = next(_numbers) << 32
         self.bytes = 0
         """What the index takes in memory, about; 0 while it is not loaded."""
 
@@ -241,7 +282,8 @@ class Sstable:
         """Drop the index from memory."""
         if self.bytes:
             self.bytes = 0
-            del self.firsts, self.low, self.high, self.numbers, self._offsets, self._spaces
+            del self.firsts, self.low, self.high, self.bits, self.numbers
+            del self._offsets, self._spaces, self._sums, self._sizes, self._packings
 
     def load(self) -> None:
         """Read header and index. Raises StoreCorrupt, StoreKeyError, or StoreError if the file cannot be read."""
@@ -253,19 +295,20 @@ class Sstable:
         footer = os.pread(self._fd, _FOOTER.size, max(0, size - _FOOTER.size))
         if header is None or len(footer) < _FOOTER.size or size < header.size + _FOOTER.size:
             raise StoreCorrupt(f"{self.name}: ends after {size} bytes: restore this file from a copy")
-        offset, length, crc, magic = _FOOTER.unpack(footer)
-        if magic != MAGIC + TABLE or crc != zlib.crc32(footer[:12]) or offset + length + _FOOTER.size != size:
+        offset, length, raw_length, crc, check, magic = _FOOTER.unpack(footer)
+        whole = magic == MAGIC + TABLE and check == zlib.crc32(footer[:_CHECKED])
+        if not whole or offset + length + _FOOTER.size != size:
             raise StoreCorrupt(f"{self.name}: damaged footer at offset {size - _FOOTER.size}")
         self._cipher = header.cipher
-        raw = self._raw(offset, length)
+        raw = self._checked(os.pread(self._fd, length, offset), offset, crc, LZ4, raw_length)
         try:
             index = _index_decoder.decode(raw)
         except msgspec.MsgspecError as error:
             raise StoreCorrupt(f"{self.name}: unreadable index at offset {offset}: {error}") from error
         self._spaces = {meta.space: meta for meta in index.spaces}
-        self.firsts, self.low, self.high = index.firsts, index.low, index.high
-        self.numbers = memoryview(index.numbers).cast("I")
-        self._offsets = memoryview(index.offsets).cast("Q")
+        self.firsts, self.low, self.high, self.bits = index.firsts, index.low, index.high, index.bits
+        self.numbers, self._offsets = array("I", index.numbers), array("Q", index.offsets)
+        self._sums, self._sizes, self._packings = array("I", index.sums), array("I", index.sizes), index.packings
         self.bytes = len(raw) + 60 * len(index.firsts) + 1000
 
     def _open(self) -> int:
@@ -276,14 +319,25 @@ class Sstable:
         except OSError as error:
             raise StoreCorrupt(f"{self.name}: cannot be read: {error.strerror}") from error
 
-    def _raw(self, offset: int, length: int) -> bytes:
+    def _raw(self, block: int) -> bytes:
+        """A raw block, from disk."""
+        offset = self._offsets[block]
         try:
-            stored = os.pread(self._fd, length, offset)
+            stored = os.pread(self._fd, self._offsets[block + 1] - offset, offset)
         except OSError as error:
             raise StoreCorrupt(f"{self.name}: cannot be read at offset {offset}: {error.strerror}") from error
+        return self._checked(stored, offset, self._sums[block], self._packings[block], self._sizes[block])
+
+    def _checked(self, stored: bytes, offset: int, crc: int, packing: int, size: int) -> bytes:
+        """What is stored at `offset`, checked, decrypted and unpacked."""
+        if zlib.crc32(stored) != crc:
+            raise StoreCorrupt(f"{self.name}: checksum mismatch at offset {offset}: restore this file from a copy")
         if self._cipher is not None:
             stored = self._cipher.unseal(offset, stored, self.name)
-        return unpack_block(stored, self.name, offset)
+        try:
+            return unpack(stored, packing, size)
+        except ValueError as error:
+            raise StoreCorrupt(f"{self.name}: what stands at offset {offset} cannot be unpacked: {error}") from error
 
     def spaces(self) -> list[SpaceMeta]:
         """What the file says it holds."""
@@ -295,6 +349,10 @@ class Sstable:
         """The value of `key`, or MISSING. `crc` is crc32(key): the same for every file that is asked."""
         if not self.bytes:
             self.load()
+        bits = self.bits
+        bit = crc % (8 * len(bits))
+        if not bits[bit >> 3] >> (bit & 7) & 1:
+            return MISSING
         meta = self._spaces.get(space)
         if meta is None:
             return MISSING
@@ -306,16 +364,36 @@ class Sstable:
         at = self.low.find(low, first, stop)
         while at >= 0:
             if self.high[at] == high:
-                raw = cache.get((self, block))
+                place = self._base | block
+                raw = cache.young.get(place) or cache.get(place)
                 if raw is None:
-                    offset = self._offsets[block]
-                    raw = self._raw(offset, self._offsets[block + 1] - offset)
-                    cache.put((self, block), raw)
+                    raw = self._raw(block)
+                    cache.put(place, raw)
                 value = value_at(raw, at - first, key)
                 if value is not MISSING:
                     return value
             at = self.low.find(low, at + 1, stop)
         return MISSING
+
+    def get_many(
+        self, space: Space, keys: Sequence[bytes], left: Iterable[int], found: list[Any], cache: BlockCache
+    ) -> list[int]:
+        """Put the values of the keys at `left` into `found`; the places of those that are not here."""
+        if not self.bytes:
+            self.load()
+        bits, crc32 = self.bits, zlib.crc32
+        count = 8 * len(bits)
+        missing: list[int] = []
+        for n in left:
+            crc = crc32(keys[n])
+            bit = crc % count
+            if bits[bit >> 3] >> (bit & 7) & 1:
+                value = self.get(space, keys[n], crc, cache)
+                if value is not MISSING:
+                    found[n] = value
+                    continue
+            missing.append(n)
+        return missing
 
     def scan(
         self, space: Space, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
@@ -362,9 +440,8 @@ class Sstable:
         for block in range(first, last):
             offset = self._offsets[block]
             stored: Any = data[offset - base : self._offsets[block + 1] - base]
-            if self._cipher is not None:
-                stored = self._cipher.unseal(offset, stored, self.name)
-            keys, values = columns(unpack_block(stored, self.name, offset))
+            raw = self._checked(stored, offset, self._sums[block], self._packings[block], self._sizes[block])
+            keys, values = columns(raw)
             all_keys += keys
             all_values += values
         return all_keys, all_values

@@ -4,11 +4,12 @@ Versions do not change; an `Edit` makes the next one. Who reads on holds on to t
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from flowkit.store.cache import BlockCache
 from flowkit.store.frame import Space
 from flowkit.store.sstable import FileMeta, Sstable
 
@@ -33,18 +34,38 @@ class Edit(msgspec.Struct, array_like=True):
 class Run:
     """Sorted sstables of one space that do not overlap: at most one can have a key."""
 
-    __slots__ = ("_firsts", "_lasts", "tables")
+    __slots__ = ("_firsts", "_lasts", "only", "tables")
 
     def __init__(self, parts: list[tuple[bytes, bytes, Sstable]]) -> None:
         parts.sort(key=_first)
         self._firsts = [first for first, _, _ in parts]
         self._lasts = [last for _, last, _ in parts]
         self.tables = [table for _, _, table in parts]
+        self.only = self.tables[0] if len(parts) == 1 else None
+        """The one sstable, if there is but one."""
 
     def table_of(self, key: bytes) -> Sstable | None:
         """The sstable that may have `key`."""
         at = bisect_right(self._firsts, key) - 1
         return self.tables[at] if at >= 0 and key <= self._lasts[at] else None
+
+    def get_many(
+        self, space: Space, keys: Sequence[bytes], left: Iterable[int], found: list[Any], cache: BlockCache
+    ) -> list[int]:
+        """Put the values of the keys at `left` into `found`; the places of those that are not here."""
+        if self.only is not None:
+            return self.only.get_many(space, keys, left, found, cache)
+        firsts, tables = self._firsts, self.tables
+        by_table: list[list[int]] = [[] for _ in tables]
+        missing: list[int] = []
+        for n in left:
+            at = bisect_right(firsts, keys[n]) - 1
+            (by_table[at] if at >= 0 else missing).append(n)
+        for table, some in zip(tables, by_table, strict=True):
+            if some:
+                missing += table.get_many(space, keys, some, found, cache)
+        missing.sort()
+        return missing
 
     def within(self, start: bytes | None, stop: bytes | None) -> list[Sstable]:
         """The sstables that may have keys in `[start, stop)`, in order."""
