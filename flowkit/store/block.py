@@ -1,6 +1,6 @@
 """A block: up to some hundred records of one space, in key order, as two msgpack columns that can be read two ways.
 
-    raw    := count:u32  form:u8  keys at:u32  step:u32  values at:u32  step:u32
+    raw    := count:u32  keys at:u32  step:u32  values at:u32  step:u32
               [end of each key's element:u32 …]  [end of each value's element:u32 …]
               msgpack [[key …], [value …]]                                all little-endian
     value  := bin, nil (the key is deleted), or [expiry ms, bin]
@@ -22,10 +22,7 @@ Value = Any
 
 PLAIN, LZ4, ZSTD = 0, 1, 2
 PACKINGS = {"none": PLAIN, "lz4": LZ4, "zstd": ZSTD}
-TIMED = 1
-"""Bit of `form`: some values have an expiry."""
-
-_RAW = struct.Struct("<IBIIII")
+_RAW = struct.Struct("<IIIII")
 
 LARGEST = 2**32 - 1
 """The most that a raw block may have (bytes)."""
@@ -49,30 +46,34 @@ def _array_head(count: int) -> int:
     return 1 if count < 16 else 3 if count < 65536 else 5
 
 
-def _sizes(column: list[Any]) -> list[int]:
-    """The size of each element's msgpack."""
-    if list in set(map(type, column)):
-        return [len(_encode(value)) for value in column]
-    try:
-        lengths = list(map(len, column))
-    except TypeError:  # some are None
-        return [1 if value is None else len(value) + _bin_head(len(value)) for value in column]
-    if max(lengths) < 256:
-        return list(map((2).__add__, lengths))
-    return [length + _bin_head(length) for length in lengths]
+def element_sizes(column: list[Any]) -> tuple[list[int], int]:
+    """The size of each element's msgpack, and the one size that all have (0 if they differ)."""
+    kinds = set(map(type, column))
+    if list in kinds:
+        sizes = [len(_encode(value)) for value in column]
+    elif type(None) in kinds:
+        sizes = [1 if value is None else len(value) + _bin_head(len(value)) for value in column]
+    else:
+        sizes = list(map(len, column))
+        least, most = min(sizes), max(sizes)
+        if least == most:
+            size = most + _bin_head(most)
+            return [size] * len(sizes), size
+        if most < 256:
+            return list(map((2).__add__, sizes)), 0
+        return [size + _bin_head(size) for size in sizes], 0
+    return sizes, sizes[0] if sizes.count(sizes[0]) == len(sizes) else 0
 
 
-def encode_block(keys: list[bytes], values: list[Value]) -> bytes:
-    """The raw block of some records in key order. At least one."""
+def encode_block(
+    keys: list[bytes], values: list[Value], key_sizes: list[int], key_step: int, value_sizes: list[int], value_step: int
+) -> bytes:
+    """The raw block of some records in key order, at least one. Sizes and steps as `element_sizes` gives them."""
     count = len(keys)
-    key_sizes, value_sizes = _sizes(keys), _sizes(values)
-    key_step = key_sizes[0] if key_sizes.count(key_sizes[0]) == count else 0
-    value_step = value_sizes[0] if value_sizes.count(value_sizes[0]) == count else 0
     directories = (0 if key_step else 4 * count) + (0 if value_step else 4 * count)
     keys_at = _RAW.size + directories + 1 + _array_head(count)
-    values_at = keys_at + sum(key_sizes) + _array_head(count)
-    timed = TIMED if list in set(map(type, values)) else 0
-    parts = [_RAW.pack(count, timed, keys_at, key_step, values_at, value_step)]
+    values_at = keys_at + (key_step * count or sum(key_sizes)) + _array_head(count)
+    parts = [_RAW.pack(count, keys_at, key_step, values_at, value_step)]
     if not key_step:
         parts.append(_ends(key_sizes, keys_at))
     if not value_step:
@@ -115,19 +116,14 @@ def unpack(stored: bytes, packing: int, size: int) -> bytes:
 
 def columns(raw: bytes) -> tuple[list[bytes], list[Value]]:
     """All keys and values of a raw block."""
-    count, _, keys_at, _, _, _ = _RAW.unpack_from(raw)
+    count, keys_at, _, _, _ = _RAW.unpack_from(raw)
     keys, values = _decode(memoryview(raw)[keys_at - 1 - _array_head(count) :])
     return keys, values
 
 
-def is_timed(raw: bytes) -> bool:
-    """True if some values of a raw block have an expiry."""
-    return raw[4] == TIMED
-
-
 def value_at(raw: bytes, index: int, key: bytes) -> Value:
     """The value of record `index` of a raw block if its key is `key`, else MISSING."""
-    count, _, keys_at, key_step, values_at, value_step = _RAW.unpack_from(raw)
+    count, keys_at, key_step, values_at, value_step = _RAW.unpack_from(raw)
     ends_at = _RAW.size
     if key_step:
         end = keys_at + (index + 1) * key_step
