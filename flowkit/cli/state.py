@@ -82,7 +82,7 @@ async def _migrate(table: AnyTable[Any, Any], store: Store) -> None:
         return
     changes = []
     for end in [None, *store.ends(table.name)]:
-        rows = store.scan((table.name, end))
+        rows = list(store.scan((table.name, end)))
         values: list[bytes | None] = [migrate_cell(table, data, stored["version"]) for _, data in rows]
         changes.append(SpaceChange(table.name, end, [key for key, _ in rows], values))
     frame = Frame(store.number + 1, b"migrated", store.commit_id, 0, store.meta, changes)

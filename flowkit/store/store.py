@@ -1,7 +1,8 @@
 """The store: tables in memory over a durable log of frames, with at most one frame undecided."""
 
 import os
-from collections.abc import AsyncIterator
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ MERGE_ABOVE = 50_000
 class _Keys:
     """The keys of one space. Changes wait in columns until someone asks: a closed window's are never merged at all."""
 
-    __slots__ = ("_count", "_merged", "_waiting")
+    __slots__ = ("_count", "_merged", "_order", "_waiting")
 
     def __init__(self) -> None:
         self._merged: dict[bytes, bytes] = {}
         self._waiting: list[SpaceChange] = []
         self._count = 0
+        self._order: list[bytes] | None = None
 
     def add(self, change: SpaceChange) -> None:
         self._waiting.append(change)
@@ -42,8 +44,16 @@ class _Keys:
     def merged(self) -> dict[bytes, bytes]:
         for change in self._waiting:
             _update(self._merged, change)
+            self._order = None
         self._waiting, self._count = [], 0
         return self._merged
+
+    def order(self) -> list[bytes]:
+        """The keys in order, kept until one changes: who scans in chunks asks often."""
+        merged = self.merged()
+        if self._order is None:
+            self._order = sorted(merged)
+        return self._order
 
 
 class Store:
@@ -80,14 +90,18 @@ class Store:
         keys = self._spaces.get(space)
         return None if keys is None else keys.merged().get(key)
 
-    def scan(self, space: Space) -> list[tuple[bytes, bytes]]:
-        """All keys and values of a space in key order."""
+    def scan(self, space: Space, *, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """All keys from `start` on and their values, in key order. To be used up before the store changes."""
         pending, drops = self._pending()
-        merged: dict[bytes, bytes | None] = {}
-        if space not in drops:
-            merged.update(self._spaces[space].merged() if space in self._spaces else {})
-        merged.update(pending.get(space, {}))
-        return sorted((key, value) for key, value in merged.items() if value is not None)
+        keys = _Keys() if space in drops or space not in self._spaces else self._spaces[space]
+        merged, order, more = keys.merged(), keys.order(), pending.get(space, {})
+        if more:
+            order = sorted(merged.keys() | more)
+        for n in range(0 if start is None else bisect_left(order, start), len(order)):
+            key = order[n]
+            value = more[key] if key in more else merged[key]
+            if value is not None:
+                yield key, value
 
     def has(self, space: Space) -> bool:
         """False if the space surely has no keys."""

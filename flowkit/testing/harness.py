@@ -23,7 +23,18 @@ from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.source import MemoryBroker, MemoryStore
 from flowkit.store import open_store
 from flowkit.table import AnyTable, Mode, State
-from flowkit.worker import ClockMark, Finished, Idle, LiveTask, Piece, Records, random_ids, resources, task_name
+from flowkit.worker import (
+    ClockMark,
+    Finished,
+    Idle,
+    LiveTask,
+    Piece,
+    Records,
+    Waiting,
+    random_ids,
+    resources,
+    task_name,
+)
 
 T = TypeVar("T")
 
@@ -209,7 +220,8 @@ class Harness:
     async def _work(self, task: LiveTask) -> bool:
         if not await task.fetch(self._cut(50)):
             return False
-        while (piece := await task.feed.next(self._cut(20))) is not None:
+        while (piece := await task.task.next(self._cut(20))) is not None:
+            assert not isinstance(piece, Waiting)
             if isinstance(piece, Records) and self._seeded:
                 task.task.careful = task.task.careful or self._random.random() < 0.1
             await task.task.handle(piece)

@@ -17,9 +17,10 @@ from flowkit.clock import VirtualClock
 from flowkit.codec import Codec
 from flowkit.record import DeadLetter, Record
 from flowkit.store import open_store
+from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_outlets, random_ids
 from flowkit.worker.engine import Counters
-from flowkit.worker.feed import BoundedFeed, Waiting
+from flowkit.worker.feed import Waiting
 from flowkit.worker.run import _open_heads
 from flowkit.worker.task import Task
 
@@ -186,11 +187,11 @@ class World:
                 sources.setdefault(name, LinesSource(name, self.ends)).inputs.append(lines)
             await _open_heads(feed, sources, meta, batch_size)
             feed.restore(meta)
-            already_done = bool(meta) and len(feed.finished) == len(engines)
             await task.start(feed, meta)
+            already_done = len(feed.finished) == len(engines) and not any(engine.unfinished for engine in engines)
             while True:
                 task._slice = piece
-                given = await feed.next(max(1, min(piece, commit_every - task.since_commit)))
+                given = await task.next(max(1, min(piece, commit_every - task.since_commit)))
                 if given is None or isinstance(given, Waiting):
                     break
                 await task.handle(given)
