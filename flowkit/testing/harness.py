@@ -1,8 +1,8 @@
 """The harness: the real engine, store and commit protocol over a broker in memory, on a virtual clock.
 
-With a seed it cuts batches at random places and crashes at random steps of commits, then opens everything again from
-what a real worker would find: an app that depends on either gives other results, and its test fails. It also fails on
-an object that was changed but that no commit saves.
+With a seed it cuts batches and firings at random places and crashes at random steps of commits, then opens everything
+again from what a real worker would find: an app that depends on either gives other results, and its test fails. It also
+fails on an object that was changed but that no commit saves.
 """
 
 import contextlib
@@ -224,6 +224,8 @@ class Harness:
             assert not isinstance(piece, Waiting)
             if isinstance(piece, Records) and self._seeded:
                 task.task.careful = task.task.careful or self._random.random() < 0.1
+            # How many results a firing may give before it is cut.
+            task.task.commit_every = task.task.since_commit + self._cut(10)
             await task.task.handle(piece)
             if self._seeded and self._random.random() < 0.2:
                 await self._commit(task)
@@ -323,9 +325,9 @@ async def harness(
 ) -> AsyncIterator[Harness]:
     """Run `app` in a test.
 
-    With `seed`, batches are cut at random, some events go the careful way at random, and each step of a commit crashes
-    with probability `crashes`; without, everything goes smoothly. The clock starts at `start_ms` (ms) and moves only by
-    `advance`.
+    With `seed`, batches and firings are cut at random, some events go the careful way at random, and each step of a
+    commit crashes with probability `crashes`; without, everything goes smoothly. The clock starts at `start_ms` (ms)
+    and moves only by `advance`.
     """
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(resources(app))
