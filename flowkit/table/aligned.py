@@ -295,9 +295,9 @@ class AlignedState(State):
     def rows(self, firing: Firing) -> Iterator[tuple[bytes, Any, Any]]:
         """(key bytes, key, object) of what is still to be fired, in order of key bytes."""
         cells = self.ending or self.by_end[firing.end]
-        if firing.keys is None:
-            yield from cells.rows(firing.last)
-            return
+        return cells.rows(firing.last) if firing.keys is None else self._early_rows(firing, cells)
+
+    def _early_rows(self, firing: Firing, cells: Cells) -> Iterator[tuple[bytes, Any, Any]]:
         for key_bytes in firing.left():
             key = self.shape.decode_key(key_bytes)
             value = cells.find(key)

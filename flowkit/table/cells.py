@@ -243,13 +243,13 @@ class Cells:
             while at < len(order) and order[at][0] <= key_bytes:
                 name, key = order[at]
                 at += 1
-                if (value := self.find(key)) is not None:
+                if (value := self.live.get(key) or self.find(key)) is not None:
                     yield name, key, value
             if at == 0 or order[at - 1][0] != key_bytes:
                 yield key_bytes, decode_key(key_bytes), decode(data)
         for n in range(at, len(order)):
             name, key = order[n]
-            if (value := self.find(key)) is not None:
+            if (value := self.live.get(key) or self.find(key)) is not None:
                 yield name, key, value
 
     def _stored(self, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:

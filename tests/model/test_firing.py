@@ -182,6 +182,18 @@ def test_a_firing_that_takes_long_lets_the_task_look_around(
     same(whole, looked)
 
 
+@pytest.mark.parametrize("cut", [Cuts(), EACH], ids=["whole", "each"])
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec[0] != "count"], ids=str)
+def test_no_early_result_is_lost_to_an_agent_that_raises_in_the_same_step(spec: flink.WindowSpec, cut: Cuts) -> None:
+    # The table remembered for the rest of the step that it had given them, also when the step was taken back.
+    inputs = inputs_of(crowd(1, 3, 5, 8))
+
+    def build(*once: int) -> Callable[[], App]:
+        return lambda: busy_app(spec, declared=False, early=3, trouble=Trouble(once=frozenset(once)))
+
+    same(unbroken(build(), inputs), broken(build(2, 5, 20), inputs, [], [cut]))
+
+
 @pytest.mark.parametrize("spec", [("tumbling", 10, 0), ("session", 10)], ids=str)
 def test_a_window_is_over_for_readers_from_its_first_result_on(spec: flink.WindowSpec) -> None:
     world = unbroken(lambda: busy_app(spec, declared=False, trouble=Trouble()), inputs_of(crowd(1, 50)))
