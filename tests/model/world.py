@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -137,6 +138,8 @@ class World:
         self.kept: dict[str, list[bytes]] = {}
         self.counters = Counters()
         self.commits = 0
+        self.pieces: Counter[str] = Counter()
+        """How many pieces of each kind the task was given."""
 
     async def run(
         self,
@@ -194,6 +197,7 @@ class World:
                 given = await task.next(max(1, min(piece, commit_every - task.since_commit)))
                 if given is None or isinstance(given, Waiting):
                     break
+                self.pieces[type(given).__name__] += 1
                 await task.handle(given)
                 if task.commit_is_due():
                     await task.commit()
