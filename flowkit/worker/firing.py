@@ -93,7 +93,8 @@ class Firing:
             if batch is not None:
                 await self.batches.flush(batch, careful)
             elif self._full and (first is None or self._full[0][:2] <= first):
-                await self._send_full(careful)
+                if not await self._send_full(careful):
+                    return
             elif first is not None:
                 self._state = states[first[1]]
                 self._results = self._state.fire(first[0], watermark)
@@ -111,11 +112,15 @@ class Firing:
             step.counters.fired += 1
             await step.send(name, closed, closed.end - 1, careful, None)
             self.left -= 1
-            if self.left <= 0 or (self.left % GLANCE == 0 and time.perf_counter() > step.until):
+            if self._is_enough():
                 self._cut()
                 return False
         self._state, self._results = None, iter(())
         return True
+
+    def _is_enough(self) -> bool:
+        """True if the firing is to be cut after the result just sent."""
+        return self.left <= 0 or (self.left % GLANCE == 0 and time.perf_counter() > self.step.until)
 
     def _cut(self) -> None:
         step = self.step
@@ -134,11 +139,16 @@ class Firing:
         ]
         self._full = deque(sorted([*self._full, *full], key=_firing_order))
 
-    async def _send_full(self, careful: bool) -> None:
+    async def _send_full(self, careful: bool) -> bool:
+        """Send the result of the next full count window; False if the firing was cut."""
         _, _, _, name, closed = self._full.popleft()
         self.step.counters.fired += 1
-        self.left -= 1
         await self.step.send(name, closed, closed.end - 1, careful, None)
+        self.left -= 1
+        if self._is_enough():
+            self._cut()
+            return False
+        return True
 
     # Commit
 

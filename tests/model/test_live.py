@@ -1,4 +1,4 @@
-"""The live task against the oracle: in the harness, which cuts batches at random and crashes at any step of a commit."""
+"""The live task against the oracle: in the harness, which cuts batches at random and crashes in commits."""
 
 from __future__ import annotations
 
