@@ -1,4 +1,4 @@
-"""The live task against the oracle: in the harness, which cuts batches at random and crashes in commits."""
+"""The live task against the oracle: in the harness, which cuts batches at random and crashes at any step."""
 
 from __future__ import annotations
 
