@@ -87,6 +87,8 @@ class Harness:
         self.clock = StillClock(start_ms)
         self.crashed = 0
         """How often the plug was pulled so far."""
+        self.cut = 0
+        """How many commits so far stood in the middle of a firing."""
         self._random = random.Random(seed)
         self._seeded, self._crashes = seed is not None, crashes if seed is not None else 0.0
         self._partitions = partitions
@@ -237,6 +239,7 @@ class Harness:
 
     async def _commit(self, task: LiveTask) -> None:
         self._check_saved(task)
+        self.cut += task.engine.unfinished
         late = self._late_before.get(task.name, 0) + task.counters.late
         self._late_at.setdefault(task.name, {})[task.task.store.number + 1] = late
         await task.task.commit()

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from flowkit import App, Closed, Record, Stream
 from flowkit import agent as agents
 from flowkit import table as aggregates
-from flowkit.store.frame import HEADER, decode_log
 from flowkit.testing import harness
 from flowkit.window import Count, Session, Tumbling
 from flowkit.worker import step as steps
@@ -117,12 +116,6 @@ def inputs_of(events: list[flink.Event]) -> Sequence[tuple[str, Sequence[bytes]]
     return [("events", lines(records(events)))]
 
 
-def cut_inside(disk: list[bytes]) -> int:
-    """How many commits stand in the middle of a firing."""
-    frames = [frame for _, frame in decode_log(HEADER + b"".join(disk), "memory")]
-    return sum(bool(group.get("firing")) for frame in frames for group in frame.meta["groups"].values())
-
-
 @pytest.mark.parametrize(
     "declared, lateness", [(False, 0), (True, 0), (True, 8)], ids=["by hand", "declared", "declared and late"]
 )
@@ -138,7 +131,7 @@ def test_every_place_of_a_firing_may_be_cut_and_be_crashed_at(
     whole, cut = unbroken(build, inputs), World(inputs)
     play(cut.run(build(), **EACH._asdict()))
     same(whole, cut)
-    assert cut_inside(cut.disk) > 4
+    assert cut.cut > 4
     # Runs of about one commit each, so that every commit is once the one that counts last.
     for first in (0, 3):
         same(whole, broken(build, inputs, [first, *[5] * 40], [EACH]))
@@ -200,7 +193,7 @@ def test_what_was_handed_over_is_not_saved_any_more() -> None:
 
     world = play(World(inputs_of(crowd(1))).run(app, **Cuts(commit_every=3)._asdict()))
     assert world.out("fired", str) == sorted(KEYS, key=str.encode)
-    assert cut_inside(world.disk)
+    assert world.cut
 
 
 @pytest.mark.parametrize("cut", [Cuts(), EACH], ids=["whole", "each"])
@@ -236,7 +229,7 @@ async def test_a_live_task_cuts_its_firings_and_crashes_in_them(spec: flink.Wind
             await h.send(app.topics["events"], *records(crowd(1, 7)))
             await h.send(app.topics["events"], *records(crowd(31, 32)))
             await h.finish()
-            cuts += sum(map(cut_inside, h._disks.values())) if seed is not None else 0
+            cuts += h.cut
             return h.sent(app.sinks["fired"])
 
     whole = await fired(None)
@@ -291,7 +284,7 @@ def test_a_firing_of_many_keys_holds_few_results_at_once(form: Any) -> None:
     assert world.out("fired", int) == list(range(1, keys + 1))
     assert max(alive) < 10
     assert max(world.staged) <= commit_every
-    assert cut_inside(world.disk) >= keys / commit_every - 1
+    assert world.cut >= keys / commit_every - 1
 
 
 class Staged(World):

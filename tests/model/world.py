@@ -138,6 +138,8 @@ class World:
         self.kept: dict[str, list[bytes]] = {}
         self.counters = Counters()
         self.commits = 0
+        self.cut = 0
+        """How many commits stood in the middle of a firing."""
         self.pieces: Counter[str] = Counter()
         """How many pieces of each kind the task was given."""
 
@@ -200,6 +202,7 @@ class World:
                 self.pieces[type(given).__name__] += 1
                 await task.handle(given)
                 if task.commit_is_due():
+                    self.cut += any(engine.unfinished for engine in engines)
                     await task.commit()
             if not already_done:
                 await task.commit(final=True)
