@@ -130,7 +130,11 @@ class Firing:
         step.link_hit = True  # whoever steps through records stops after this one
 
     def _take_full(self) -> None:
-        """The results of count windows that this event has filled."""
+        """The results of count windows that this event has filled: taken at once, since the next event fills on.
+
+        There are few, but where what another table fires is counted: then as many as its firing has filled, and a
+        commit that cuts this one saves those that are left.
+        """
         self.step.cursor.ready = False
         full = [
             (end, order, key, f"{state.name}.closed", closed)
