@@ -71,7 +71,7 @@ def parse_text(text: str, type_: Any) -> Any:
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker runs. Every field can be set by environment (`FLOWKIT_…`) and most by flag.
 
-    `commit_every` events or `commit_interval` ms, whichever comes first, end a commit interval. `batch_size` records
+    `commit_every` events and results of windows, or `commit_interval` ms, end a commit interval. `batch_size` records
     are fetched at once. `grace` ms is what a stop by SIGTERM may take. `stall_after` ms without progress make the
     watchdog speak up and restart the task. `lease_ttl` ms after its last sign of life a worker's tasks are taken over.
     `live_objects` table values are kept decoded in memory, a table; what the stores of all tasks keep of the rest takes

@@ -12,6 +12,7 @@ from flowkit.record import MIN_TIME, Closed
 from flowkit.store import SpaceChange
 from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
+from flowkit.table.firing import Firing
 from flowkit.table.state import NEVER, Open, State, next_early
 from flowkit.window import Aligned
 
@@ -34,6 +35,8 @@ class AlignedState(State):
         self.touched_early: dict[int, set[Any]] = {}
         self.early_done: set[int] = set()
         self.dropped: list[tuple[str, int | None]] = []
+        self.ending: Cells | None = None
+        """The window that is being fired and has no more to expect: nobody sees it any more."""
         # The window of the last event, so that the next one in it costs one comparison; empty while lo == hi.
         self.lo = self.hi = 0
 
@@ -187,6 +190,8 @@ class AlignedState(State):
         self._note_early()
         self.opened.clear()
         changes, _ = super().cut()
+        if self.ending is not None and (change := self.ending.cut()) is not None:
+            changes.append(change)
         dropped, self.dropped = self.dropped, []
         return changes, dropped
 
@@ -199,15 +204,23 @@ class AlignedState(State):
         starts = dict(meta.get("open", []))
         stored = self.store.ends(self.space)
         self.by_end = {e: self.by_end.get(e) or Cells(self.shape, self.store, (self.space, e)) for e in stored}
-        self.starts = {end: starts[end] for end in stored}
+        self.ending = None
+        if self.firing is not None and self._is_last(self.firing):
+            self.ending = self.by_end.pop(self.firing.end, None) or Cells(
+                self.shape, self.store, (self.space, self.firing.end)
+            )
+        self.starts = {end: starts[end] for end in self.by_end}
         self.unfired = [end for end in stored if end - 1 > self.watermark]
         self.opened = []
         encoded = meta.get("early", [])
         self.touched_early = {end: {self.shape.decode_key(key) for key in keys} for end, keys in encoded}
+        self.early_done = set(meta.get("early_done", ()))
         self._set_due()
 
     def meta(self) -> dict[str, Any]:
         saved = super().meta() | {"open": list(self.starts.items())}
+        if self.early_done:
+            saved["early_done"] = sorted(self.early_done)
         if self.touched_early:
             encode = self.shape.encode_key
             saved["early"] = [[end, sorted(map(encode, keys))] for end, keys in self.touched_early.items()]
@@ -241,37 +254,62 @@ class AlignedState(State):
         """The start of the window that ends at `end`."""
         return self.starts[end]
 
-    def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
+    def fire(self, end: int, watermark: int) -> Iterator[Closed[Any, Any]]:
+        self.firing = Firing(self.start_of(end), end)
+        keys = self.touched_early.pop(end, set())
         if end - 1 > watermark:
-            return self._fire_early(end)
+            for cells in self.all_cells():
+                cells.seal()
+            self.refresh()
+            self.early_done.add(end)
+            self.firing.keys = sorted(map(self.shape.encode_key, keys))
+        else:
+            self._take_unfired()
+            self.watermark = max(self.watermark, end - 1)
+            if self._is_last(self.firing):
+                self.ending = self._hide(end)
+        if not self.wants_closed:
+            self._fired()
+        return self.resume(watermark)
+
+    def _take_unfired(self) -> None:
         heapq.heappop(self.unfired)
-        self.touched_early.pop(end, None)
-        results = self.results(end) if self.wants_closed else []
-        self.watermark = max(self.watermark, end - 1)
-        if self.lateness == 0:
-            self._drop(end)
-        return results
 
-    def results(self, end: int) -> list[Closed[Any, Any]]:
-        """All results of a window, in order of key bytes; copies if the window lives on."""
-        hand_over = self.shape.present if self.lateness else self.shape.final
-        start = self.starts[end]
-        return [Closed(key, hand_over(value), start, end) for _, key, value in self.by_end[end].items()]
+    def _is_last(self, firing: Firing) -> bool:
+        """True if the windows go once they have fired."""
+        return firing.keys is None and self.lateness == 0
 
-    def _fire_early(self, end: int) -> list[Closed[Any, Any]]:
-        for cells in self.all_cells():
-            cells.seal()
-        self.refresh()
-        keys = self.touched_early.pop(end)
-        self.early_done.add(end)
-        return self.early_results(end, keys) if self.wants_closed else []
+    def resume(self, watermark: int) -> Iterator[Closed[Any, Any]]:
+        firing, ending = self.firing, self.ending
+        if firing is None:
+            return
+        start, end, pane = firing.start, firing.end, firing.pane
+        hand_over = self.shape.present if ending is None else self.shape.final
+        for key_bytes, key, value in self.rows(firing):
+            firing.last = key_bytes
+            if ending is not None:
+                ending.release(key)
+            yield Closed(key, hand_over(value), start, end, pane)
+        self._fired()
 
-    def early_results(self, end: int, keys: set[Any]) -> list[Closed[Any, Any]]:
-        """The results so far of some keys, in order of key bytes."""
-        cells = self.by_end[end]
-        rows = sorted((self.shape.encode_key(key), key) for key in keys)
-        found = [(key, cells.find(key)) for _, key in rows]
-        return [Closed(k, self.shape.present(v), self.starts[end], end, "early") for k, v in found if v is not None]
+    def rows(self, firing: Firing) -> Iterator[tuple[bytes, Any, Any]]:
+        """(key bytes, key, object) of what is still to be fired, in order of key bytes."""
+        cells = self.ending or self.by_end[firing.end]
+        return cells.rows(firing.last) if firing.keys is None else self._early_rows(firing, cells)
+
+    def _early_rows(self, firing: Firing, cells: Cells) -> Iterator[tuple[bytes, Any, Any]]:
+        for key_bytes in firing.left():
+            key = self.shape.decode_key(key_bytes)
+            value = cells.find(key)
+            if value is not None:
+                yield key_bytes, key, value
+
+    def _fired(self) -> None:
+        """All results of the windows are given out."""
+        assert self.firing is not None
+        if self.ending is not None:
+            self.dropped.append((self.space, self.firing.end))
+        self.firing = self.ending = None
 
     def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
         fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
@@ -284,12 +322,17 @@ class AlignedState(State):
                         fired.append((end, self.shape.encode_key(key), late))
         return fired
 
-    def _drop(self, end: int) -> None:
-        del self.by_end[end], self.starts[end]
+    def _hide(self, end: int) -> Cells:
+        """The window is over: nobody finds it any more."""
+        del self.starts[end]
         self.touched_early.pop(end, None)
-        self.dropped.append((self.space, end))
         if self.hi == end:
             self.refresh()
+        return self.by_end.pop(end)
+
+    def _drop(self, end: int) -> None:
+        self._hide(end)
+        self.dropped.append((self.space, end))
 
     def settle(self, watermark: int) -> None:
         super().settle(watermark)

@@ -11,6 +11,7 @@ forget `fresh`. `rollback` takes back everything since the last commit.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from flowkit.errors import NoEvent, WrongPartition
@@ -19,6 +20,9 @@ from flowkit.table.cursor import Mode
 
 GONE: Any = type("Gone", (), {"__repr__": lambda _self: "GONE"})()
 """Stands in `dirty` for a deleted key."""
+
+CHUNK = 1_000
+"""So many keys are read from the store at once while a window fires."""
 
 
 class Shape:
@@ -222,6 +226,48 @@ class Cells:
         rows.sort(key=_by_key_bytes)
         return rows
 
+    def rows(self, after: bytes | None) -> Iterator[tuple[bytes, Any, Any]]:
+        """The same from behind the key `after` on, each object looked up only when it is asked for.
+
+        Commits may come between two of them, but nothing else than `release` may change what there is. The keys that
+        are live are put in order once; those that are only stored are read in chunks.
+        """
+        encode_key, decode_key, decode = self.shape.encode_key, self.shape.decode_key, self.shape.decode
+        known = self.live.keys() | self.fresh.keys() | self.dirty.keys() | self.deleted | self.gone
+        order = [(encode_key(key), key) for key in known]
+        if after is not None:
+            order = [row for row in order if row[0] > after]
+        order.sort(key=_by_key_bytes)
+        at = 0
+        for key_bytes, data in self._stored(after) if self.maybe_stored else ():
+            while at < len(order) and order[at][0] <= key_bytes:
+                name, key = order[at]
+                at += 1
+                if (value := self.live.get(key) or self.find(key)) is not None:
+                    yield name, key, value
+            if at == 0 or order[at - 1][0] != key_bytes:
+                yield key_bytes, decode_key(key_bytes), decode(data)
+        for n in range(at, len(order)):
+            name, key = order[n]
+            if (value := self.live.get(key) or self.find(key)) is not None:
+                yield name, key, value
+
+    def _stored(self, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in the store behind `after`. Each chunk is a scan of its own: no scan outlives a commit."""
+        while True:
+            found = self.store.scan(self.space, start=after)
+            chunk = [row for row in islice(found, CHUNK) if row[0] != after]
+            yield from chunk
+            if not chunk:
+                return
+            after = chunk[-1][0]
+
+    def release(self, key: Any) -> None:
+        """Let go of an object: it belongs to someone else now, and what becomes of it is not saved."""
+        self.live.pop(key, None)
+        self.fresh.pop(key, None)
+        self.dirty.pop(key, None)
+
     def unsaved(self) -> Iterator[tuple[Any, Any]]:
         """(key, object) of committed objects that were changed outside their event (the harness asks)."""
         for key, value in self.live.items():
@@ -232,7 +278,7 @@ class Cells:
                 yield key, value
 
 
-def _by_key_bytes(row: tuple[bytes, Any, Any]) -> bytes:
+def _by_key_bytes(row: tuple[Any, ...]) -> Any:
     return row[0]
 
 

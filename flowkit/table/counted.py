@@ -203,9 +203,17 @@ class CountState(State):
 
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
+        self.full = [(self.shape.decode_key(key), number) for key, number in meta.get("full", ())]
+        if self.full:
+            self.cursor.ready = True
         if self.expiry is not None:
             self.expiry.reset((counter.last, key_bytes) for key_bytes, _, counter in self.cells.items())
             self.due = self.expiry.due
+
+    def meta(self) -> dict[str, Any]:
+        # Only a commit in the middle of a firing finds any: what another table fires fills windows of this one.
+        full = [(self.shape.encode_key(key), number) for key, number in self.full]
+        return super().meta() | ({"full": full} if full else {})
 
     # Time
 

@@ -14,6 +14,7 @@ from parts and compiled by Python; the text is `Compiled.source`, and tracebacks
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,7 +114,7 @@ def fuse(table: str, plans: Mapping[str, Plan], event_type: Any, by: Value | Non
         decode=decode,
         key=made.get("key"),
         key_type=Any if by is None else by.type,
-        fields=_fields([part.value for part in parts], by),
+        fields=_fields(parts, by),
         layout=tuple(part.layout for part in parts),
         source=source,
         names=names,
@@ -197,8 +198,10 @@ class _Text:
         return taken + lines
 
 
-def _fields(values: Iterable[Value | None], by: Value | None) -> frozenset[str] | None:
-    names = [value.field for value in (*values, by) if value is not None]
+def _fields(parts: Sequence[Part], by: Value | None) -> frozenset[str] | None:
+    if any(re.search(r"\be\b", part.update) for part in parts):
+        return None  # a Custom is given the event itself
+    names = [value.field for value in (*(part.value for part in parts), by) if value is not None]
     fields = frozenset(name for name in names if isinstance(name, str))
     return None if any(callable(name) for name in names) else fields
 

@@ -9,12 +9,15 @@ The cells are those of the panes; a pane goes when the last window over it is cl
 
 import heapq
 from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import groupby
 from typing import Any
 
-from flowkit.record import Change, Closed, Pane
+from flowkit.record import Change, Closed
 from flowkit.table.aligned import AlignedState
 from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
+from flowkit.table.firing import Firing
 from flowkit.table.state import Open
 from flowkit.window import Tumbling
 
@@ -75,24 +78,33 @@ class PaneState(AlignedState):
                 found[key_bytes] = (key, value if known is None else self.merge(known[1], value))
         return [(key_bytes, *found[key_bytes]) for key_bytes in sorted(found)]
 
-    def _present(self, start: int, end: int, pane: Pane, keys: set[Any] | None = None) -> list[Closed[Any, Any]]:
-        present = self.shape.present
-        return [Closed(key, present(value), start, end, pane) for _, key, value in self.merged(start, end, keys)]
+    def _take_unfired(self) -> None:
+        self.queued.discard(heapq.heappop(self.unfired))
 
-    def results(self, end: int) -> list[Closed[Any, Any]]:
-        return self._present(self.start_of(end), end, "on_time")
+    def _is_last(self, firing: Firing) -> bool:
+        # The panes of a window are those of others too.
+        return False
 
-    def early_results(self, end: int, keys: set[Any]) -> list[Closed[Any, Any]]:
-        return self._present(self.start_of(end), end, "early", keys)
+    def rows(self, firing: Firing) -> Iterator[tuple[bytes, Any, Any]]:
+        """Of all panes of the window by key bytes; those of one key merged, the earlier first."""
+        ends = sorted(e for e, s in self.starts.items() if firing.start <= s and e <= firing.end)
+        panes = [self.by_end[end] for end in ends]
+        rows: Iterator[tuple[bytes, Any, Any]]
+        if firing.keys is None:
+            rows = heapq.merge(*(cells.rows(firing.last) for cells in panes), key=_key_bytes)
+        else:
+            rows = self._rows_of(firing.left(), panes)
+        for key_bytes, same in groupby(rows, key=_key_bytes):
+            (_, key, value), *later = same
+            yield key_bytes, key, reduce(self.merge, [value for _, _, value in later], value)
 
-    def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
-        if end - 1 > watermark:
-            return self._fire_early(end)
-        heapq.heappop(self.unfired)
-        self.queued.discard(end)
-        self.touched_early.pop(end, None)
-        self.watermark = max(self.watermark, end - 1)
-        return self.results(end) if self.wants_closed else []
+    def _rows_of(self, keys: list[bytes], panes: list[Cells]) -> Iterator[tuple[bytes, Any, Any]]:
+        for key_bytes in keys:
+            key = self.shape.decode_key(key_bytes)
+            for cells in panes:
+                value = cells.find(key)
+                if value is not None:
+                    yield key_bytes, key, value
 
     def start_of(self, end: int) -> int:
         return next(start for start, outer in self.window.windows(end - 1) if outer == end)
@@ -110,8 +122,10 @@ class PaneState(AlignedState):
         fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
         for (start, outer), keys in self._touched().items():
             if outer - 1 <= self.watermark:
-                lates = self._present(start, outer, "late", keys)
-                fired += [(outer, self.shape.encode_key(late.key), late) for late in lates]
+                fired += [
+                    (outer, key_bytes, Closed(key, self.shape.present(value), start, outer, "late"))
+                    for key_bytes, key, value in self.merged(start, outer, keys)
+                ]
         return fired
 
     def _touched(self) -> dict[tuple[int, int], set[Any]]:
@@ -164,6 +178,10 @@ class PaneState(AlignedState):
         for start, end in sorted(spans, key=_end_of):
             for _, key, value in self.merged(start, end):
                 yield key, Open(self.shape.present(value), start, end)
+
+
+def _key_bytes(row: tuple[bytes, Any, Any]) -> bytes:
+    return row[0]
 
 
 def _end_of(span: tuple[int, int]) -> int:

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from flowkit.errors import StateError
-from flowkit.record import Change, Closed
+from flowkit.record import MIN_TIME, Change, Closed
 from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
+from flowkit.table.firing import Firing
 from flowkit.table.state import NEVER, Open, State, next_early
 from flowkit.window import absorb
 
@@ -137,8 +138,14 @@ class SessionState(State):
 
     def find(self, key: Any) -> Any:
         t = self.now()
-        hit, _, _ = absorb(self.cells.find(key) or [], t, t + self.gap)
+        hit, _, _ = absorb(self._seen(self.cells.find(key)), t, t + self.gap)
         return hit[0].value if hit else None
+
+    def _seen(self, spans: list[Span] | None) -> list[Span]:
+        """Without those that are being fired and go then: all of them are over for a reader as soon as one is."""
+        if spans is None or self.lateness or self.firing is None:
+            return spans or []
+        return [span for span in spans if span.end - 1 > self.watermark]
 
     def get(self, key: Any) -> Any:
         if self.shape.mode is Mode.OUTSIDE:
@@ -153,14 +160,14 @@ class SessionState(State):
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
         t = self.now()
-        hit, _, _ = absorb(self.cells.find(key) or [], t, t + self.gap)
+        hit, _, _ = absorb(self._seen(self.cells.find(key)), t, t + self.gap)
         return [Open(self.shape.present(span.value), span.start, span.end) for span in hit]
 
     def scan(self) -> Iterator[Any]:
         if self.shape.mode is Mode.OUTSIDE:
             raise no_event(self.name)
         for _, key, spans in self.cells.items():
-            for span in spans:
+            for span in self._seen(spans):
                 yield key, Open(self.shape.present(span.value), span.start, span.end)
 
     def refresh(self) -> None:
@@ -194,12 +201,17 @@ class SessionState(State):
         self.ends, self.drops, self.early_points, self.early_ready = [], [], [], []
         for key_bytes, _, spans in self.cells.items():
             for span in spans:
-                (self.drops if span.end - 1 <= self.watermark else self.ends).append((span.end, key_bytes))
+                fired = span.end - 1 <= self.watermark and not self._is_firing(span)
+                (self.drops if fired else self.ends).append((span.end, key_bytes))
                 if self.early is not None and not span.told:
                     self.early_points.append((next_early(span.start, self.early, self.settled), key_bytes))
         for heap in (self.ends, self.drops, self.early_points):
             heapq.heapify(heap)
         self._set_due()
+
+    def _is_firing(self, span: Span) -> bool:
+        """True if a commit has cut the firing before the session's turn."""
+        return self.firing is not None and span.end == self.firing.end and not span.fired
 
     # Time
 
@@ -219,16 +231,19 @@ class SessionState(State):
             if self._ending(*self.ends[0]) is not None:
                 return self.ends[0][0]
             heapq.heappop(self.ends)
-        while self.early_points and self.early_points[0][0] <= watermark:
-            point, key_bytes = heapq.heappop(self.early_points)
-            for span in self.cells.find(self.shape.decode_key(key_bytes)) or []:
-                if not span.told and span.end - 1 > watermark and self._has_point(span, point):
-                    heapq.heappush(self.early_ready, (span.end, key_bytes))
+        self._find_early(watermark)
         while self.early_ready:
             if self._telling(*self.early_ready[0]) is not None:
                 return self.early_ready[0][0]
             heapq.heappop(self.early_ready)
         return None
+
+    def _find_early(self, watermark: int) -> None:
+        while self.early_points and self.early_points[0][0] <= watermark:
+            point, key_bytes = heapq.heappop(self.early_points)
+            for span in self.cells.find(self.shape.decode_key(key_bytes)) or []:
+                if not span.told and span.end - 1 > watermark and self._has_point(span, point):
+                    heapq.heappush(self.early_ready, (span.end, key_bytes))
 
     def _has_point(self, span: Span, point: int) -> bool:
         """True if `point` is one at which the session, as it is now, gives early results."""
@@ -246,25 +261,38 @@ class SessionState(State):
         found = self._ending(end, key_bytes)
         return None if found is None or found[1].told else found
 
-    def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
-        if end - 1 > watermark:
-            return self._fire_early(end)
-        results = []
+    def fire(self, end: int, watermark: int) -> Iterator[Closed[Any, Any]]:
+        self.firing = Firing(MIN_TIME, end)
+        if end - 1 <= watermark:
+            self.watermark = max(self.watermark, end - 1)
+        return self.resume(watermark)
+
+    def resume(self, watermark: int) -> Iterator[Closed[Any, Any]]:
+        # Where the firing stands is seen from the sessions themselves: those that have fired are gone, or say so.
+        firing = self.firing
+        if firing is None:
+            return
+        if firing.end - 1 <= watermark:
+            yield from self._fire_on_time(firing.end)
+        else:
+            self._find_early(watermark)
+            yield from self._fire_early(firing.end)
+        self.firing = None
+
+    def _fire_on_time(self, end: int) -> Iterator[Closed[Any, Any]]:
+        hand_over = self.shape.present if self.lateness else self.shape.final
         while self.ends and self.ends[0][0] == end:
             _, key_bytes = heapq.heappop(self.ends)
             found = self._ending(end, key_bytes)
             if found is None:
                 continue
             key, span = found
-            if self.wants_closed:
-                value = (self.shape.present if self.lateness else self.shape.final)(span.value)
-                results.append(Closed(key, value, span.start, span.end))
+            value = hand_over(span.value) if self.wants_closed else None
             self._fired(key, key_bytes, span)
-        self.watermark = max(self.watermark, end - 1)
-        return results
+            if self.wants_closed:
+                yield Closed(key, value, span.start, span.end)
 
-    def _fire_early(self, end: int) -> list[Closed[Any, Any]]:
-        results = []
+    def _fire_early(self, end: int) -> Iterator[Closed[Any, Any]]:
         while self.early_ready and self.early_ready[0][0] == end:
             _, key_bytes = heapq.heappop(self.early_ready)
             found = self._telling(end, key_bytes)
@@ -274,8 +302,7 @@ class SessionState(State):
             span = next(s for s in self.cells.load(key) if s.end == end)
             span.told = True
             if self.wants_closed:
-                results.append(Closed(key, self.shape.present(span.value), span.start, span.end, "early"))
-        return results
+                yield Closed(key, self.shape.present(span.value), span.start, span.end, "early")
 
     def _fired(self, key: Any, key_bytes: bytes, span: Span) -> None:
         spans: list[Span] = self.cells.load(key)

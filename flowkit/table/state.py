@@ -13,6 +13,7 @@ from flowkit.store import Reading, SpaceChange
 from flowkit.table.cells import Cells, Shape, no_event
 from flowkit.table.cursor import Cursor, Mode
 from flowkit.table.expiry import Expiry
+from flowkit.table.firing import Firing
 
 V = TypeVar("V")
 NEVER = END_OF_TIME + 1
@@ -54,6 +55,8 @@ class State:
         """How far windows have fired. It lags behind the task's watermark where nothing is due between."""
         self.settled = MIN_TIME
         """The watermark at the last `settle`: what lies above is new."""
+        self.firing: Firing | None = None
+        """The firing that is under way."""
         self.due = NEVER
         self.moving = False
         self.careful_before = MIN_TIME
@@ -213,10 +216,12 @@ class State:
         """Take up what a commit left: `meta` and the store."""
         self.watermark = meta.get("watermark", MIN_TIME)
         self.settled = meta.get("settled", MIN_TIME)
+        self.firing = Firing.load(meta.get("firing"))
         self.refresh()
 
     def meta(self) -> dict[str, Any]:
-        return {"watermark": self.watermark, "settled": self.settled}
+        saved = {"watermark": self.watermark, "settled": self.settled}
+        return saved if self.firing is None else saved | {"firing": self.firing.save()}
 
     # Time
 
@@ -228,9 +233,17 @@ class State:
         """The end of the next window to fire at `watermark`, or None."""
         return None
 
-    def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
-        """Results of the windows that end at `end`, in order of key bytes."""
-        return []
+    def fire(self, end: int, watermark: int) -> Iterator[Closed[Any, Any]]:
+        """Results of the windows that end at `end`, in order of key bytes. Each is made when it is asked for.
+
+        Until the last was asked for the windows are being fired (`firing`). A commit may come between two results, but
+        no event that changes the table.
+        """
+        return iter(())
+
+    def resume(self, watermark: int) -> Iterator[Closed[Any, Any]]:
+        """The results to come of the firing under way: after a commit has cut it, or at its beginning."""
+        return iter(())
 
     def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
         """Results of fired windows that were touched since `mark`, as (end, key bytes, result)."""
@@ -395,7 +408,7 @@ class PlainState(State):
         super().open(meta)
         self.fired = meta.get("fired", False)
         self.touched_early = {self.shape.decode_key(key) for key in meta.get("early", ())}
-        self.early_done = False
+        self.early_done = meta.get("early_done", False)
         if self.expiry is not None:
             self.expiry.reset((cell[1], key_bytes) for key_bytes, _, cell in self.cells.items())
         self._set_due()
@@ -404,6 +417,7 @@ class PlainState(State):
         return super().meta() | {
             "fired": self.fired,
             "early": sorted(map(self.shape.encode_key, self.touched_early)),
+            "early_done": self.early_done,
         }
 
     # Time
@@ -433,28 +447,38 @@ class PlainState(State):
                 return END_OF_TIME
         return None
 
-    def fire(self, end: int, watermark: int) -> list[Closed[Any, Any]]:
+    def fire(self, end: int, watermark: int) -> Iterator[Closed[Any, Any]]:
+        self.firing = Firing(MIN_TIME, END_OF_TIME, now=self.clock_now())
         if watermark < END_OF_TIME - 1:
-            return self._fire_early()
-        self.fired = True
-        self.touched_early.clear()
+            self.cells.seal()
+            self.refresh()
+            self.firing.keys = sorted(map(self.shape.encode_key, self.touched_early))
+            self.early_done = True
+        else:
+            self.fired = True
+        self.touched_early = set()
         if not self.wants_closed:
-            return []
-        # What is expired by the watermark has been removed. At the end of time, nothing more expires.
-        return [
-            Closed(key, self.shape.final(self.value_of(cell)), MIN_TIME, END_OF_TIME)
-            for _, key, cell in self.cells.items()
-        ]
+            self.firing = None
+        return self.resume(watermark)
 
-    def _fire_early(self) -> list[Closed[Any, Any]]:
-        self.cells.seal()
-        self.refresh()
-        keys, self.touched_early, self.early_done = self.touched_early, set(), True
-        if not self.wants_closed:
-            return []
-        found = [(key, self.find(key)) for _, key in sorted((self.shape.encode_key(key), key) for key in keys)]
-        present = self.shape.present
-        return [Closed(k, present(v), MIN_TIME, END_OF_TIME, "early") for k, v in found if v is not None]
+    def resume(self, watermark: int) -> Iterator[Closed[Any, Any]]:
+        firing = self.firing
+        if firing is None:
+            return
+        present, pane = self.shape.present, firing.pane
+        # What is expired by the watermark has been removed; at the end of time, nothing more expires.
+        rows = self.cells.rows(firing.last) if firing.keys is None else self._early_rows(firing)
+        for key_bytes, key, cell in rows:
+            firing.last = key_bytes
+            yield Closed(key, present(self.value_of(cell)), MIN_TIME, END_OF_TIME, pane)
+        self.firing = None
+
+    def _early_rows(self, firing: Firing) -> Iterator[tuple[bytes, Any, Any]]:
+        for key_bytes in firing.left():
+            key = self.shape.decode_key(key_bytes)
+            cell = self.cells.find(key)
+            if cell is not None and (self.expiry is None or not self.expiry.over(cell[1], firing.now)):
+                yield key_bytes, key, cell
 
     def settle(self, watermark: int) -> None:
         super().settle(watermark)

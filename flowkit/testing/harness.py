@@ -1,8 +1,8 @@
 """The harness: the real engine, store and commit protocol over a broker in memory, on a virtual clock.
 
-With a seed it cuts batches at random places and crashes at random steps of commits, then opens everything again from
-what a real worker would find: an app that depends on either gives other results, and its test fails. It also fails on
-an object that was changed but that no commit saves.
+With a seed it cuts batches and firings at random places and crashes at random steps of commits, then opens everything
+again from what a real worker would find: an app that depends on either gives other results, and its test fails. It also
+fails on an object that was changed but that no commit saves.
 """
 
 import contextlib
@@ -23,7 +23,18 @@ from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.source import MemoryBroker, MemoryStore
 from flowkit.store import open_store
 from flowkit.table import AnyTable, Mode, State
-from flowkit.worker import ClockMark, Finished, Idle, LiveTask, Piece, Records, random_ids, resources, task_name
+from flowkit.worker import (
+    ClockMark,
+    Finished,
+    Idle,
+    LiveTask,
+    Piece,
+    Records,
+    Waiting,
+    random_ids,
+    resources,
+    task_name,
+)
 
 T = TypeVar("T")
 
@@ -76,6 +87,8 @@ class Harness:
         self.clock = StillClock(start_ms)
         self.crashed = 0
         """How often the plug was pulled so far."""
+        self.cut = 0
+        """How many commits so far stood in the middle of a firing."""
         self._random = random.Random(seed)
         self._seeded, self._crashes = seed is not None, crashes if seed is not None else 0.0
         self._partitions = partitions
@@ -209,11 +222,14 @@ class Harness:
     async def _work(self, task: LiveTask) -> bool:
         if not await task.fetch(self._cut(50)):
             return False
-        while (piece := await task.feed.next(self._cut(20))) is not None:
+        while (piece := await task.task.next(self._cut(20))) is not None:
+            assert not isinstance(piece, Waiting)
             if isinstance(piece, Records) and self._seeded:
                 task.task.careful = task.task.careful or self._random.random() < 0.1
+            # How many results a firing may give before it is cut.
+            task.task.commit_every = task.task.since_commit + self._cut(10)
             await task.task.handle(piece)
-            if self._seeded and self._random.random() < 0.2:
+            if self._seeded and self._random.random() < (0.5 if task.engine.unfinished else 0.2):
                 await self._commit(task)
         await self._commit(task)
         return True
@@ -223,6 +239,7 @@ class Harness:
 
     async def _commit(self, task: LiveTask) -> None:
         self._check_saved(task)
+        self.cut += task.engine.unfinished
         late = self._late_before.get(task.name, 0) + task.counters.late
         self._late_at.setdefault(task.name, {})[task.task.store.number + 1] = late
         await task.task.commit()
@@ -311,9 +328,9 @@ async def harness(
 ) -> AsyncIterator[Harness]:
     """Run `app` in a test.
 
-    With `seed`, batches are cut at random, some events go the careful way at random, and each step of a commit crashes
-    with probability `crashes`; without, everything goes smoothly. The clock starts at `start_ms` (ms) and moves only by
-    `advance`.
+    With `seed`, batches and firings are cut at random, some events go the careful way at random, and each step of a
+    commit crashes with probability `crashes`; without, everything goes smoothly. The clock starts at `start_ms` (ms)
+    and moves only by `advance`.
     """
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(resources(app))

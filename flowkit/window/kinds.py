@@ -141,6 +141,10 @@ class Count:
     """As a window, `n` events of a key (with `every`: the last `n`, each `every` events).
 
     As an aggregate, `Count()` counts events.
+
+    Windows of `Count(n, every)` overlap if `every < n`: their table has no `[]`. A type checker does not know, since
+    which number is the lesser is no matter of types. A type could at best say that `every` was given, and would so
+    refuse `[]` where it is right (`every >= n`), at the price of a type parameter in each annotation of `Count`.
     """
 
     n: int | None = None

@@ -1,7 +1,7 @@
 """The runtime: what turns an app's declarations into tasks that read, keep, commit and send."""
 
 from flowkit.worker.build import random_ids, resources
-from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records
+from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records, Waiting
 from flowkit.worker.health import Health, read_health
 from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.run import Progress, Summary, run
@@ -17,6 +17,7 @@ __all__ = [
     "Progress",
     "Records",
     "Summary",
+    "Waiting",
     "Worker",
     "random_ids",
     "read_health",

@@ -18,7 +18,8 @@ from flowkit.store import Store
 from flowkit.window import Split
 from flowkit.worker.build import make_engine, make_inlet, make_outlets
 from flowkit.worker.engine import Counters, Engine
-from flowkit.worker.feed import ClockMark, Idle, LiveFeed, Records, Tick
+from flowkit.worker.feed import ClockMark, Idle, Records, Tick
+from flowkit.worker.live_feed import LiveFeed
 from flowkit.worker.task import Hook, Task, _no_hook
 from flowkit.worker.whole import whole
 
@@ -136,9 +137,9 @@ class LiveTask:
         await self._stack.aclose()
 
     async def fetch(self, limit: int) -> bool:
-        """Take in what the readers have, if everything taken before is done; True if there was anything."""
+        """Take in what the readers have, if everything taken before is done; True if there is anything to do."""
         found = False
-        if self.feed.at < len(self.feed.journal):
+        if self.engine.unfinished or self.feed.at < len(self.feed.journal):
             return True
         self.looked = self.clock.now_ms()
         for topic, split, reader in self.readers:
@@ -179,7 +180,7 @@ class LiveTask:
         if close_after is not None and highs and len(self.quiet_since) == len(self.readers):
             quiet = now - max(self.quiet_since.values())
             mark = max(highs) + quiet
-            if quiet >= close_after and mark >= engine.next_due and mark > self._marked:
+            if quiet >= close_after and mark >= engine.step.next_due and mark > self._marked:
                 self._marked = mark
                 self.feed.give(ClockMark(engine, mark))
 
@@ -192,8 +193,9 @@ class LiveTask:
         """For how many seconds nothing has moved: no event, no look at the inputs, or a commit that does not end."""
         now = time.monotonic()
         if self.opened:
-            if self.engine.resting or self.engine.beats != self._beats:
-                self._beats, self.progress = self.engine.beats, now
+            step = self.engine.step
+            if step.resting or step.beats != self._beats:
+                self._beats, self.progress = step.beats, now
             return max(now - self.progress, min(self.task.committing(), now - self._awake))
         return now - self.progress
 

@@ -24,9 +24,10 @@ from flowkit.options import WorkerOptions
 from flowkit.sink import FileSink, Sink
 from flowkit.source import FileReader, FileSource
 from flowkit.store import claim_directory, open_directory, open_host, open_store
+from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, resources, tuned_collector
 from flowkit.worker.engine import Counters, Engine
-from flowkit.worker.feed import BoundedFeed, Head, LinkHead
+from flowkit.worker.heads import Head, LinkHead
 from flowkit.worker.task import Hook, Task, _no_hook
 
 log = structlog.get_logger("flowkit.run")
@@ -164,8 +165,8 @@ async def run(
         if not fresh:
             await _open_heads(feed, sources, meta, options.batch_size)
         feed.restore(meta)
-        already_done = bool(meta) and len(feed.finished) == len(engines)
         await task.start(feed, meta)
+        already_done = len(feed.finished) == len(engines) and not any(engine.unfinished for engine in engines)
         next_report = 0.0
         stopped = False
         try:

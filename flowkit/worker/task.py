@@ -24,7 +24,7 @@ from flowkit.source import Broker, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
-from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick, Waiting
+from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick, Unfinished, Waiting
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.whole import whole
 
@@ -167,7 +167,7 @@ class Task:
     async def step(self) -> bool:
         """Handle one piece of the feed and commit if it is time; False if there was none."""
         limit = max(1, min(self._slice, self.commit_every - self.since_commit))
-        piece = await self.feed.next(limit)
+        piece = await self.next(limit)
         if piece is None:
             return False
         if not isinstance(piece, Waiting):
@@ -176,7 +176,15 @@ class Task:
             await self.commit()
         return True
 
+    async def next(self, limit: int) -> Piece | Waiting | None:
+        """The next piece, of at most `limit` records. What an engine has left unfinished comes before all else."""
+        for engine in self.engines:
+            if engine.unfinished:
+                return Unfinished(engine)
+        return await self.feed.next(limit)
+
     def commit_is_due(self) -> bool:
+        """True after enough records and results of windows, or enough time."""
         if self.since_commit >= self.commit_every:
             return True
         return self._dirty and time.monotonic() - self.last_commit >= self.commit_interval
@@ -185,21 +193,23 @@ class Task:
         """Run one piece; if an agent raises, go back to the last commit and come again carefully."""
         engine = piece.engine
         engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
-        started = time.perf_counter()
+        engine.allow(self.commit_every - self.since_commit)
+        started, fired = time.perf_counter(), self.counters.fired
         try:
             count = await self._run(piece)
         except EventFailed as failed:
             if self.careful:
                 raise failed.error from failed
-            engine.failures[failed.key] = (failed.driver, failed.error)
+            engine.step.failures[failed.key] = (failed.driver, failed.error)
             failed.driver.abandon()
             self.counters.failed += 1
             log.debug("an agent raised: going back to the last commit, then carefully", agent=failed.driver.name)
             await self.rollback()
             return
-        self.feed.taken(piece, count)
+        if not isinstance(piece, Unfinished):
+            self.feed.taken(piece, count)
         self._dirty = True
-        self.since_commit += count
+        self.since_commit += count + self.counters.fired - fired
         if count:
             # A slice of about 50 ms, so that commits, stops and the event loop never wait long for slow agents.
             took = time.perf_counter() - started
@@ -224,6 +234,9 @@ class Task:
                 await engine.flush_old(self.careful)
             case Finished():
                 await engine.finish(careful=self.careful)
+                return 0
+            case Unfinished():
+                await engine.resume(self.careful)
                 return 0
         await engine.advance(self.careful)
         return 0

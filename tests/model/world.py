@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -17,9 +18,10 @@ from flowkit.clock import VirtualClock
 from flowkit.codec import Codec
 from flowkit.record import DeadLetter, Record
 from flowkit.store import open_store
+from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_outlets, random_ids
 from flowkit.worker.engine import Counters
-from flowkit.worker.feed import BoundedFeed, Waiting
+from flowkit.worker.feed import Waiting
 from flowkit.worker.run import _open_heads
 from flowkit.worker.task import Task
 
@@ -136,6 +138,10 @@ class World:
         self.kept: dict[str, list[bytes]] = {}
         self.counters = Counters()
         self.commits = 0
+        self.cut = 0
+        """How many commits stood in the middle of a firing."""
+        self.pieces: Counter[str] = Counter()
+        """How many pieces of each kind the task was given."""
 
     async def run(
         self,
@@ -186,15 +192,17 @@ class World:
                 sources.setdefault(name, LinesSource(name, self.ends)).inputs.append(lines)
             await _open_heads(feed, sources, meta, batch_size)
             feed.restore(meta)
-            already_done = bool(meta) and len(feed.finished) == len(engines)
             await task.start(feed, meta)
+            already_done = len(feed.finished) == len(engines) and not any(engine.unfinished for engine in engines)
             while True:
                 task._slice = piece
-                given = await feed.next(max(1, min(piece, commit_every - task.since_commit)))
+                given = await task.next(max(1, min(piece, commit_every - task.since_commit)))
                 if given is None or isinstance(given, Waiting):
                     break
+                self.pieces[type(given).__name__] += 1
                 await task.handle(given)
                 if task.commit_is_due():
+                    self.cut += any(engine.unfinished for engine in engines)
                     await task.commit()
             if not already_done:
                 await task.commit(final=True)

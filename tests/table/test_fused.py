@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flowkit.errors import RecordError
 from flowkit.record import END_OF_TIME, MIN_TIME, Closed, Record
-from flowkit.table.aggregates import Count, First, Last, Max, Mean, Min, Sum, Variance, compile_aggregates
+from flowkit.table.aggregates import Count, Custom, First, Last, Max, Mean, Min, Sum, Variance, compile_aggregates
 from flowkit.table.fused import Compiled, batch_loop
 
 
@@ -379,3 +379,12 @@ def test_a_table_without_windows_runs_in_the_same_loop() -> None:
     )
     assert high == 10**14
     assert states == {"a": [2, 1.0], "b": [1, 0.0]}
+
+
+def test_a_function_of_the_whole_event_needs_all_its_fields() -> None:
+    # With "key" alone, what it was given had lost the field that it looks at.
+    def step(state: int, event: Any) -> int:
+        return state + int(event.amount)
+
+    aggregate = Custom(int, step, int.__add__, int)
+    assert compile_aggregates("t", {"x": aggregate}, Tx, by="card").fields is None

@@ -1,0 +1,189 @@
+"""The watermark and what it makes due: windows fire in the order (end, table, key bytes), then what is past is dropped.
+
+    advance ── full count windows ─┐
+               batches             ├─ the first by (end, table), until nothing is due ── settle
+               a table's windows ──┘
+                     └─ results one by one, each handled by its subscribers before the next is made
+
+A firing may be long. After as many results as the task allows (`allow`), or as much time, `advance` returns with the
+rest `unfinished`; it must be called again before anything else happens. In between the task may commit: where the
+firing stands is part of the state, and what comes of it does not depend on where it was cut.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from flowkit.record import Closed
+from flowkit.table import State
+from flowkit.worker.batches import Batches
+from flowkit.worker.recall import Recall
+from flowkit.worker.step import StepContext
+
+GLANCE = 64
+"""After so many results the firing looks at the time."""
+
+BEFORE_RECORDS = -1
+"""The event number of a firing that a commit has cut: what follows the commit begins at 0."""
+
+UNLIMITED = 2**62
+
+Full = tuple[int, int, bytes, str, Closed[Any, Any]]
+"""A count window that is full: end, place of its table, key bytes, name of the stream, result."""
+
+
+class Firing:
+    """Fires what is due, in pieces."""
+
+    def __init__(self, step: StepContext, batches: Batches, recall: Recall) -> None:
+        self.step, self.batches, self.recall = step, batches, recall
+        self.unfinished = False
+        """True while a firing is cut: it goes on before anything else is done."""
+        self.number = (BEFORE_RECORDS, 0)
+        """The unit at which it was cut, or at which the last one that was cut came to its end."""
+        self.left = UNLIMITED
+        """How many results may be sent before the firing is cut."""
+        self._state: State | None = None
+        self._results: Iterator[Closed[Any, Any]] = iter(())
+        """The table that is firing just now, and its results to come."""
+        self._full: deque[Full] = deque()
+
+    def allow(self, results: int) -> None:
+        """Let the next call of `advance` send so many results."""
+        self.left = max(results, 1)
+
+    async def advance(self, careful: bool) -> None:
+        """The watermark may have moved, or count windows are full: fire and drop what is due, if anything is."""
+        step = self.step
+        watermark = step.cursor.watermark = step.splits.watermark()
+        if self.unfinished:
+            await self._resume(watermark, careful)
+            return
+        if watermark < step.next_due and not step.cursor.ready:
+            return
+        if not step.in_piece:
+            step.new_event()
+        await self._fire(watermark, careful)
+
+    async def _resume(self, watermark: int, careful: bool) -> None:
+        """Go on under the number at which it was cut: whether and where that was leaves no trace."""
+        step = self.step
+        before = step.event_number
+        step.event_number, step.unit = self.number
+        self.unfinished = False
+        await self._fire(watermark, careful)
+        self.number = step.event_number, step.unit
+        step.event_number = max(before, step.event_number)
+
+    async def _fire(self, watermark: int, careful: bool) -> None:
+        step = self.step
+        states = list(step.states.values())
+        while True:
+            if self._state is not None and not await self._send_results(self._state, careful):
+                return
+            if self.left <= 0:
+                self._cut()
+                return
+            if step.cursor.ready:
+                self._take_full()
+            ends = [(end, n) for n, state in enumerate(states) if (end := state.peek(watermark)) is not None]
+            first = min(ends, default=None)
+            batch = self.batches.due_before(watermark, None if first is None else (first[0], states[first[1]]))
+            if batch is not None:
+                await self.batches.flush(batch, careful)
+            elif self._full and (first is None or self._full[0][:2] <= first):
+                if not await self._send_full(careful):
+                    return
+            elif first is not None:
+                self._state = states[first[1]]
+                self._results = self._state.fire(first[0], watermark)
+            else:
+                break
+        for state in states:
+            state.settle(watermark)
+        step.refresh_due()
+
+    async def _send_results(self, state: State, careful: bool) -> bool:
+        """Send the results of the table that is firing; False if the firing was cut."""
+        step = self.step
+        name = f"{state.name}.closed"
+        for closed in self._results:
+            step.counters.fired += 1
+            await step.send(name, closed, closed.end - 1, careful, None)
+            self.left -= 1
+            if self._is_enough():
+                self._cut()
+                return False
+        self._state, self._results = None, iter(())
+        return True
+
+    def _is_enough(self) -> bool:
+        """True if the firing is to be cut after the result just sent."""
+        return self.left <= 0 or (self.left % GLANCE == 0 and time.perf_counter() > self.step.until)
+
+    def _cut(self) -> None:
+        step = self.step
+        self.unfinished = True
+        self.number = step.event_number, step.unit
+        step.beats += 1
+        step.link_hit = True  # whoever steps through records stops after this one
+
+    def _take_full(self) -> None:
+        """The results of count windows that this event has filled: taken at once, since the next event fills on.
+
+        There are few, but where what another table fires is counted: then as many as its firing has filled, and a
+        commit that cuts this one saves those that are left.
+        """
+        self.step.cursor.ready = False
+        full = [
+            (end, order, key, f"{state.name}.closed", closed)
+            for order, state in enumerate(self.step.states.values())
+            for end, key, closed in state.take_ready()
+        ]
+        self._full = deque(sorted([*self._full, *full], key=_firing_order))
+
+    async def _send_full(self, careful: bool) -> bool:
+        """Send the result of the next full count window; False if the firing was cut."""
+        _, _, _, name, closed = self._full.popleft()
+        self.step.counters.fired += 1
+        await self.step.send(name, closed, closed.end - 1, careful, None)
+        self.left -= 1
+        if self._is_enough():
+            self._cut()
+            return False
+        return True
+
+    # Commit
+
+    def save(self) -> dict[str, Any] | None:
+        """Where a firing stands that is cut, for a commit; each table saves how far its own results have come."""
+        self.number = (BEFORE_RECORDS, 0)
+        if not self.unfinished:
+            return None
+        return {
+            "table": None if self._state is None else self._state.name,
+            "full": [
+                [end, order, key, name, self.recall.codec(name).encode(closed)]
+                for end, order, key, name, closed in self._full
+                if name in self.step.routes
+            ],
+        }
+
+    def load(self, saved: dict[str, Any] | None) -> None:
+        """Take up what `save` gave. The states are open already."""
+        self.unfinished = saved is not None
+        self.number = (BEFORE_RECORDS, 0)
+        self._state, self._results, self._full = None, iter(()), deque()
+        if saved is not None:
+            self._full.extend(
+                (end, order, key, name, self.recall.codec(name).decode(data))
+                for end, order, key, name, data in saved["full"]
+            )
+            if saved["table"] is not None:
+                self._state = self.step.states[saved["table"]]
+                self._results = self._state.resume(self.step.splits.watermark())
+
+
+def _firing_order(row: Full) -> tuple[int, int, bytes]:
+    return row[:3]

@@ -1,0 +1,67 @@
+"""The feed of a live task: a journal of what the world gave since the last commit."""
+
+from typing import Any
+
+from flowkit.source import Position
+from flowkit.worker.feed import Piece, Records
+from flowkit.worker.inlet import Decoded, Inlet
+
+
+class LiveFeed:
+    """Pieces in the order in which the world gave them: that order is an input too, and is kept until the commit."""
+
+    def __init__(self, inlets: dict[tuple[str, int], Inlet], positions: dict[str, Position]) -> None:
+        self.inlets = inlets
+        self.journal: list[Piece] = []
+        self.at = 0
+        self.positions = dict(positions)
+        self._committed = dict(positions)
+
+    def give(self, piece: Piece) -> None:
+        """Add a piece; records whole batches at a time."""
+        self.journal.append(piece)
+
+    async def next(self, limit: int) -> Piece | None:
+        if self.at == len(self.journal):
+            return None
+        piece = self.journal[self.at]
+        if isinstance(piece, Records):
+            return Records(
+                piece.engine, piece.topic, piece.split, piece.decoded, piece.start, min(piece.stop, piece.start + limit)
+            )
+        return piece
+
+    def taken(self, piece: Piece, count: int) -> None:
+        given = self.journal[self.at]
+        if isinstance(given, Records) and isinstance(piece, Records):
+            done = given.start + count
+            self.positions[given.split.name] = given.decoded.batch.position(done)
+            if done < given.stop:
+                # What is done and what is left, so that a rewind gives out the same again.
+                given_rest = Records(given.engine, given.topic, given.split, given.decoded, done, given.stop)
+                self.journal[self.at : self.at + 1] = [
+                    Records(given.engine, given.topic, given.split, given.decoded, given.start, done),
+                    given_rest,
+                ]
+        self.at += 1
+
+    def commit(self) -> dict[str, Any]:
+        del self.journal[: self.at]
+        self.at = 0
+        self._committed = dict(self.positions)
+        return {"positions": dict(self.positions)}
+
+    async def rewind(self) -> None:
+        # Also the positions: the next commit may come before everything has been given out again.
+        self.positions = dict(self._committed)
+        fresh: dict[int, Decoded] = {}
+        for piece in self.journal:
+            if isinstance(piece, Records):
+                old = piece.decoded
+                if id(old) not in fresh:
+                    fresh[id(old)] = self.inlets[(piece.topic, piece.split.number)].decode(old.batch)
+                piece.decoded = fresh[id(old)]
+        self.at = 0
+
+    async def close(self) -> None:
+        self.journal.clear()

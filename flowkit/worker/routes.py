@@ -1,0 +1,104 @@
+"""Who takes part in a group's steps: the states of its tables, the drivers of its agents, and who is given what."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flowkit.agent import AgentSpec, Group
+from flowkit.app import App
+from flowkit.store import Store
+from flowkit.table import AnyTable, Cursor, Mode, State, compiled_of, make_state
+from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, StreamDriver
+
+
+def subscriptions(group: Group) -> set[str]:
+    """The names of all streams that anything in the group takes."""
+    return {source.name for agent in group.agents for source in agent.sources} | {
+        table.source.name for table in group.tables if table.source is not None
+    }
+
+
+def make_states(
+    app: App,
+    group: Group,
+    cursor: Cursor,
+    store: Store,
+    *,
+    owns: Callable[[bytes], bool] | None,
+    clean_limit: int,
+    bounded: bool,
+) -> dict[str, State]:
+    """The states of the group's tables by name, in the order in which they fire."""
+    wanted = subscriptions(group)
+    return {
+        table.name: make_state(
+            table,
+            cursor,
+            store,
+            owns=owns,
+            wants_closed=f"{table.name}.closed" in wanted,
+            clean_limit=clean_limit,
+            space=_own_space(app, group, table) if bounded else None,
+        )
+        for table in group.tables
+    }
+
+
+def make_drivers(group: Group, states: dict[str, State], cursor: Cursor) -> list[Driver]:
+    """The drivers of declared tables and of agents."""
+    drivers: list[Driver] = []
+    for table in group.tables:
+        compiled = compiled_of(table)
+        if compiled is not None:
+            declared = AggregateDriver(table, compiled, cursor, states[table.name])
+            if table.window is not None:
+                declared.drops_late = declared.states
+            drivers.append(declared)
+    return drivers + [_agent_driver(group, agent, states, cursor) for agent in group.agents]
+
+
+def _agent_driver(group: Group, agent: AgentSpec, states: dict[str, State], cursor: Cursor) -> Driver:
+    written = [states[table.name] for table in agent.tables]
+    driver: Driver = (EachDriver if agent.per_event else StreamDriver)(agent, cursor, written)
+    driver.sinks = frozenset(sink.name for sink in agent.sinks)
+    driver.drops_late = [states[t.name] for t in agent.tables if t.window is not None and t.late_policy == "drop"]
+    for table in group.tables:
+        if table not in agent.tables:
+            mode = Mode.READ if table in agent.reads else Mode.OUTSIDE
+            driver.modes.append((states[table.name], mode))
+    if isinstance(driver, StreamDriver):
+        driver.watched = [*written, *(state for state, mode in driver.modes if mode is Mode.READ)]
+    return driver
+
+
+def make_routes(group: Group, drivers: list[Driver]) -> dict[str, list[Driver]]:
+    """Who is given the events of which stream, in order."""
+    routes: dict[str, list[Driver]] = {}
+    for driver in drivers:
+        if isinstance(driver, AggregateDriver):
+            assert driver.table.source is not None
+            routes.setdefault(driver.table.source.name, []).append(driver)
+    for agent in group.agents:
+        driver = next(d for d in drivers if d.name == agent.name and not isinstance(d, AggregateDriver))
+        for source in agent.sources:
+            routes.setdefault(source.name, []).append(driver)
+    return {name: _writers_first(takers) for name, takers in routes.items()}
+
+
+def _writers_first(drivers: list[Driver]) -> list[Driver]:
+    """Each before those who only read what it writes; otherwise, and in a circle, in order of registration."""
+    done: list[Driver] = []
+    left = list(drivers)
+    while left:
+        written = {id(state): driver for driver in left for state in driver.states}
+        free = [d for d in left if not any(mode is Mode.READ and id(state) in written for state, mode in d.modes)]
+        done.append((free or left)[0])
+        left.remove(done[-1])
+    return done
+
+
+def _own_space(app: App, group: Group, table: AnyTable[Any, Any]) -> str | None:
+    """Groups of one run keep copies of a broadcast table each, in one store: all but the first under another name."""
+    if not table.broadcast:
+        return None
+    first = next(other for other in app.plan().groups if any(t is table for t in other.tables))
+    return None if first.name == group.name else f"{table.name}@{group.name}"
