@@ -42,9 +42,8 @@ class AlignedState(State):
     def live(self, key: Any) -> Any:
         if not self.lo <= self.cursor.time < self.hi:
             self._turn(self.now())
-        try:
-            value = self.states[key]
-        except KeyError:
+        value = self.states.get(key)
+        if value is None:
             return self._load(key)
         self.fresh[key] = value
         return value
@@ -78,10 +77,10 @@ class AlignedState(State):
         if end - 1 > self.watermark:
             heapq.heappush(self.unfired, end)
 
-    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
+    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any] | None, int, int]:
         ((start, end),) = self.window.windows(t)
         cells = self.cells(start, end)
-        return cells.live, cells.fresh, cells.load, start, end
+        return cells.live, cells.fresh, None if cells.all_live() else cells.load, start, end
 
     def _load(self, key: Any) -> Any:
         if self.shape.mode is Mode.WRITE:

@@ -86,8 +86,11 @@ class State:
         value = self.find(key)
         return None if value is None else self.shape.present(value)
 
-    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
-        """For generated loops: (live objects, fresh ones, load, start, end) of the one window at `t`."""
+    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any] | None, int, int]:
+        """For generated loops: (live objects, fresh ones, load, start, end) of the one window at `t`.
+
+        `load` is None if a key that is not live is surely new.
+        """
         raise NotImplementedError
 
     def windows(self, key: Any) -> list[Open[Any]]:
@@ -282,9 +285,8 @@ class PlainState(State):
             self.live = self.live_ttl  # type: ignore[method-assign]
 
     def live(self, key: Any) -> Any:
-        try:
-            value = self.states[key]
-        except KeyError:
+        value = self.states.get(key)
+        if value is None:
             return self.load(key)
         self.fresh[key] = value
         return value
@@ -353,8 +355,9 @@ class PlainState(State):
             if not self._expired(cell):
                 yield key, Open(self.shape.present(self.value_of(cell)), MIN_TIME, END_OF_TIME)
 
-    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
-        return self.cells.live, self.cells.fresh, self.cells.load, MIN_TIME, END_OF_TIME
+    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any] | None, int, int]:
+        load = None if self.cells.all_live() else self.cells.load
+        return self.cells.live, self.cells.fresh, load, MIN_TIME, END_OF_TIME
 
     def windows(self, key: Any) -> list[Open[Any]]:
         if not self.all_time:

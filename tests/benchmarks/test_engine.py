@@ -83,30 +83,6 @@ def test_empty_agent_over_a_decoded_stream(capsys: pytest.CaptureFixture[str]) -
     assert empty < 0.6e-6
 
 
-def test_cost_by_number_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """1e3 to 1e6 keys; beside it a bare loop over the same events, since memory itself is slower with more keys."""
-    rows = []
-    for keys in (1_000, 10_000, 100_000, 1_000_000):
-        path = write_events(tmp_path / f"{keys}.jsonl", EVENTS, keys, per_ms=EVENTS / 50_000)
-        bare, agent, declared = best(
-            lambda path=path: bare_loop(path),  # type: ignore[misc]
-            lambda path=path: flow(agent_app(), path),  # type: ignore[misc]
-            lambda path=path: flow(declared_app(), path),  # type: ignore[misc]
-            rounds=2,
-        )
-        rows.append((keys, bare, agent, declared))
-        path.unlink()
-    first = rows[0]
-    show(
-        capsys,
-        *(
-            f"{keys:>9,} keys: {bare / first[1]:.2f}x (bare), {agent / first[2]:.2f}x (agent), "
-            f"{declared / first[3]:.2f}x (declared) of the cost with 1,000"
-            for keys, bare, agent, declared in rows
-        ),
-    )
-
-
 def test_import_and_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`import flowkit`, and `flowkit run` on ten lines, beside a bare interpreter."""
     data = write_events(tmp_path / "ten.jsonl", 10, 3)
