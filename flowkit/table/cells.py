@@ -27,7 +27,8 @@ class Shape:
     `new(key)` makes the cell of a key that has none (raises KeyError if the type has no default). `present(value)`
     makes what a reader may keep (a copy, or an aggregate's result), `final(value)` the same of a value that the table
     is done with. `encode_value` is for a value alone, where a cell holds more. `owns(key bytes)` is False for another
-    partition's keys; None where there is one partition. `space` is the table's name in the store.
+    partition's keys; None where there is one partition. `space` is the table's name in the store. `make()` does what
+    `new(key)` does, where the key does not matter; else None.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Shape:
         "encode_key",
         "encode_value",
         "final",
+        "make",
         "mode",
         "name",
         "new",
@@ -62,7 +64,9 @@ class Shape:
         owns: Callable[[bytes], bool] | None = None,
         clean_limit: int = 1_000_000,
         space: str | None = None,
+        make: Callable[[], Any] | None = None,
     ) -> None:
+        self.make = make
         self.name, self.space = name, space or name
         self.encode_value = encode_value or encode
         self.encode_key, self.decode_key = encode_key, decode_key
@@ -116,7 +120,9 @@ class Cells:
         if not (self.maybe_stored or shape.copying or self.deleted or shape.owns is not None):
             value = self.live.get(key)
             if value is None:
-                value = self.live[key] = shape.new(key)
+                # A call of the type itself, without a function around it: 0.06 µs a new key.
+                make = shape.make
+                value = self.live[key] = shape.new(key) if make is None else make()
             self.fresh[key] = value
             return value
         value = self.fresh.get(key)

@@ -63,6 +63,8 @@ class State:
         self.states: dict[Any, Any] = {}
         """Where the quick path looks keys up: the live objects, or nothing where it must think first."""
         self.fresh: dict[Any, Any] = {}
+        self.load: Callable[[Any], Any] = self.live
+        """Where the quick path goes for a key that is not there: straight to the cells, if it may."""
 
     # Seen by agents, through the table
 
@@ -283,6 +285,7 @@ class PlainState(State):
             self.lo, self.hi = MIN_TIME, NEVER
         else:
             self.live = self.live_ttl  # type: ignore[method-assign]
+        self.load = self._read
 
     def live(self, key: Any) -> Any:
         value = self.states.get(key)
@@ -290,11 +293,6 @@ class PlainState(State):
             return self.load(key)
         self.fresh[key] = value
         return value
-
-    def load(self, key: Any) -> Any:
-        if self.shape.mode is not Mode.WRITE:
-            return self._read(key)
-        return self.cells.load(key)
 
     def _read(self, key: Any) -> Any:
         if self.shape.mode is Mode.OUTSIDE:
@@ -369,6 +367,7 @@ class PlainState(State):
     def refresh(self) -> None:
         quick = self.shape.mode is Mode.WRITE and not self.shape.copying
         self.states, self.fresh = (self.cells.live, self.cells.fresh) if quick else ({}, {})
+        self.load = self.cells.load if self.shape.mode is Mode.WRITE else self._read
 
     # Boundaries
 
