@@ -38,8 +38,11 @@ class EventTime:
             except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
                 raise ConfigError(f"timezone={timezone!r} is not a known time zone") from error
 
-    def many(self, values: list[Any]) -> list[int] | None:
-        """All of `values` in ms, or None if they must be looked at one by one (mixed, or one is unusable)."""
+    def many(self, values: list[Any], *, alike: bool = False) -> list[int] | None:
+        """All of `values` in ms, or None if they must be looked at one by one (mixed, or one is unusable).
+
+        `alike`: they are known to be of one type (a decoder has checked it).
+        """
         if not values:
             return []
         first = type(values[0])
@@ -52,8 +55,9 @@ class EventTime:
                 times = [(value - EPOCH) // ONE_MS for value in values]
             else:
                 return None
-            # One pass in C over the batch: a bool, a None or a text among the numbers, or an absurd one, shows here.
-            if min(times) >= EARLIEST and max(times) <= LATEST and set(map(type, values)) == {first}:
+            # In C over the batch: a bool, a None or a text among the numbers, or an absurd one, shows here.
+            # Not looking at the types where they are known: 0.02 µs a record.
+            if min(times) >= EARLIEST and max(times) <= LATEST and (alike or set(map(type, values)) == {first}):
                 return times
         except (TypeError, ValueError, OverflowError):
             pass

@@ -21,7 +21,7 @@ import anyio.to_thread
 from flowkit.errors import ConfigError, InputError
 from flowkit.source.file_batch import FileBatch, Place
 from flowkit.source.file_bytes import open_bytes
-from flowkit.source.file_cut import HEAD_BYTES, Cutter
+from flowkit.source.file_cut import HEAD_BYTES, Chunk, Cutter
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ class FileSource:
 
 
 class FileReader:
-    """Reads one file. While a batch is worked on, the next chunk is read in a thread."""
+    """Reads one file. While a chunk is worked on, piece by piece, the next one is read in a thread."""
 
     def __init__(self, path: str, cutter: Cutter, thread: ThreadPoolExecutor, fields: tuple[str, ...] | None) -> None:
         self.at_end = False
@@ -155,46 +155,73 @@ class FileReader:
         self._path = path
         self._cutter = cutter
         self._thread = thread
-        self._next: Future[FileBatch | None] | None = None
-        self._chunk: FileBatch | None = None
+        self._next: Future[Chunk | None] | None = None
+        self._chunk: Chunk | None = None
+        self._cut = 0
+        self._all_read = False
+        self._records: FileBatch | None = None
         self._given = 0
         self._place: Place = (0, 0)
         self._closed = False
 
     async def fetch(self, max_records: int) -> FileBatch | None:
-        """At most `max_records`, of one chunk; None at the end or, on standard input, if nothing came for 0.1 s.
+        """At most `max_records`, of one piece; None at the end or, on standard input, if nothing came for 0.1 s.
 
         Raises InputError if the file cannot be read further; what was whole before that was given by then.
         """
-        if self._chunk is None:
+        if self._records is None:
             await self.load()
-        chunk = self._chunk
-        if chunk is None:
+        records = self._records
+        if records is None:
             return None
-        batch = chunk.part(self._given, max(max_records, 1), self._place)
+        batch = records.part(self._given, max(max_records, 1), self._place)
         self._given += len(batch)
         self._place = batch.end
-        if self._given == len(chunk):
-            self._chunk = None
-            self.at_end = self._cutter.ended and self._next is None
+        if self._given == len(records):
+            self._records = None
+            self.at_end = self._is_drained()
         return batch
 
     async def load(self) -> None:
-        """Get a chunk ready."""
-        if self.at_end:
-            return
+        """Get records ready, if there are any for now."""
+        while self._records is None and not self.at_end:
+            if self._chunk is not None:
+                records = self._cutter.cut(self._next_piece(self._chunk))
+            elif self._all_read:
+                records = self._cutter.unclosed()
+            elif await self._read():
+                continue
+            else:
+                return
+            if len(records):
+                self._records, self._given, self._place = records, 0, records.start
+            else:
+                self.at_end = self._is_drained()
+
+    def _next_piece(self, chunk: Chunk) -> Chunk:
+        piece = chunk.piece(self._cut)
+        self._cut += len(piece.data)
+        if self._cut == len(chunk.data):
+            self._chunk = None
+        return piece
+
+    async def _read(self) -> bool:
+        """Take the chunk that was read meanwhile, and read on; False if there is nothing for now."""
         if self._next is None:
-            self._next = self._thread.submit(self._cutter.next)
+            self._next = self._thread.submit(self._cutter.read)
         # An error stays where it is: whoever fetches again gets it again.
         chunk = self._next.result() if self._next.done() else await _result(self._next)
         self._next = None
         self.read = self._cutter.raw.taken
+        self._all_read = self._cutter.all_read
         if chunk is not None:
-            self._chunk, self._given, self._place = chunk, 0, chunk.start
-            if not self._cutter.ended:
-                self._next = self._thread.submit(self._cutter.next)
-        else:
-            self.at_end = self._cutter.ended
+            self._chunk, self._cut = chunk, 0
+            if not self._all_read:
+                self._next = self._thread.submit(self._cutter.read)
+        return chunk is not None or self._all_read
+
+    def _is_drained(self) -> bool:
+        return self._all_read and self._chunk is None and not self._cutter.is_open
 
     async def close(self) -> None:
         """Let go of the file. Waits for a read that is under way (on standard input up to 0.1 s)."""

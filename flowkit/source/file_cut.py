@@ -11,6 +11,12 @@ from flowkit.source.file_bytes import BOM, RawBytes
 HEAD_BYTES = 1024
 """How much of a record that is too long is kept."""
 
+PIECE_BYTES = 1 << 17
+"""How much is cut into records at once: while they are decoded they then are in the core's own cache (1 MiB).
+
+Cutting and decoding: 0.26 µs a record, against 0.37 for a whole chunk of 1 MiB.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -20,6 +26,16 @@ class Chunk:
     start: int
     end: int
     oversize: bool = False
+
+    def piece(self, at: int) -> "Chunk":
+        """The lines from byte `at` of `data` on: at most `PIECE_BYTES`, but for a line that is longer."""
+        data = self.data
+        stop = len(data)
+        if stop - at > PIECE_BYTES and not self.oversize:
+            stop = data.rfind(b"\n", at, at + PIECE_BYTES) + 1 or data.find(b"\n", at + PIECE_BYTES) + 1
+        if at == 0 and stop == len(data):
+            return self
+        return Chunk(data[at:stop], self.start + at, self.end if stop == len(data) else self.start + stop)
 
 
 class Lines:
@@ -118,14 +134,13 @@ class OpenRecord:
 
 
 class Cutter:
-    """Gives the records of a stream in batches, one a chunk.
+    """Gives the records of a stream in batches: `read` a chunk, then `cut` it, or its pieces in order.
 
-    `codec` is json, csv or text. It belongs to one thread at a time.
+    `codec` is json, csv or text. `read` may run in a thread of its own, one call at a time.
     """
 
     def __init__(self, name: str, codec: str, raw: RawBytes, place: Place, chunk_bytes: int, max_bytes: int) -> None:
         self.raw = raw
-        self.ended = False
         self._name = name
         self._codec = codec
         self._max = max_bytes
@@ -136,17 +151,31 @@ class Cutter:
         """After the last record given, and the blank lines that follow it."""
         self._open: OpenRecord | None = None
 
+    @property
+    def all_read(self) -> bool:
+        """True once `read` has nothing more to give."""
+        return self._lines.ended
+
+    @property
+    def is_open(self) -> bool:
+        """True if a record goes on where the last piece ended: more lines follow, or `unclosed` gives it."""
+        return self._open is not None
+
+    def read(self) -> Chunk | None:
+        """The next lines; None at the end (then `all_read`) or if there are none for now. Raises InputError."""
+        return self._lines.next()
+
+    def cut(self, chunk: Chunk) -> FileBatch:
+        """The records that end in these lines; there may be none."""
+        return self._fast(chunk) or self._walk(chunk)
+
     def next(self) -> FileBatch | None:
-        """The next records; None at the end (then `ended`) or if there are none for now. Raises InputError."""
-        while not self.ended:
-            chunk = self._lines.next()
-            if chunk is not None:
-                batch = self._fast(chunk) or self._walk(chunk)
-            elif self._lines.ended:
-                batch = self._unclosed()
-            else:
+        """The records of the next chunk that has any; None at the end, or if there are none for now."""
+        while not self.all_read or self.is_open:
+            chunk = self.read()
+            if chunk is None and not self.all_read:
                 return None
-            self.ended = self._lines.ended and self._open is None
+            batch = self.unclosed() if chunk is None else self.cut(chunk)
             if len(batch):
                 return batch
         return None
@@ -203,7 +232,7 @@ class Cutter:
             index.after.append(self._place)
         return FileBatch(self._name, values, start, self._place, index, frozenset(oversize))
 
-    def _unclosed(self) -> FileBatch:
+    def unclosed(self) -> FileBatch:
         """The file's end closes a quote that nothing else closed; the codec will say what is wrong with it."""
         start, record = self._place, self._open
         if record is None:

@@ -129,7 +129,7 @@ class Variance:
             "variance",
             ("0", "0", "0"),
             "_n = s[{0}] = s[{0}] + 1\n_d = {v} - s[{1}]\n_m = s[{1}] = s[{1}] + _d / _n\ns[{2}] += _d * ({v} - _m)",
-            "*{chan}(*a[{0}:{2} + 1], *b[{0}:{2} + 1])",
+            "*{chan}(a[{0}], a[{1}], a[{2}], b[{0}], b[{1}], b[{2}])",
             value,
             {1: Decimal, 2: Decimal} if kind is Decimal else {},
             {"chan": chan},

@@ -45,10 +45,9 @@ class AlignedState(State):
     def live(self, key: Any) -> Any:
         if not self.lo <= self.cursor.time < self.hi:
             self._turn(self.now())
-        try:
-            value = self.states[key]
-        except KeyError:
-            return self._load(key)
+        value = self.states.get(key)
+        if value is None:
+            return self.load(key)
         self.fresh[key] = value
         return value
 
@@ -57,13 +56,13 @@ class AlignedState(State):
         if self.shape.mode is not Mode.WRITE:
             if self.shape.mode is Mode.OUTSIDE:
                 raise no_event(self.name)
-            self.states = {}
+            self.states, self.load = {}, self._read
             return
         ((start, end),) = self.window.windows(t)
         if end - 1 + self.lateness <= self.watermark:
             raise self.closed_error(t)
         cells = self.cells(start, end)
-        self.states, self.fresh = ({} if self.shape.copying else cells.live), cells.fresh
+        self.states, self.fresh, self.load = ({} if self.shape.copying else cells.live), cells.fresh, cells.load
         self.lo, self.hi = start, end
 
     def cells(self, start: int, end: int) -> Cells:
@@ -81,14 +80,12 @@ class AlignedState(State):
         if end - 1 > self.watermark:
             heapq.heappush(self.unfired, end)
 
-    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
+    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any] | None, int, int]:
         ((start, end),) = self.window.windows(t)
         cells = self.cells(start, end)
-        return cells.live, cells.fresh, cells.load, start, end
+        return cells.live, cells.fresh, None if cells.all_live() else cells.load, start, end
 
-    def _load(self, key: Any) -> Any:
-        if self.shape.mode is Mode.WRITE:
-            return self.by_end[self.hi].load(key)
+    def _read(self, key: Any) -> Any:
         value = self.find(key)
         return self.shape.present(value if value is not None else self.shape.new(key))
 

@@ -46,6 +46,7 @@ def make_state(
     keys = KeyCodec(table.key_type)
     compiled = compiled_of(table)
     encode, decode, new, present, final = _values(table) if compiled is None else _accumulators(compiled)
+    make = default_factory(table) if compiled is None else compiled.new
     window = table.window
     cell_new, encode_value = new, encode
     if isinstance(window, Session):
@@ -73,6 +74,7 @@ def make_state(
         owns=owns,
         clean_limit=clean_limit,
         space=space,
+        make=make if cell_new is new else None,
     )
     common: dict[str, Any] = {"lateness": table.allowed_lateness, "wants_closed": wants_closed}
     if window is None or isinstance(window, Global):

@@ -31,7 +31,8 @@ class Shape:
     `new(key)` makes the cell of a key that has none (raises KeyError if the type has no default). `present(value)`
     makes what a reader may keep (a copy, or an aggregate's result), `final(value)` the same of a value that the table
     is done with. `encode_value` is for a value alone, where a cell holds more. `owns(key bytes)` is False for another
-    partition's keys; None where there is one partition. `space` is the table's name in the store.
+    partition's keys; None where there is one partition. `space` is the table's name in the store. `make()` does what
+    `new(key)` does, where the key does not matter; else None.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Shape:
         "encode_key",
         "encode_value",
         "final",
+        "make",
         "mode",
         "name",
         "new",
@@ -66,7 +68,9 @@ class Shape:
         owns: Callable[[bytes], bool] | None = None,
         clean_limit: int = 1_000_000,
         space: str | None = None,
+        make: Callable[[], Any] | None = None,
     ) -> None:
+        self.make = make
         self.name, self.space = name, space or name
         self.encode_value = encode_value or encode
         self.encode_key, self.decode_key = encode_key, decode_key
@@ -94,7 +98,7 @@ class Cells:
     `fresh` is within `live`, but for copies handed out between `mark` and `keep` or `undo`.
     """
 
-    __slots__ = ("deleted", "dirty", "fresh", "gone", "live", "maybe_stored", "shape", "space", "store")
+    __slots__ = ("deleted", "dirty", "fresh", "gone", "has_gone", "live", "maybe_stored", "shape", "space", "store")
 
     def __init__(self, shape: Shape, store: Reading, space: Space) -> None:
         self.shape, self.store, self.space = shape, store, space
@@ -104,17 +108,31 @@ class Cells:
         self.deleted: set[Any] = set()
         self.gone: frozenset[Any] = frozenset()
         """What the last frame deletes: the store shows that only once the frame is prepared."""
+        self.has_gone = False
+        """True if `dirty` may hold GONE."""
         self.maybe_stored = store.has(space)
         """False while nothing of the space is anywhere but in `live`."""
 
+    def all_live(self) -> bool:
+        """True if a key that is not in `live` is surely new, and may be put there without a further look."""
+        return not (self.maybe_stored or self.shape.copying or self.deleted or self.shape.owns is not None)
+
     def load(self, key: Any) -> Any:
         """The object of a key, to be handed out: it is in `fresh` from now on."""
+        shape = self.shape
+        # A window that was opened in this run is all in memory: a new key costs no look into the store (0.4 µs).
+        if not (self.maybe_stored or shape.copying or self.deleted or shape.owns is not None):
+            value = self.live.get(key)
+            if value is None:
+                # A call of the type itself, without a function around it: 0.06 µs a new key.
+                make = shape.make
+                value = self.live[key] = shape.new(key) if make is None else make()
+            self.fresh[key] = value
+            return value
         value = self.fresh.get(key)
         if value is not None:
             return value
-        shape = self.shape
-        # A window that was opened in this run is all in memory: a new key costs no look into the store (0.4 µs).
-        value = self.find(key) if self.maybe_stored or shape.copying or self.deleted else self.live.get(key)
+        value = self.find(key)
         if value is None:
             if shape.owns is not None:
                 shape.check_key(key)
@@ -165,7 +183,7 @@ class Cells:
             for key in self.deleted:
                 self.live.pop(key, None)
                 self.dirty[key] = GONE
-            self.deleted = set()
+            self.deleted, self.has_gone = set(), True
         if self.fresh:
             self.live.update(self.fresh)
             if self.dirty:
@@ -183,7 +201,7 @@ class Cells:
         for key in (*self.fresh, *self.dirty, *self.deleted):
             self.live.pop(key, None)
         self.fresh, self.dirty, self.deleted, self.gone = {}, {}, set(), frozenset()
-        self.maybe_stored = True
+        self.has_gone, self.maybe_stored = False, True
 
     def cut(self) -> SpaceChange | None:
         """What a commit must save of this space; afterwards `live` is as committed. The frame before is prepared."""
@@ -198,7 +216,8 @@ class Cells:
         encode = shape.encode
         keys = list(map(shape.encode_key, changed))
         values: list[bytes | None]
-        if GONE in changed.values():
+        # Known, not looked for: comparing 5,000 values with GONE costs 0.03 µs each.
+        if self.has_gone:
             values = [None if value is GONE else encode(value) for value in changed.values()]
             self.gone = frozenset(key for key, value in changed.items() if value is GONE)
         else:
@@ -206,7 +225,7 @@ class Cells:
         if len(self.live) > shape.clean_limit:
             self.live = {key: value for key, value in changed.items() if value is not GONE}
             self.maybe_stored = True
-        self.fresh, self.dirty = {}, {}
+        self.fresh, self.dirty, self.has_gone = {}, {}, False
         return SpaceChange(self.space[0], self.space[1], keys, values)
 
     # All of it

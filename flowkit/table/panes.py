@@ -39,7 +39,7 @@ class PaneState(AlignedState):
             raise self.closed_error(t)
         ((start, end),) = self.grid.windows(t)
         cells = self.cells(start, end)
-        self.states, self.fresh = ({} if self.shape.copying else cells.live), cells.fresh
+        self.states, self.fresh, self.load = ({} if self.shape.copying else cells.live), cells.fresh, cells.load
         self.lo, self.hi = start, end
 
     def _queue(self, start: int, end: int) -> None:

@@ -5,17 +5,28 @@ The parts that several aggregates use, or that are longer than a line, are here;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from math import inf
-from typing import Any
+from typing import Any, TypeAlias
 
 from flowkit.table import sketches
 from flowkit.table.fields import Value, is_hashable, is_ordered, may_be_nan, number, optional, shown
 
-State = list[Any]
-"""Of one key: a flat list of builtins that msgpack can encode."""
+State: TypeAlias = Any
+"""Of one key: slots of builtins that msgpack can encode. A struct with fields `s0`, `s1` …, or a list where a part's
+functions want it whole."""
+
+SLOT = re.compile(r"\b([sab])\[\{(\d+)\}\]")
+WHOLE = re.compile(r"(?<!\.)\b[sab]\b(?!\.s\{)")
+
+
+def slots_apart(text: str) -> str | None:
+    """The text of a part with its slots as fields (`s.s{0}` for `s[{0}]`), or None if it uses a state as a whole."""
+    apart = SLOT.sub(r"\1.s{\2}", text)
+    return None if WHOLE.search(apart) else apart
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ def by_time(value: Value, kind: str, never: str, wins: str, earlier_wins: str) -
         kind,
         (never, "None"),
         f"if t {wins} s[{{0}}]:\n    s[{{0}}] = t\n    s[{{1}}] = {{v}}",
-        f"*(a[{{0}}:{{1}} + 1] if a[{{0}}] {earlier_wins} b[{{0}}] else b[{{0}}:{{1}} + 1])",
+        f"*((a[{{0}}], a[{{1}}]) if a[{{0}}] {earlier_wins} b[{{0}}] else (b[{{0}}], b[{{1}}]))",
         value,
         {1: optional(value.type)},
     )
@@ -167,7 +178,7 @@ def divide(total: Any, n: int) -> float | None:
         return inf if total > 0 else -inf
 
 
-def chan(n: int, mean: Any, m2: Any, other_n: int, other_mean: Any, other_m2: Any) -> State:
+def chan(n: int, mean: Any, m2: Any, other_n: int, other_mean: Any, other_m2: Any) -> list[Any]:
     """The count, mean and sum of squared distances of two groups together.
 
     Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.

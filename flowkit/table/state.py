@@ -66,6 +66,8 @@ class State:
         self.states: dict[Any, Any] = {}
         """Where the quick path looks keys up: the live objects, or nothing where it must think first."""
         self.fresh: dict[Any, Any] = {}
+        self.load: Callable[[Any], Any] = self.live
+        """Where the quick path goes for a key that is not there: straight to the cells, if it may."""
 
     # Seen by agents, through the table
 
@@ -89,8 +91,11 @@ class State:
         value = self.find(key)
         return None if value is None else self.shape.present(value)
 
-    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
-        """For generated loops: (live objects, fresh ones, load, start, end) of the one window at `t`."""
+    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any] | None, int, int]:
+        """For generated loops: (live objects, fresh ones, load, start, end) of the one window at `t`.
+
+        `load` is None if a key that is not live is surely new.
+        """
         raise NotImplementedError
 
     def windows(self, key: Any) -> list[Open[Any]]:
@@ -293,19 +298,14 @@ class PlainState(State):
             self.lo, self.hi = MIN_TIME, NEVER
         else:
             self.live = self.live_ttl  # type: ignore[method-assign]
+        self.load = self._read
 
     def live(self, key: Any) -> Any:
-        try:
-            value = self.states[key]
-        except KeyError:
+        value = self.states.get(key)
+        if value is None:
             return self.load(key)
         self.fresh[key] = value
         return value
-
-    def load(self, key: Any) -> Any:
-        if self.shape.mode is not Mode.WRITE:
-            return self._read(key)
-        return self.cells.load(key)
 
     def _read(self, key: Any) -> Any:
         if self.shape.mode is Mode.OUTSIDE:
@@ -366,8 +366,9 @@ class PlainState(State):
             if not self._expired(cell):
                 yield key, Open(self.shape.present(self.value_of(cell)), MIN_TIME, END_OF_TIME)
 
-    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any], int, int]:
-        return self.cells.live, self.cells.fresh, self.cells.load, MIN_TIME, END_OF_TIME
+    def space_at(self, t: int) -> tuple[dict[Any, Any], dict[Any, Any], Callable[[Any], Any] | None, int, int]:
+        load = None if self.cells.all_live() else self.cells.load
+        return self.cells.live, self.cells.fresh, load, MIN_TIME, END_OF_TIME
 
     def windows(self, key: Any) -> list[Open[Any]]:
         if not self.all_time:
@@ -379,6 +380,7 @@ class PlainState(State):
     def refresh(self) -> None:
         quick = self.shape.mode is Mode.WRITE and not self.shape.copying
         self.states, self.fresh = (self.cells.live, self.cells.fresh) if quick else ({}, {})
+        self.load = self.cells.load if self.shape.mode is Mode.WRITE else self._read
 
     # Boundaries
 

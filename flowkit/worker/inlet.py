@@ -52,6 +52,8 @@ class Inlet:
         self._time = field_getter(type_, time) if isinstance(time, str) else time
         self._time_name = time if isinstance(time, str) else "time"
         self._by_attribute = isinstance(time, str) and isinstance(type_, type) and issubclass(type_, msgspec.Struct)
+        self._alike = self._by_attribute and _is_int(type_, self._time_name)
+        """The times are integers whatever the record: its decoder has checked that."""
         if self._by_attribute:
             # One comprehension with the attribute in it: 0.03 µs a record, against 0.07 through a getter.
             self._many = eval(f"lambda records: [r.{time} for r in records]", {})  # noqa: S307  a checked field name
@@ -96,7 +98,7 @@ class Inlet:
         if not bad:
             try:
                 taken = self._many(records) if self._by_attribute else list(map(self._time, records))
-                times = event_time.many(taken)
+                times = event_time.many(taken, alike=self._alike)
                 if times is not None:
                     return times
             except Exception:  # noqa: S110  a time function that fails on some record: below it is found which
@@ -114,6 +116,13 @@ class Inlet:
                     records[index] = None
             times.append(last)
         return times
+
+
+def _is_int(type_: Any, field: str) -> bool:
+    """True if a decoded record's `field` is surely an int. What `__post_init__` may put there, nobody checks."""
+    if hasattr(type_, "__post_init__"):
+        return False
+    return any(info.name == field and info.type is int for info in msgspec.structs.fields(type_))
 
 
 def _project(type_: Any, only: frozenset[str]) -> Any:

@@ -641,3 +641,34 @@ async def test_a_progress_bar_reaches_its_end(compression: str, tmp_path: Path) 
     assert seen == sorted(seen)
     assert seen[-1] == reader.size
     await reader.close()
+
+
+async def test_a_chunk_of_several_pieces_gives_what_small_chunks_give(tmp_path: Path) -> None:
+    """Short lines, a blank one, lines longer than a piece of 128 KiB, and a last one without its end."""
+    lines = [b'{"n":%d}' % n for n in range(30_000)]
+    lines[20_000:20_000] = [b"", b'"' + b"x" * 300_000 + b'"', b'"' + b"y" * 131_071 + b'"', b" 7"]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    found, expected = [
+        await read(FileSource([str(path)], chunk_bytes=size), max_records=100_000) for size in (1 << 20, 1 << 12)
+    ]
+    assert len(found) == len(lines) - 1
+    assert found == expected
+
+
+async def test_a_file_goes_on_after_any_piece(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(b'{"n":%d}\n' % n for n in range(60_000)))
+    source = FileSource([str(path)])
+    reader = await source.open(0, None)
+    seen = 0
+    while not reader.at_end:
+        batch = await reader.fetch(5_000)
+        assert batch is not None
+        seen += len(batch)
+        again = await source.open(0, batch.position(len(batch)))
+        follows = await again.fetch(1)
+        assert (follows is None) == (seen == 60_000)
+        assert follows is None or follows.values[0] == b'{"n":%d}' % seen
+        await again.close()
+    await reader.close()
