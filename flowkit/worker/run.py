@@ -87,7 +87,8 @@ class LazySink:
 
     async def deliver(self, handoff: Any) -> None:
         if not self._opened:
-            await self.sink.open(None)
+            # Not as a new file: its first hand-off is staged already, and the second has to go behind it.
+            await self.sink.open(self.sink.state())
             self._opened = True
         await self.sink.deliver(handoff)
 
