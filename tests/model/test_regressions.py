@@ -96,6 +96,14 @@ def test_a_batch_is_handed_over_before_the_session_that_it_opens_is_over(cut: Cu
 
 
 @CUTS
+@pytest.mark.parametrize("later", range(45, 90, 5))
+def test_a_batch_is_handed_over_before_the_fired_session_that_its_events_join_is_dropped(cut: Cuts, later: int) -> None:
+    # [0, 40) has fired at 45 and is dropped at 49; 30 makes it [0, 70), if it has not waited in its batch for longer.
+    check(("session", 40), 0, ("b", 45), 30, ("b", later), form="batches", cut=cut, allowed_lateness=10)
+    check(("session", 40), 0, ("b", 45), ("b", 45), 30, ("b", later), form="batches", cut=cut, allowed_lateness=10)
+
+
+@CUTS
 def test_a_late_event_in_a_batch_fires_its_window_again(cut: Cuts) -> None:
     times = (0, 1, 2, 12, 3, ("b", 13), ("b", 14), ("b", 40))
     check(("tumbling", 10, 0), *times, form="batches", cut=cut, allowed_lateness=9)
