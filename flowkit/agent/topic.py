@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from flowkit.codec import Codec, CodecName, EventTime, TimeUnit, fields_of, has_field, type_name
 from flowkit.errors import ConfigError, NoEvent
-from flowkit.record import Events
+from flowkit.record import END_OF_TIME, MIN_TIME, Events
 from flowkit.table import current
 
 T = TypeVar("T")
@@ -57,6 +57,8 @@ class Outlet(Generic[T_co]):
         element: Any = self.element
         if isinstance(element, type) and hasattr(element, "__struct_fields__") and not isinstance(value, element):
             raise TypeError(f"{self.name!r} takes {element.__name__}, not {type(value).__name__}")
+        if time is not None and (type(time) is not int or not MIN_TIME <= time <= END_OF_TIME):
+            raise TypeError(f"{self.name!r}.emit: time={time!r}: give whole ms since the epoch, in 64 bits")
         cursor = current.get(None)
         if cursor is None:
             raise NoEvent(f"{self.name!r}.emit was called outside an event: call it while an agent handles one")

@@ -204,7 +204,7 @@ class SessionState(State):
     # Time
 
     def deadline(self, t: int) -> int:
-        # With lateness also before any fired session is dropped that the event would have joined: it ends at `t` or later.
+        # With lateness also before a fired session is dropped that the event would join: it ends at `t` or later.
         return t + self.gap - 1 if not self.lateness else t - 1 + min(self.gap, self.lateness)
 
     def _set_due(self) -> None:

@@ -285,6 +285,11 @@ class Engine:
         self._load_buffers(meta)
         self._refresh_due()
 
+    def forget(self) -> None:
+        """A cut broke off: before `rollback`, drop what it may have left half done."""
+        for state in self.states.values():
+            state.forget()
+
     async def rollback(self, meta: dict[str, Any]) -> None:
         """Go back to the last commit, whose `meta` is given; the agents start afresh."""
         self.bind()
@@ -685,6 +690,7 @@ class Engine:
         try:
             for driver in takers:
                 await self._feed(driver, event)
+                self._check_saved(driver)
         except EventFailed as failed:
             failed.driver.abandon()
             for state in self.states.values():
@@ -698,6 +704,14 @@ class Engine:
             await self._restart_agents()
             return failed.driver, failed.error
         return None
+
+    def _check_saved(self, driver: Driver) -> None:
+        """What cannot be saved is the failure of the event that made it, not of the commit."""
+        try:
+            for state in driver.states:
+                state.check_saved()
+        except Exception as error:
+            raise EventFailed((self.event_number, self.unit), driver, error) from error
 
     async def _kept(self, t: int) -> None:
         """The unit went well: keep it, and send what follows from it (changes, results of windows fired already)."""
