@@ -348,7 +348,11 @@ async def _open_heads(feed: BoundedFeed, sources: dict[str, FileSource], meta: d
             for number in await source.splits():
                 split = engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
                 reader = await source.open(number, feed.position(engine, split, meta))
-                inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
+                try:
+                    inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
+                except BaseException:
+                    await reader.close()
+                    raise
                 head = Head(engine, topic.name, split, inlet, reader, batch_size)
                 feed.add(head)
                 if topic.idle_after is not None:

@@ -205,6 +205,15 @@ def test_names_that_tell_no_format_are_told_all_at_once(place: Place) -> None:
     )
 
 
+def test_a_format_that_cannot_hold_a_type_is_told_with_what_it_is_for(place: Place) -> None:
+    place.app()
+    place.lines("in.jsonl", *GOOD)
+    place.write("in.txt", "ann\n")
+    is_told(place.call("run", "app.py", "--input", "sales=in.txt"), "input 'sales': codec 'text' needs the type str")
+    done = place.call("run", "app.py", "--input", "sales=in.jsonl", "--output", "big=big.txt")
+    is_told(done, "output 'big': codec 'text' needs the type str")
+
+
 def test_a_file_that_no_one_may_read_is_told(place: Place) -> None:
     place.app()
     place.lines("in.jsonl", *GOOD).chmod(0)

@@ -181,6 +181,20 @@ async def test_the_result_does_not_depend_on_sizes(tmp_path: Path) -> None:
     assert len(values) > 80 / 6
 
 
+async def test_lines_of_text_go_in_and_out_of_topics_of_bytes(tmp_path: Path) -> None:
+    """No file could be bound to such a topic."""
+    app = App("bytes")
+    raw, out = app.topic("raw", bytes, codec="bytes"), app.sink("out", bytes, codec="bytes")
+
+    @app.each(raw, sinks=[out])
+    def turn(value: bytes) -> bytes:
+        return value[::-1]
+
+    (tmp_path / "in.txt").write_bytes(b"ab\n\xff\x00\n")
+    await run(app, [("raw", str(tmp_path / "in.txt"))], [("out", str(tmp_path / "out.txt"))])
+    assert (tmp_path / "out.txt").read_bytes() == b"ba\n\x00\xff\n"
+
+
 def picky_app() -> App:
     app = App("picky")
     events = app.topic("events", Event, key="key", time="at")
