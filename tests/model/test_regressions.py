@@ -78,6 +78,27 @@ def test_an_event_between_two_count_windows_counts_nowhere(form: Form, cut: Cuts
     check(("count", 1, 2), 0, 1, 2, 3, 4, form=form, cut=cut)
 
 
+@CUTS
+def test_an_early_result_is_given_again_after_a_step_that_failed_behind_it(cut: Cuts) -> None:
+    """Going back to the commit left the window marked as one that had given its early result in this step."""
+    app, events, notes = app_with_notes()
+    early: Any = app.table("early", of=events, by="key", window=Tumbling(10), early=1, n=Count())
+    beside: Any = app.table("beside", of=events, by="key", window=Tumbling(30), early=1, n=Count())
+
+    @app.each(early.closed, sinks=[notes])
+    def tell(w: Closed[str, Any]) -> Note:
+        return Note(f"{w.pane} {w.end} {w.value.n}")
+
+    @app.each(beside.closed)
+    def refuse(w: Closed[str, Any]) -> None:
+        raise OSError("no")
+
+    world = World([("events", lines([Event("a", n, n) for n in (0, 5, 12)]))])
+    play(world.run(app, **cut._asdict()))
+    told = ["early 10 1", "early 10 2", "on_time 10 2", "early 20 1", "on_time 20 1"]
+    assert [note.text for note in world.out("notes", Note)] == told
+
+
 def test_a_late_event_that_nobody_takes_does_not_fire_what_was_touched_before_it() -> None:
     # At -10 all is over; [0, 10) has fired, may still be touched, and was, but not by this event.
     check(("tumbling", 10, 0), 0, 12, -10, allowed_lateness=5)
