@@ -95,7 +95,7 @@ def test_an_early_result_is_given_again_after_a_step_that_failed_behind_it(cut: 
 
     world = World([("events", lines([Event("a", n, n) for n in (0, 5, 12)]))])
     play(world.run(app, **cut._asdict()))
-    told = ["early 10 1", "early 10 2", "on_time 10 2", "early 20 1", "on_time 20 1"]
+    told = ["early 10 2", "on_time 10 2", "early 20 1", "on_time 20 1"]
     assert [note.text for note in world.out("notes", Note)] == told
 
 
