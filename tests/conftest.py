@@ -3,8 +3,18 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from tests.depth import SCALE
+
+# Of properties that do not say how many examples they want.
+settings.register_profile("flowkit", max_examples=round(100 * SCALE), deadline=None)
+settings.load_profile("flowkit")
 
 HERE = Path(__file__).parent
+
+PROCESSES = ("testing/test_plugin.py", "services/test_fraud_main.py")
+"""Tests elsewhere that start processes."""
 
 collect_ignore = ["typing/api.py"]  # read by type checkers; importing it would run its wrong uses
 
@@ -15,6 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(HERE / "benchmarks"):
             item.add_marker(pytest.mark.benchmark)
             item.add_marker(pytest.mark.timeout(0))  # a benchmark under a debugger or a busy machine is only slow
-        elif any(item.path.is_relative_to(HERE / room) for room in ("integration", "cli", "typing")):
+        elif any(item.path.is_relative_to(HERE / room) for room in ("integration", "cli", "typing", *PROCESSES)):
             # The command line and the type checkers are other processes.
             item.add_marker(pytest.mark.integration)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from flowkit.codec import Codec, CodecName, EventTime, TimeUnit, fields_of, has_field, type_name
-from flowkit.errors import ConfigError, NoEvent
-from flowkit.record import Events
+from flowkit.errors import ConfigError, NoEvent, TimeError
+from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME, Events
 from flowkit.table import current
 
 T = TypeVar("T")
@@ -57,10 +57,16 @@ class Outlet(Generic[T_co]):
         element: Any = self.element
         if isinstance(element, type) and hasattr(element, "__struct_fields__") and not isinstance(value, element):
             raise TypeError(f"{self.name!r} takes {element.__name__}, not {type(value).__name__}")
+        if time is not None:
+            self._check_time(time)
         cursor = current.get(None)
         if cursor is None:
             raise NoEvent(f"{self.name!r}.emit was called outside an event: call it while an agent handles one")
         cursor.emit(self, value, key, time)
+
+    def _check_time(self, time: Any) -> None:
+        if type(time) is not int or not MIN_TIME <= time <= END_OF_TIME:
+            raise TypeError(f"{self.name!r}.emit: time={time!r}: give whole ms since the epoch, in 64 bits")
 
 
 class Sink(Outlet[T_co]):
@@ -94,6 +100,11 @@ class Topic(Events[T_co], Outlet[T_co]):
         self.out_of_order, self.idle_after, self.close_after_idle = out_of_order, idle_after, close_after_idle
 
     __repr__ = Outlet.__repr__
+
+    def _check_time(self, time: Any) -> None:
+        super()._check_time(time)
+        if not EARLIEST <= time <= LATEST:  # one such record would make all that follow late
+            raise TimeError(f"{self.name!r}.emit: time={time} lies outside the years 1 to 9999")
 
 
 def _check_getter(name: str, option: str, getter: object, type_: Any) -> None:

@@ -19,6 +19,9 @@ Source = Annotated[
     typer.Argument(metavar="[FILE]", show_default=False, help="A file of dead letters, - for standard input."),
 ]
 TOPIC = "dead-letters"
+LETTER_BYTES = 1 << 30
+"""A letter is longer than the record in it, which may be as long as a source takes."""
+
 TABLE_EVENT = re.compile(r".+\.(closed|changes|late)")
 
 
@@ -160,7 +163,7 @@ async def _from_file(path: str) -> AsyncIterator[DeadLetter]:
     from flowkit.source import FileSource
 
     decode = _decoder()
-    reader = await FileSource([path]).open(0, None)
+    reader = await FileSource([path], max_record_bytes=LETTER_BYTES).open(0, None)
     try:
         while not reader.at_end:
             batch = await reader.fetch(1000)

@@ -68,7 +68,7 @@ def run(
     from flowkit.cli.progress import Bar, say_summary
     from flowkit.worker import run as run_bounded
 
-    stop = Stop()
+    stop = Stop(options.grace / 1000)
     with Bar() as bar:
         summary = run_loop(
             run_bounded(

@@ -132,6 +132,8 @@ def format_of(path: str) -> tuple[str, str]:
     compression = name.suffix if name.suffix in COMPRESSIONS else ""
     suffix = Path(name.stem).suffix if compression else name.suffix
     if suffix not in CODECS:
+        if name.is_dir():
+            raise ConfigError(f"{path}: is a directory. Name a file in it, such as {name / 'out.jsonl'}")
         known = " ".join(CODECS)
         raise ConfigError(f"{path}: a name must end in one of {known}, with or without .gz or .zst; or be - for stdout")
     return CODECS[suffix], compression

@@ -209,6 +209,7 @@ class AlignedState(State):
         self.starts = {end: starts[end] for end in self.by_end}
         self.unfired = [end for end in stored if end - 1 > self.watermark]
         self.opened = []
+        self.early_done.clear()  # a step that broke off may have left it
         encoded = meta.get("early", [])
         self.touched_early = {end: {self.shape.decode_key(key) for key in keys} for end, keys in encoded}
         self.early_done = set(meta.get("early_done", ()))

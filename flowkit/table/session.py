@@ -216,7 +216,8 @@ class SessionState(State):
     # Time
 
     def deadline(self, t: int) -> int:
-        return t + self.gap - 1
+        # With lateness also before a fired session is dropped that the event would join: it ends at `t` or later.
+        return t + self.gap - 1 if not self.lateness else t - 1 + min(self.gap, self.lateness)
 
     def _set_due(self) -> None:
         self.due = self.ends[0][0] - 1 if self.ends else NEVER

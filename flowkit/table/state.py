@@ -7,7 +7,7 @@ watermark moves, and `cut` or `rollback` at the end of a commit interval.
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from flowkit.errors import NoEvent, ReadOnly, WindowClosed
+from flowkit.errors import NoEvent, ReadOnly, StateError, WindowClosed
 from flowkit.record import END_OF_TIME, MIN_TIME, Change, Closed
 from flowkit.store import Reading, SpaceChange
 from flowkit.table.cells import Cells, Shape, no_event
@@ -209,6 +209,24 @@ class State:
         changes = [change for cells in self.all_cells() if (change := cells.cut()) is not None]
         self.refresh()
         return changes, []
+
+    def check_saved(self) -> None:
+        """Raise StateError for an object handed out since `mark` that no commit could save."""
+        for cells in self.all_cells():
+            for key, value in cells.fresh.items():
+                try:
+                    self.shape.encode(value)
+                except Exception as error:
+                    raise StateError(
+                        f"table {self.name!r}: the value of key {key!r} cannot be saved: {error}. "
+                        "Keep only what its type says"
+                    ) from error
+
+    def forget(self) -> None:
+        """Drop all live objects, to be read anew: a cut that broke off may have left them ahead of the store."""
+        for cells in self.all_cells():
+            cells.live.clear()
+            cells.maybe_stored = True
 
     def rollback(self, meta: dict[str, Any]) -> None:
         """Go back to the last commit, whose `meta` is given."""

@@ -222,30 +222,33 @@ class Harness:
     async def _work(self, task: LiveTask) -> bool:
         if not await task.fetch(self._cut(50)):
             return False
-        while (piece := await task.task.next(self._cut(20))) is not None:
-            assert not isinstance(piece, Waiting)
-            if isinstance(piece, Records) and self._seeded:
-                task.task.careful = task.task.careful or self._random.random() < 0.1
-            # How many results a firing may give before it is cut.
-            task.task.commit_every = task.task.since_commit + self._cut(10)
-            await task.task.handle(piece)
-            if self._seeded and self._random.random() < (0.5 if task.engine.unfinished else 0.2):
-                await self._commit(task)
-        await self._commit(task)
-        return True
+        while True:
+            while (piece := await task.task.next(self._cut(20))) is not None:
+                assert not isinstance(piece, Waiting)
+                if isinstance(piece, Records) and self._seeded:
+                    task.task.careful = task.task.careful or self._random.random() < 0.1
+                # How many results a firing may give before it is cut.
+                task.task.commit_every = task.task.since_commit + self._cut(10)
+                await task.task.handle(piece)
+                if self._seeded and self._random.random() < (0.5 if task.engine.unfinished else 0.2):
+                    await self._commit(task)
+            if await self._commit(task):
+                return True
 
     def _cut(self, most: int) -> int:
         return self._random.randint(1, most) if self._seeded else 10_000
 
-    async def _commit(self, task: LiveTask) -> None:
+    async def _commit(self, task: LiveTask) -> bool:
         self._check_saved(task)
         self.cut += task.engine.unfinished
         late = self._late_before.get(task.name, 0) + task.counters.late
         self._late_at.setdefault(task.name, {})[task.task.store.number + 1] = late
-        await task.task.commit()
+        if not await task.task.commit():
+            return False
         await task.task.settled()
         if task.feed.at == len(task.feed.journal):
             self._world.pop(task.name, None)
+        return True
 
     async def _maybe_crash(self, _step: str) -> None:
         if self._random.random() < self._crashes:

@@ -10,6 +10,7 @@ from typing import Any
 from flowkit.agent import Group, Outlet, Topic
 from flowkit.app import App
 from flowkit.clock import Clock
+from flowkit.errors import ConfigError
 from flowkit.sink import Sink
 from flowkit.store import Store
 from flowkit.worker.drivers import AggregateDriver
@@ -23,7 +24,16 @@ def make_outlets(app: App, groups: Iterable[Group], sinks: dict[str, Sink]) -> d
     wanted: dict[str, Outlet[Any]] = {app.dead_letters.name: app.dead_letters}
     for group in groups:
         wanted |= {outlet.name: outlet for outlet in group.outlets}
-    return {name: BoundOutlet(o, sinks[name].codec if name in sinks else None) for name, o in wanted.items()}
+    outlets: dict[str, BoundOutlet] = {}
+    problems: list[str] = []
+    for name, outlet in wanted.items():
+        try:
+            outlets[name] = BoundOutlet(outlet, _suited(sinks[name].codec if name in sinks else None, outlet))
+        except ConfigError as error:
+            problems += [f"output {name!r}: {why}; give its file another ending" for why in error.problems]
+    if problems:
+        raise ConfigError(*problems)
+    return outlets
 
 
 def make_engine(
@@ -46,9 +56,19 @@ def make_engine(
 
 def make_inlet(engine: Engine, topic: Topic[Any], number: int, codec: str | None = None, fields: Any = None) -> Inlet:
     """The decoder of one split of a topic, which decodes only what is used."""
-    inlet = Inlet(topic, codec, fields, only=fields_used(engine, topic))
+    try:
+        inlet = Inlet(topic, _suited(codec, topic), fields, only=fields_used(engine, topic))
+    except ConfigError as error:
+        told = (f"input {topic.name!r}: {problem}; give its file another ending" for problem in error.problems)
+        raise ConfigError(*told) from None
     engine.inlets[(topic.name, number)] = inlet
     return inlet
+
+
+def _suited(codec: str | None, outlet: Outlet[Any]) -> str | None:
+    """The codec of a file as a topic or sink takes it: lines of text are lines of bytes to one of bytes."""
+    element: Any = outlet.element
+    return "bytes" if codec == "text" and element is bytes else codec
 
 
 def fields_used(engine: Engine, topic: Topic[Any]) -> frozenset[str] | None:

@@ -94,9 +94,10 @@ class StreamDriver(Driver):
         self._agen: Any = None
         self._coro: Any = None
         self.finished = False
+        self._starting = False
 
     async def start(self) -> None:
-        self.finished = False
+        self.finished, self._starting = False, True
         stream: Stream[Any] = Stream()
         if self.spec.emits:
             self._agen = self.spec.function(stream)
@@ -105,9 +106,14 @@ class StreamDriver(Driver):
             self._agen = None
             self._coro = self.spec.function(stream)
         self.send = self._coro.send
-        done = self.feed(None)
-        if done is not None:
-            await done
+        try:
+            done = self.feed(None)
+            if done is not None:
+                await done
+        except BaseException:
+            self.abandon()
+            raise
+        self._starting = False
 
     def add(self, event: Any, t: int, origin: Origin, *, careful: bool) -> None:
         """Put an event of time `t` (ms) into the batch."""
@@ -164,6 +170,11 @@ class StreamDriver(Driver):
         self.send = _not_started
         if self.finished:
             return None
+        if self._starting:
+            raise FlowkitError(
+                f"agent {self.name!r} returned before it asked for an event: "
+                "iterate its stream, `async for event in stream`"
+            )
         log.warning("agent returned while its stream goes on; it is started anew", agent=self.name)
         return self.start()
 
@@ -207,9 +218,13 @@ class StreamDriver(Driver):
         self.finished = True
         # Loops within loops each ask once more.
         for _ in range(100):
-            done = self.feed(END)
-            if done is not None:
-                await done
+            try:
+                done = self.feed(END)
+                if done is not None:
+                    await done
+            except BaseException:
+                self.abandon()
+                raise
             if self._coro is None:
                 return
         raise FlowkitError(f"agent {self.name!r} asks for more events after the end of its stream")

@@ -204,6 +204,11 @@ class Engine:
             state.open(meta.get("tables", {}).get(name, {}))
         self._load(meta)
 
+    def forget(self) -> None:
+        """A cut broke off: before `rollback`, drop what it may have left half done."""
+        for state in self.states.values():
+            state.forget()
+
     async def rollback(self, meta: dict[str, Any]) -> None:
         """Go back to the last commit, whose `meta` is given; the agents start afresh."""
         self.bind()

@@ -206,7 +206,9 @@ class LiveTask:
     async def finish(self, seconds: float) -> None:
         """A clean stop: for at most `seconds` do what was taken in, then commit. What is left comes again."""
         until = time.monotonic() + seconds
-        while time.monotonic() < until and await self.step():  # noqa: ASYNC110
-            await asyncio.sleep(0)  # give way
-        await self.task.commit(final=True)
+        while True:
+            while time.monotonic() < until and await self.step():  # noqa: ASYNC110
+                await asyncio.sleep(0)  # give way
+            if await self.task.commit(final=True):
+                break
         await self.task.settled()

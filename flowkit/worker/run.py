@@ -29,6 +29,7 @@ from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_i
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.heads import Head, LinkHead
 from flowkit.worker.task import Hook, Task, _no_hook
+from flowkit.worker.watchdog import told_stalls
 
 log = structlog.get_logger("flowkit.run")
 
@@ -60,6 +61,19 @@ class Summary:
     """True if `should_stop` ended it before the end of the input. What was done is committed."""
 
 
+class Signs:
+    """Signs of life of a run, for the watchdog."""
+
+    def __init__(self, task: Task, engines: Sequence[Engine]) -> None:
+        self.task, self.engines, self.steps = task, engines, 0
+
+    def __call__(self) -> tuple[int, ...] | None:
+        """What changes while it lives; None while it waits for a reason."""
+        if any(engine.step.resting for engine in self.engines):
+            return None
+        return (self.steps, self.task.commits, *(engine.step.beats for engine in self.engines))
+
+
 class LazySink:
     """A sink that touches the outside only once there is something to write."""
 
@@ -88,7 +102,8 @@ class LazySink:
 
     async def deliver(self, handoff: Any) -> None:
         if not self._opened:
-            await self.sink.open(None)
+            # Not as a new file: its first hand-off is staged already, and the second has to go behind it.
+            await self.sink.open(self.sink.state())
             self._opened = True
         await self.sink.deliver(handoff)
 
@@ -165,24 +180,26 @@ async def run(
         if not fresh:
             await _open_heads(feed, sources, meta, options.batch_size)
         feed.restore(meta)
+        signs = Signs(task, engines)
+        await stack.enter_async_context(told_stalls(signs, options.stall_after))
         await task.start(feed, meta)
         already_done = len(feed.finished) == len(engines) and not any(engine.unfinished for engine in engines)
-        next_report = 0.0
-        stopped = False
-        try:
-            while not stopped and await task.step():
-                now = time.monotonic()
-                if on_progress is not None and now >= next_report:
-                    on_progress(_progress(counters, engines, feed.heads, now - started))
-                    next_report = now + 0.1
-                stopped = should_stop()
-        except InputError:  # an input breaks off: what was read before that is not lost
-            await task.commit(final=True)
-            raise
-        if not already_done:
-            await task.commit(final=True)
+
+        def report() -> Progress:
+            return _progress(counters, engines, feed.heads, time.monotonic() - started)
+
+        stopped, broken_off = False, None
+        while True:
+            try:
+                stopped = await _work(task, signs, should_stop, on_progress, report)
+            except InputError as error:  # an input breaks off: what was read before that is not lost
+                broken_off = error
+            if already_done or await task.commit(final=True):
+                break
+        if broken_off is not None:
+            raise broken_off
         if on_progress is not None:
-            on_progress(_progress(counters, engines, feed.heads, time.monotonic() - started))
+            on_progress(report())
         emitted = {name: outlet.total for name, outlet in outlets.items()}
         has_letters = emitted[app.dead_letters.name] > 0
         return Summary(
@@ -195,6 +212,26 @@ async def run(
             already_done=already_done,
             stopped=stopped,
         )
+
+
+async def _work(
+    task: Task,
+    signs: Signs,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[Progress], None] | None,
+    report: Callable[[], Progress],
+) -> bool:
+    """Step to the end of the input; True if `should_stop` ended it before."""
+    next_report = 0.0
+    while await task.step():
+        signs.steps += 1
+        now = time.monotonic()
+        if on_progress is not None and now >= next_report:
+            on_progress(report())
+            next_report = now + 0.1
+        if should_stop():
+            return True
+    return False
 
 
 def _outlet(app: App, name: str) -> Outlet[Any]:
@@ -313,7 +350,11 @@ async def _open_heads(feed: BoundedFeed, sources: dict[str, FileSource], meta: d
             for number in await source.splits():
                 split = engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
                 reader = await source.open(number, feed.position(engine, split, meta))
-                inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
+                try:
+                    inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
+                except BaseException:
+                    await reader.close()
+                    raise
                 head = Head(engine, topic.name, split, inlet, reader, batch_size)
                 feed.add(head)
                 if topic.idle_after is not None:

@@ -80,6 +80,8 @@ class Task:
         self.feed: Feed
         self.since_commit = 0
         self.careful = False
+        self._went_back = False
+        """True if everything since the last commit went carefully."""
         self.commits = 0
         self.last_commit = time.monotonic()
         self.schemas: dict[str, Any] = {}
@@ -251,35 +253,46 @@ class Task:
             outlet.records.clear()
         await self.feed.rewind()
         self.since_commit = 0
-        self.careful = True
+        self.careful = self._went_back = True
 
     # Commit
 
-    async def commit(self, *, final: bool = False) -> None:
+    async def commit(self, *, final: bool = False) -> bool:
         """Cut a frame and start to commit it; processing may go on. Waits for the commit before it.
 
-        Raises what that one failed with: Fenced, OutcomeUnknown, StorePoisoned, or a sink's error.
+        False if there is something that cannot be saved: the task has gone back to the last commit, to find out,
+        carefully, which event made it. Raises what the commit before failed with: Fenced, OutcomeUnknown,
+        StorePoisoned, or a sink's error.
         """
         await self.settled()
         if not self._dirty and not final:
-            return
+            return True
         changes: list[SpaceChange] = []
         drops: list[tuple[str, int | None]] = []
         groups: dict[str, Any] = {}
-        for engine in self.engines:
-            changed, dropped, groups[engine.group.name] = engine.cut()
-            changes += changed
-            drops += dropped
+        try:
+            for engine in self.engines:
+                changed, dropped, groups[engine.group.name] = engine.cut()
+                changes += changed
+                drops += dropped
+        except Exception:
+            if self._went_back:
+                raise
+            for engine in self.engines:
+                engine.forget()
+            await self.rollback()
+            return False
         fed = self.feed.commit()
         outs, staged = self._stage(final)
         meta = {"app": self.app.name, "groups": groups, "sinks": staged, "schemas": self.schemas, **fed}
         frame = Frame(self.store.number + 1, self.new_id(), self.store.commit_id, self.epoch, meta, changes, drops)
         handoffs = {name: handoff for name, (_, handoff) in staged.items() if handoff is not None}
         self._inflight = asyncio.create_task(self._finish(frame, outs, handoffs), name=f"commit {self.name}")
-        self.since_commit, self._dirty, self.careful = 0, False, False
+        self.since_commit, self._dirty, self.careful, self._went_back = 0, False, False, False
         self.last_commit = time.monotonic()
         if final:
             await self.settled()
+        return True
 
     def _stage(self, final: bool) -> tuple[list[Out], dict[str, Any]]:
         """Everything emitted since the last commit, for the broker and for the sinks (state and hand-off)."""

@@ -74,6 +74,7 @@ class Units:
         try:
             for driver in takers:
                 await step.feed(driver, event)
+                self._check_saved(driver)
         except EventFailed as failed:
             failed.driver.abandon()
             for state in step.states.values():
@@ -86,6 +87,14 @@ class Units:
             await step.restart_agents()
             return failed.driver, failed.error
         return None
+
+    def _check_saved(self, driver: Driver) -> None:
+        """What cannot be saved is the failure of the event that made it, not of the commit."""
+        try:
+            for state in driver.states:
+                state.check_saved()
+        except Exception as error:
+            raise EventFailed((self.step.event_number, self.step.unit), driver, error) from error
 
     async def keep(self, t: int) -> None:
         """The unit went well: keep it, and send what follows from it."""

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -75,6 +75,42 @@ def _driven_by(frame: FrameType) -> Any:
 def dump_tasks() -> list[dict[str, Any]]:
     """All asyncio tasks of this loop with where they stand."""
     return [{"task": task.get_name(), "waits_for": waiting_for(task)} for task in asyncio.all_tasks()]
+
+
+@asynccontextmanager
+async def told_stalls(signs: Callable[[], object], limit_ms: int) -> AsyncIterator[None]:
+    """Tell what the present asyncio task waits for each time that `signs` have stood still for `limit_ms`.
+
+    `signs` gives None where there is nothing to be said against waiting.
+    """
+    watched = asyncio.current_task()
+    assert watched is not None
+    watch = asyncio.create_task(_tell_stalls(watched, signs, limit_ms / 1000), name="flowkit watchdog")
+    try:
+        with LoopWatch(limit_ms).running():
+            yield
+    finally:
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+
+
+async def _tell_stalls(watched: "asyncio.Task[Any]", signs: Callable[[], object], limit: float) -> None:
+    pause = min(limit / 4, 1.0)
+    last, since = signs(), time.monotonic()
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(pause)
+        now, found = time.monotonic(), signs()
+        if found is None or found != last or now - before > pause + limit / 2:
+            last, since = found, now
+        elif now - since >= limit:
+            since = now
+            log.error(
+                "no progress: an agent may wait for something that does not come",
+                seconds=round(limit, 1),
+                waits_for=waiting_for(watched),
+            )
 
 
 class LoopWatch:

@@ -2,7 +2,7 @@
 
 import flowkit
 from services.fraud_detection.features import DAY_MS, observe
-from services.fraud_detection.history import compare, remember
+from services.fraud_detection.history import compare, note_hidden, remember
 from services.fraud_detection.model import Scorer
 from services.fraud_detection.records import Alert, Burst, Case, Chargeback, Profile, Transaction
 from services.fraud_detection.rules import Hit, Limits, apply_rules, count_in
@@ -46,6 +46,7 @@ def judge(policy: Policy, scorer: Scorer | None, profile: Profile, burst: Burst,
         held, departs = verdict.alert, False
     else:
         seen = observe(tx, profile, burst, beside, hits)
+        note_hidden(profile, beside)
         scorer.weigh(seen)
         risk = scorer.score(seen.signals)
         alert = risk >= policy.threshold

@@ -5,7 +5,8 @@ ordinary payments cannot drown what the model learns. *Tokens* name what the pay
 merchant, its device, …), for the reputation that these gain from reports.
 
 Freshness is 0 for what the card knows, 1 for what it knows since recently, 2 for what is new to it; 3 and 4 are the
-latter two where the card has too little history for that to mean much.
+latter two where the card has too little history for that to mean much. A device that is not told, where the card's
+payments usually tell theirs, is 5.
 """
 
 from bisect import bisect_right
@@ -29,6 +30,7 @@ DEVIATIONS = (0.7, 1.3, 1.9, 2.5, 3.1, 4.0)
 KILOMETRES = (60.0, 300.0, 1000.0, 4000.0)
 SPEEDS = (200.0, 500.0, 900.0, 2000.0)
 BURSTS = (2, 3, 4, 6, 9)
+HIDDEN = 5
 
 
 class Observation(NamedTuple):
@@ -96,6 +98,8 @@ def _freshness(profile: Profile, beside: Comparison, far: int) -> Freshness:
     if device and (profile.told < 3 or beside.devices_age_ms < 2 * DAY_MS):
         device += 2
     place = 2 if far else _fresh(beside.place_ms, age)
+    if beside.hides:
+        device = HIDDEN
     if place and (profile.seen < 6 or age < 2 * DAY_MS):
         place += 2
     share = beside.entry_share
@@ -121,7 +125,7 @@ def _rush(burst: Burst, new: Freshness) -> list[str]:
         out.append(f"rush={count}")
         if mean < AMOUNTS[1]:
             out.append(f"small rush={count}")
-    if new.device in (1, 2) and burst.count > 2:
+    if new.device in (1, 2, HIDDEN) and burst.count > 2:
         out.append("device,rush")
     return out
 
@@ -146,6 +150,8 @@ def _links(profile: Profile, tx: Transaction, at: int) -> list[str]:
 def _novelties(new: Freshness, far: int, beside: Comparison) -> list[str]:
     young = "young," if beside.age_ms < FRESH_MS else ""
     out = []
+    if new.device == HIDDEN and beside.hidden:
+        out.append(f"hidden={min(beside.hidden, 3)}")
     if new.device:
         out.append(f"device={new.device}")
         if new.merchant:

@@ -16,6 +16,11 @@ NEAR_KM = 60.0
 
 MOST_PLACES = 8
 MOST_NAMES = 48
+MOST_HIDDEN = 12
+HIDDEN_MS = 5 * 24 * HOUR_MS
+TELLS_SHARE = 0.7
+"""The share of a way of paying that names a device, from which on naming none is a departure."""
+
 HOUR_SLOTS = 8
 TYPICAL_MEAN, TYPICAL_SPREAD, TYPICAL_WEIGHT = 3.0, 1.1, 4.0
 """What is assumed of the logarithm of an unknown card's amounts, and how many payments that assumption outweighs."""
@@ -31,6 +36,8 @@ class Comparison(NamedTuple):
     deviations. `away_km` is the distance to the nearest place of the card and `place_ms` how long that one is known;
     `hop_km` the distance to the last one and `speed_kmh` what it takes to come from there: None without a position.
     `merchant_ms` and the like say how long the card is known there: 0 if it is not, None if the payment does not tell.
+    `hides` tells that the device is not named though such payments of the card usually name theirs, `hidden` how many
+    did so in the days before.
     `entry_share` and `hour_share` are the shares of the card's payments that were read so, or made at this time of day.
     """
 
@@ -49,6 +56,8 @@ class Comparison(NamedTuple):
     country_ms: int | None
     device_ms: int | None
     devices_age_ms: int
+    hides: bool
+    hidden: int
 
 
 def time_ms(tx: Transaction) -> int:
@@ -71,6 +80,9 @@ def distance_km(lat: float, lon: float, lat2: float, lon2: float) -> float:
 def compare(profile: Profile, tx: Transaction) -> Comparison:
     """How the payment looks beside the history before it."""
     at = time_ms(tx)
+    hidden = sum(at - before <= HIDDEN_MS for before in profile.hidden)
+    # Those of the last days do not count against what is usual: a row of them would soon look like a habit.
+    usual = profile.entries.get(tx.entry, 0) - hidden + 1
     away, place_ms, hop, speed = _whereabouts(profile, tx, at)
     hour = _hour_slot(at)
     return Comparison(
@@ -89,6 +101,8 @@ def compare(profile: Profile, tx: Transaction) -> Comparison:
         country_ms=_tenure(profile.countries, tx.country, at),
         device_ms=_tenure(profile.devices, tx.device, at),
         devices_age_ms=at - min(profile.devices.values()) if profile.devices else 0,
+        hides=not tx.device and profile.tells.get(tx.entry, 0) > TELLS_SHARE * usual,
+        hidden=hidden,
     )
 
 
@@ -102,13 +116,22 @@ def remember(profile: Profile, tx: Transaction, at: int) -> None:
     profile.hours[_hour_slot(at)] += 1
     if tx.entry and (tx.entry in profile.entries or len(profile.entries) < MOST_NAMES):
         profile.entries[tx.entry] = profile.entries.get(tx.entry, 0) + 1
-    profile.told += tx.device != ""
+    if tx.device:
+        profile.told += 1
+        if tx.entry in profile.entries:
+            profile.tells[tx.entry] = profile.tells.get(tx.entry, 0) + 1
     _note(profile.merchants, tx.merchant, at)
     _note(profile.categories, tx.category, at)
     _note(profile.countries, tx.country, at)
     _note(profile.devices, tx.device, at)
     if tx.lat is not None and tx.lon is not None:
         _visit(profile.places, tx.lat, tx.lon, at)
+
+
+def note_hidden(profile: Profile, beside: Comparison) -> None:
+    """Take down that the payment did not tell its device, whatever is thought of it."""
+    if beside.hides:
+        profile.hidden = [*profile.hidden[1 - MOST_HIDDEN :], beside.at]
 
 
 def _hour_slot(at: int) -> int:

@@ -24,7 +24,8 @@ SCORECARD: dict[str, float] = {
     # like what was held before
     "like=2": 4, "like=1": 2, "held=2": 1, "held=3": 1,
     # who pays: device, merchant, time of day
-    "device=2": 4, "device=1": 3, "device=3": 1, "device=4": 1, "device,merchant": 3, "weak device,merchant": 1,
+    "device=2": 4, "device=1": 3, "device=3": 1, "device=4": 1, "device=5": 2, "device,merchant": 3,
+    "weak device,merchant": 1, "hidden=1": 2, "hidden=2": 3, "hidden=3": 4,
     "merchant=1": 1, "merchant=2": 1, "country=1": 1, "country=2": 1, "odd hour": 1,
     # where, and how the card is read
     "place=2,4": 3, "place=2,3": 3, "place=2,2": 1, "place=1,0": 1, "place=4,4": 1, "place=4,3": 1,
@@ -41,6 +42,8 @@ SCORECARD: dict[str, float] = {
 WORDS = {
     "device": "a device new to the card",
     "weak device": "a device new to the card",
+    "device=5": "the device is not told, which the card's payments usually do",
+    "hidden": "the device is not told, and was not before",
     "merchant": "a merchant new to the card",
     "category": "a category new to the card",
     "country": "a country new to the card",

@@ -87,7 +87,8 @@ class Profile(flowkit.Record):
     """One card's own history. Times in ms; `mean` and `spread` are of the natural logarithm of its amounts.
 
     `merchants`, `categories`, `countries` and `devices` say since when the card is seen there, the latest used last;
-    `entries` counts how it was read, `hours` when it was used, `told` the payments that name a device.
+    `entries` counts how it was read, `hours` when it was used, `told` the payments that name a device, `tells` the same
+    for each way of reading it; `hidden` has the times of the last that named none where they usually do.
     """
 
     seen: int = 0
@@ -100,6 +101,8 @@ class Profile(flowkit.Record):
     categories: dict[str, int] = {}
     countries: dict[str, int] = {}
     devices: dict[str, int] = {}
+    tells: dict[str, int] = {}
+    hidden: list[int] = []
     entries: dict[str, int] = {}
     hours: list[int] = []
     cases: list[Case] = []

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.depth import examples
 from tests.model import flink
 from tests.model.apps import Beside, Event, Fired, Form, Seen, Trouble, app_of, records
 from tests.model.flink import Result, WindowSpec
 from tests.model.strategies import KINDS, Case, cases, out_of_order, splits
 from tests.model.strategies import events as event_streams
 from tests.model.world import World, lines, play
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-LONG = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
-"""HYPOTHESIS_PROFILE=long looks at twenty times as many examples."""
-
-
-def examples(count: int) -> Callable[[F], F]:
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=count * LONG, deadline=None, suppress_health_check=slow)
 
 
 class Cuts(NamedTuple):

@@ -20,10 +20,11 @@ from flowkit import table as aggregates
 from flowkit.testing import harness
 from flowkit.window import Count, Session, Tumbling
 from flowkit.worker import step as steps
+from tests.depth import examples
 from tests.model import flink
 from tests.model.apps import Event, Fired, Trouble, Values, app_of, overlapping, records, window_of
 from tests.model.strategies import KEYS
-from tests.model.test_engine import Cuts, cuts, examples, numbered
+from tests.model.test_engine import Cuts, cuts, numbered
 from tests.model.test_resume import broken, crash_plans, same, unbroken
 from tests.model.world import World, lines, play
 

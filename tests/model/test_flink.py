@@ -7,9 +7,10 @@ windows, `W` is the watermark, `!` a firing. An event's value is its place in th
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.depth import examples
 from tests.model.flink import BEGINNING_OF_TIME, END_OF_TIME, Event, Result, WindowSpec, covering, run, run_splits
 from tests.model.strategies import Case, cases, events, windows
 
@@ -436,7 +437,7 @@ def test_early_panes_of_count_windows_are_refused() -> None:
 # --- laws, on any input -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(stream=events(), window=windows("tumbling", "sliding", "cumulative", "global"))
 def test_with_enough_allowance_for_disorder_the_windows_are_a_plain_grouping(
     stream: list[Event], window: WindowSpec
@@ -450,7 +451,7 @@ def test_with_enough_allowance_for_disorder_the_windows_are_a_plain_grouping(
     assert [((c.end, c.key.encode(), c.start), c.values) for c in result.closed] == sorted(groups.items())
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(stream=events(), gap=st.integers(1, 40))
 def test_with_enough_allowance_for_disorder_sessions_are_the_runs_without_a_gap(stream: list[Event], gap: int) -> None:
     expected: list[tuple[int, bytes, int]] = []
@@ -464,7 +465,7 @@ def test_with_enough_allowance_for_disorder_sessions_are_the_runs_without_a_gap(
     assert sum(len(c.values) for c in result.closed) == len(stream)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(case=cases())
 def test_windows_fire_once_on_time_and_only_late_after_it(case: Case) -> None:
     result = run(case.events, **case.settings)
@@ -479,7 +480,7 @@ def test_windows_fire_once_on_time_and_only_late_after_it(case: Case) -> None:
     assert order == sorted(order)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(case=cases())
 def test_a_single_split_is_a_run(case: Case) -> None:
     if case.settings["bounded"]:

@@ -1,4 +1,4 @@
-"""The live task against the oracle: in the harness, which cuts batches at random and crashes at any step."""
+"""The live task against the oracle, in the harness: batches cut at random, a crash at any step of a commit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.testing import harness
+from tests.depth import examples
 from tests.model import flink
 from tests.model.apps import Beside, Event, Fired, Form, Trouble, app_of, records
 from tests.model.strategies import cases
-from tests.model.test_engine import arrives_in_order, examples, numbered
+from tests.model.test_engine import arrives_in_order, numbered
 from tests.model.world import play
 
 

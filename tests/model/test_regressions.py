@@ -12,7 +12,7 @@ import pytest
 from flowkit import App, Closed, Record, Stream
 from flowkit import agent as agents
 from flowkit import table as aggregates
-from flowkit.errors import NoEvent
+from flowkit.errors import FlowkitError, NoEvent
 from flowkit.window import Count, Global, Session, Sliding, Tumbling
 from tests.model import flink
 from tests.model.apps import Beside, Broken, Event, Fired, Form, Trouble, Values, app_of, records
@@ -78,6 +78,27 @@ def test_an_event_between_two_count_windows_counts_nowhere(form: Form, cut: Cuts
     check(("count", 1, 2), 0, 1, 2, 3, 4, form=form, cut=cut)
 
 
+@CUTS
+def test_an_early_result_is_given_again_after_a_step_that_failed_behind_it(cut: Cuts) -> None:
+    """Going back to the commit left the window marked as one that had given its early result in this step."""
+    app, events, notes = app_with_notes()
+    early: Any = app.table("early", of=events, by="key", window=Tumbling(10), early=1, n=Count())
+    beside: Any = app.table("beside", of=events, by="key", window=Tumbling(30), early=1, n=Count())
+
+    @app.each(early.closed, sinks=[notes])
+    def tell(w: Closed[str, Any]) -> Note:
+        return Note(f"{w.pane} {w.end} {w.value.n}")
+
+    @app.each(beside.closed)
+    def refuse(w: Closed[str, Any]) -> None:
+        raise OSError("no")
+
+    world = World([("events", lines([Event("a", n, n) for n in (0, 5, 12)]))])
+    play(world.run(app, **cut._asdict()))
+    told = ["early 10 2", "on_time 10 2", "early 20 1", "on_time 20 1"]
+    assert [note.text for note in world.out("notes", Note)] == told
+
+
 def test_a_late_event_that_nobody_takes_does_not_fire_what_was_touched_before_it() -> None:
     # At -10 all is over; [0, 10) has fired, may still be touched, and was, but not by this event.
     check(("tumbling", 10, 0), 0, 12, -10, allowed_lateness=5)
@@ -93,6 +114,14 @@ def test_a_batch_is_handed_over_before_the_session_that_its_events_prolong(cut: 
 @CUTS
 def test_a_batch_is_handed_over_before_the_session_that_it_opens_is_over(cut: Cuts, beside: Beside) -> None:
     check(("session", 10), 0, ("b", 100), ("b", 101), ("b", 102), form="batches", beside=beside, cut=cut)
+
+
+@CUTS
+@pytest.mark.parametrize("later", range(45, 90, 5))
+def test_a_batch_is_handed_over_before_the_fired_session_that_its_events_join_is_dropped(cut: Cuts, later: int) -> None:
+    # [0, 40) has fired at 45 and is dropped at 49; 30 makes it [0, 70), if it has not waited in its batch for longer.
+    check(("session", 40), 0, ("b", 45), 30, ("b", later), form="batches", cut=cut, allowed_lateness=10)
+    check(("session", 40), 0, ("b", 45), ("b", 45), 30, ("b", later), form="batches", cut=cut, allowed_lateness=10)
 
 
 @CUTS
@@ -339,6 +368,109 @@ def test_an_agent_cannot_send_before_its_first_event() -> None:
 
     with pytest.raises(NoEvent, match="before its first event"):
         play(World([("events", [])]).run(app))
+
+
+@pytest.mark.parametrize("emits", [True, False])
+def test_an_agent_that_returns_before_its_first_event_is_told(emits: bool) -> None:
+    """It was started anew for ever, until Python's stack was full."""
+    app, events, notes = app_with_notes()
+
+    if emits:
+
+        @app.agent(events, sinks=[notes])
+        async def lazy(stream: Stream[Event]) -> AsyncIterator[Note]:
+            for _ in ():
+                yield Note("never")
+
+    else:
+
+        @app.agent(events, name="lazy")
+        async def lazy_too(stream: Stream[Event]) -> None:
+            await asyncio.sleep(0)
+
+    with pytest.raises(FlowkitError, match="agent 'lazy' returned before it asked for an event"):
+        play(World([("events", [])]).run(app))
+
+
+def test_an_agent_that_raises_at_its_start_or_at_its_end_is_not_stopped_as_well(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its traceback was logged as that of an agent that fails while it is stopped."""
+    for at_start in (True, False):
+        app, events, notes = app_with_notes()
+
+        @app.agent(events, sinks=[notes])
+        async def broken(stream: Stream[Event], at_start: bool = at_start) -> AsyncIterator[Note]:
+            if at_start:
+                raise OSError("no")
+            async for event in stream:
+                yield Note(str(event.value))
+            raise OSError("no")
+
+        with pytest.raises(OSError, match="no"):
+            play(World([("events", lines([Event("a", 0, 0)]))]).run(app))
+    assert "while it was stopped" not in "".join(capsys.readouterr())
+
+
+@CUTS
+@pytest.mark.parametrize("time", ["1", 1.0, 2**63, True, 10**17])
+def test_an_output_at_what_is_no_time_makes_its_event_a_dead_letter(cut: Cuts, time: Any) -> None:
+    """It went through, and the run ended where times were compared or saved."""
+    app, events, _ = app_with_notes()
+    topic = app.topic("more", Note)
+    seen = app.sink("seen", Note)
+
+    @app.each(events, sinks=[topic])
+    def send(event: Event) -> None:
+        topic.emit(Note(str(event.value)), time=time if event.value == 2 else event.at)
+
+    @app.each(topic, sinks=[seen])
+    def see(note: Note) -> Note:
+        return note
+
+    world = World([("events", lines([Event("a", n, n) for n in range(5)]))])
+    play(world.run(app, **cut._asdict()))
+    assert [note.text for note in world.out("seen", Note)] == ["0", "1", "3", "4"]
+    assert [(letter.offset, letter.error) for letter in world.letters()] == [
+        (2, "TimeError" if time == 10**17 else "TypeError")
+    ]
+
+
+@CUTS
+@pytest.mark.parametrize("value", [2**64, object(), {"\ud800": 1}, {"a": {"b": {1, object()}}}])
+@pytest.mark.parametrize("window", [None, Tumbling(100), Count(30), "declared"])
+def test_a_value_that_cannot_be_saved_is_the_failure_of_its_event(cut: Cuts, window: Any, value: Any) -> None:
+    """It was found at the commit, and ended the run as a mistake of flowkit's own."""
+    app, events, notes = app_with_notes()
+    if isinstance(window, Tumbling):
+        cut = EACH  # else it is closed, and gone, before anything of it is to be saved
+    if window == "declared":
+
+        def initial() -> Any:
+            return {}
+
+        def step(state: Any, event: Event) -> Any:
+            return {**state, str(event.value): value if event.value == 3 else event.value}
+
+        gathered = aggregates.Custom(initial, step, lambda a, b: a | b, len)
+        table: Any = app.table("kept", of=events, by="key", window=Global(), n=gathered)
+    else:
+        table = app.table("kept", str, dict, default=dict, window=window)
+
+        @app.each(events, tables=[table])
+        def keep(event: Event) -> None:
+            table[event.key][str(event.value)] = value if event.value == 3 else event.value
+
+    @app.each(events, sinks=[notes])
+    def beside(event: Event) -> Note:
+        return Note(str(event.value))
+
+    world = World([("events", lines([Event("ab"[n % 2], n, n) for n in range(12)]))])
+    play(world.run(app, **cut._asdict()))
+    assert [note.text for note in world.out("notes", Note)] == [str(n) for n in range(12) if n != 3]
+    (letter,) = world.letters()
+    assert (letter.offset, letter.error) == (3, "StateError")
+    assert "table 'kept': the value of key 'b' cannot be saved" in letter.reason
 
 
 class Odd:

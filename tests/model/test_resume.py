@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.app import App
+from tests.depth import examples
 from tests.model.apps import Beside, Form, Trouble, app_of, records
 from tests.model.strategies import cases, splits
 from tests.model.strategies import events as event_streams
-from tests.model.test_engine import Cuts, cuts, examples, numbered
+from tests.model.test_engine import Cuts, cuts, numbered
 from tests.model.world import Crash, World, lines, play
 from tests.model.zoo import Rate, zoo
 

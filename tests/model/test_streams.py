@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from flowkit import App, Closed, DeadLetter, Record, Stream
 from flowkit import agent as agents
+from tests.depth import examples
 from tests.model import flink
 from tests.model.apps import Broken, Changed, Event, Fired, Form, Values, app_of, records, window_of
 from tests.model.flink import Closed as Wanted
 from tests.model.flink import _Model
 from tests.model.strategies import allowed_lateness, cases, earlies, out_of_order, windows
 from tests.model.strategies import events as event_streams
-from tests.model.test_engine import Cuts, cuts, examples, numbered
+from tests.model.test_engine import Cuts, cuts, numbered
 from tests.model.world import World, lines, play
 
 # --- changes ----------------------------------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ from flowkit import App, Closed, Record, Stream
 from flowkit import agent as agents
 from flowkit import table as aggregates
 from flowkit.window import Count, Global, Tumbling
+from tests.depth import examples
 from tests.model import flink
 from tests.model.apps import Event, Trouble, Values, records
 from tests.model.strategies import events as event_streams
 from tests.model.strategies import out_of_order
-from tests.model.test_engine import Cuts, cuts, examples, numbered
+from tests.model.test_engine import Cuts, cuts, numbered
 from tests.model.test_resume import broken, crash_plans, cut_plans, same, unbroken
 from tests.model.world import World, lines, play
 

@@ -198,14 +198,14 @@ class World:
                 task._slice = piece
                 given = await task.next(max(1, min(piece, commit_every - task.since_commit)))
                 if given is None or isinstance(given, Waiting):
-                    break
+                    if already_done or await task.commit(final=True):
+                        break
+                    continue
                 self.pieces[type(given).__name__] += 1
                 await task.handle(given)
                 if task.commit_is_due():
                     self.cut += any(engine.unfinished for engine in engines)
                     await task.commit()
-            if not already_done:
-                await task.commit(final=True)
             await task.settled()
             self.commits = task.commits
         return self

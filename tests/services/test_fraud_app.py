@@ -1,7 +1,7 @@
 """The service on the engine: the same alerts as the detector alone, whatever crashes and however batches are cut."""
 
 import sys
-from itertools import islice
+from itertools import groupby, islice
 
 import pytest
 
@@ -16,8 +16,8 @@ EVENTS = list(islice(world(42, 2000).events, 1200))
 
 async def alerts_of(seed: int | None, crashes: float = 0.05) -> list[str]:
     async with harness(app, seed=seed, crashes=crashes) as h:
-        for event in EVENTS:
-            await (h.send(transactions, event) if isinstance(event, Transaction) else h.send(chargebacks, event))
+        for kind, events in groupby(EVENTS, type):
+            await h.send(transactions if kind is Transaction else chargebacks, *events)
         if seed is not None:
             assert h.crashed or not crashes
         return [alert.id for alert in h.sent(alerts)]

@@ -20,7 +20,7 @@ from typing import Any
 import cramjam
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import ConfigError, StoreError, StorePoisoned
@@ -28,6 +28,7 @@ from flowkit.sink import Sink, file_target
 from flowkit.sink import file as sink_file
 from flowkit.sink.file import FileSink
 from flowkit.sink.file_target import OutputClosed
+from tests.depth import examples
 
 
 @dataclass
@@ -146,7 +147,7 @@ BLOCK = 64
 KILLS = ["none", "before", "torn", "after", "twice", "stop"]
 
 
-@settings(deadline=None)
+@examples()
 @given(
     commits=st.lists(
         st.lists(st.binary(max_size=90).map(lambda value: value.replace(b"\n", b"")), max_size=5), max_size=8

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.clock import SystemClock, VirtualClock
@@ -19,6 +19,7 @@ from flowkit.source.embedded import EmbeddedBroker
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
+from tests.depth import examples
 
 AnyBroker = EmbeddedBroker | MemoryBroker
 
@@ -294,7 +295,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_both_brokers_answer_alike_and_no_zombie_ever_commits(steps: list[Step]) -> None:
     anyio.run(answers_alike, steps)
 

@@ -19,13 +19,14 @@ import anyio
 import cramjam
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import ConfigError, InputError
 from flowkit.source import Batch, Reader, Source
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.file_cut import HEAD_BYTES, ends_open
+from tests.depth import examples
 
 Found = tuple[bytes | None, str, int]
 """A record, where it lies, and its number."""
@@ -122,7 +123,7 @@ def unnamed(found: list[Found], path: str) -> list[Found]:
     return [(value, where.replace(path, "NAME"), number) for value, where, number in found]
 
 
-@settings(deadline=None)
+@examples()
 @given(
     lines=st.lists(st.tuples(LINE, ENDS).map(b"".join), max_size=12).map(b"".join),
     head=st.sampled_from([b"", b"", b"\xef\xbb\xbf"]),
@@ -211,7 +212,7 @@ def rows(text: str) -> list[list[str]]:
     return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
 
 
-@settings(deadline=None)
+@examples()
 @given(
     table=st.lists(st.tuples(CELL, CELL), max_size=6),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),

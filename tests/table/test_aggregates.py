@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import ConfigError
@@ -37,6 +37,7 @@ from flowkit.table.aggregates import (
     result_type,
 )
 from flowkit.table.fused import Compiled
+from tests.depth import examples
 
 
 class Color(enum.Enum):
@@ -396,7 +397,7 @@ def told(s: Any) -> str:
 
 
 @given(timed, st.lists(st.integers(0, 40), max_size=4))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_parts_merged_in_order_answer_as_the_whole(pairs: list[tuple[Any, int]], cuts: list[int]) -> None:
     bounds = [0, *sorted(cuts), len(pairs)]
     merged = COMPILED.new()
@@ -406,7 +407,7 @@ def test_parts_merged_in_order_answer_as_the_whole(pairs: list[tuple[Any, int]],
 
 
 @given(timed, st.integers(0, 40))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_state_that_went_through_the_store_goes_on_as_if_it_had_not(pairs: list[tuple[Any, int]], cut: int) -> None:
     stored = COMPILED.decode(COMPILED.encode(counted(pairs[:cut])))
     assert told(stored) == told(counted(pairs[:cut]))
@@ -415,7 +416,7 @@ def test_a_state_that_went_through_the_store_goes_on_as_if_it_had_not(pairs: lis
 
 
 @given(timed, timed, timed)
-@settings(deadline=None)
+@examples()
 def test_a_merge_changes_neither_part_and_shares_nothing_with_them(a: Any, b: Any, more: Any) -> None:
     one, other = counted(a), counted(b)
     before = COMPILED.encode(one), COMPILED.encode(other)
@@ -424,7 +425,7 @@ def test_a_merge_changes_neither_part_and_shares_nothing_with_them(a: Any, b: An
 
 
 @given(timed, timed)
-@settings(deadline=None)
+@examples()
 def test_a_result_does_not_change_with_later_events(pairs: Any, more: Any) -> None:
     s = counted(pairs)
     result = COMPILED.result(s)

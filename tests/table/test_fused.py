@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, NewType, NotRequired, TypedDict, Typ
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import RecordError
@@ -28,6 +28,7 @@ from flowkit.table.aggregates import (
     compile_aggregates,
 )
 from flowkit.table.fused import Compiled, batch_loop
+from tests.depth import examples
 
 
 class Tx(Record):
@@ -349,7 +350,7 @@ timed = st.lists(
 
 @pytest.mark.parametrize("form", ["pairs", "field", "keys"])
 @given(pairs=timed, size=st.integers(1, 60))
-@settings(deadline=None)
+@examples()
 def test_the_loop_counts_fires_and_judges_as_one_event_at_a_time_does(form: str, pairs: Any, size: int) -> None:
     pairs = [(msgspec.structs.replace(event, at=t), t) for event, t in pairs]
     compiled = compile_aggregates("t", SPECS, Tx, None if form == "keys" else "card")

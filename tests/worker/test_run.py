@@ -1,8 +1,11 @@
 """Bounded runs in this process: broken off at any step of any commit, they end as if they had not been."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+
+import pytest
 
 from flowkit import App, Closed, Count, Record, Stream, Tumbling
 from flowkit.options import WorkerOptions
@@ -176,3 +179,61 @@ async def test_the_result_does_not_depend_on_sizes(tmp_path: Path) -> None:
     values = [json.loads(line)["values"] for line in text.splitlines()]
     assert sorted(n for batch in values for n in batch) == list(range(80))
     assert len(values) > 80 / 6
+
+
+async def test_lines_of_text_go_in_and_out_of_topics_of_bytes(tmp_path: Path) -> None:
+    """No file could be bound to such a topic."""
+    app = App("bytes")
+    raw, out = app.topic("raw", bytes, codec="bytes"), app.sink("out", bytes, codec="bytes")
+
+    @app.each(raw, sinks=[out])
+    def turn(value: bytes) -> bytes:
+        return value[::-1]
+
+    (tmp_path / "in.txt").write_bytes(b"ab\n\xff\x00\n")
+    await run(app, [("raw", str(tmp_path / "in.txt"))], [("out", str(tmp_path / "out.txt"))])
+    assert (tmp_path / "out.txt").read_bytes() == b"ba\n\x00\xff\n"
+
+
+def picky_app() -> App:
+    app = App("picky")
+    events = app.topic("events", Event, key="key", time="at")
+
+    @app.each(events)
+    def refuse(event: Event) -> None:
+        if event.value is None or event.value % 3 == 0:
+            raise ValueError(event.value)
+
+    return app
+
+
+def letters(path: Path) -> list[int]:
+    return [json.loads(line)["offset"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("commit_every", [1, 7, 1_000])
+@pytest.mark.parametrize("keep", [False, True])
+async def test_dead_letters_of_every_commit_are_in_the_default_file(
+    keep: bool, commit_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the second commit once replaced those of the first: the file was opened as a new one in between."""
+    monkeypatch.chdir(tmp_path)
+    place = Place(tmp_path)
+    inputs = [("events", str(place.directory / "events.jsonl"))]
+    state, options = tmp_path / "state" if keep else None, WorkerOptions(commit_every=commit_every)
+    summary = await run(picky_app(), inputs, state=state, options=options)
+    found = letters(Path(summary.dead_letters))
+    assert found == list(range(0, 80, 3))
+    assert summary.counters.dead == len(found)
+
+
+async def test_the_default_file_of_dead_letters_survives_a_crash_at_any_step(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    inputs = [("events", str(place.directory / "events.jsonl"))]
+    options = WorkerOptions(commit_every=20, commit_interval=3_600_000)
+    for step in range(16):
+        state = tmp_path / f"state-{step}"
+        with contextlib.suppress(Crash):
+            await run(picky_app(), inputs, state=state, options=options, hook=crash_at(step))
+        await run(picky_app(), inputs, state=state, options=options)
+        assert letters(state / "dead-letters.jsonl") == list(range(0, 80, 3)), step
