@@ -9,16 +9,21 @@ A space is a table's name and the end of a window (None for tables whose keys ar
 beside this file says what lies on disk.
 """
 
-from flowkit.store.cache import Budget
-from flowkit.store.compaction import CompactionOptions
+import importlib
+import typing
+
 from flowkit.store.frame import Frame, Space, SpaceChange
-from flowkit.store.lsm import LsmStore
-from flowkit.store.memory import MemoryStore
-from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
-from flowkit.store.options import StoreOptions
-from flowkit.store.reading import Reading
-from flowkit.store.runner import Inline
-from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
+
+if typing.TYPE_CHECKING:
+    from flowkit.store.cache import Budget
+    from flowkit.store.compaction import CompactionOptions
+    from flowkit.store.lsm import LsmStore
+    from flowkit.store.memory import MemoryStore
+    from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
+    from flowkit.store.options import StoreOptions
+    from flowkit.store.reading import Reading
+    from flowkit.store.runner import Inline
+    from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
 
 __all__ = [
     "Budget",
@@ -42,3 +47,23 @@ __all__ = [
     "read_store",
     "sync_directory",
 ]
+
+_WHERE = {
+    "cache": ["Budget"],
+    "compaction": ["CompactionOptions"],
+    "lsm": ["LsmStore"],
+    "memory": ["MemoryStore"],
+    "opening": ["Host", "Look", "Store", "open_host", "open_store", "read_store"],
+    "options": ["StoreOptions"],
+    "reading": ["Reading"],
+    "runner": ["Inline"],
+    "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> typing.Any:
+    """What opens stores is loaded when it is first asked for: declaring a table must not cost asyncio."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"flowkit.store.{_HOME[name]}"), name)

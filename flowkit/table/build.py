@@ -11,7 +11,6 @@ import msgspec
 from flowkit.codec import Codec, KeyCodec
 from flowkit.errors import SchemaChanged
 from flowkit.record import MIN_TIME
-from flowkit.store import Reading
 from flowkit.table.aggregates import Compiled, compile_aggregates
 from flowkit.table.aligned import AlignedState
 from flowkit.table.cells import Shape
@@ -21,6 +20,7 @@ from flowkit.table.definition import AnyTable
 from flowkit.table.panes import PaneState
 from flowkit.table.session import SessionState, span_codec
 from flowkit.table.state import PlainState, State
+from flowkit.table.stored import Stored
 from flowkit.window import Count, Cumulative, Global, Session, Sliding
 
 Values = tuple[
@@ -35,7 +35,7 @@ Values = tuple[
 def make_state(
     table: AnyTable[Any, Any],
     cursor: Cursor,
-    store: Reading,
+    store: Stored,
     *,
     owns: Callable[[bytes], bool] | None = None,
     wants_closed: bool = True,

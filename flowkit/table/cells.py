@@ -15,8 +15,9 @@ from itertools import islice
 from typing import Any
 
 from flowkit.errors import NoEvent, WrongPartition
-from flowkit.store import Reading, Space, SpaceChange
+from flowkit.store import Space, SpaceChange
 from flowkit.table.cursor import Mode
+from flowkit.table.stored import Stored
 
 GONE: Any = type("Gone", (), {"__repr__": lambda _self: "GONE"})()
 """Stands in `dirty` for a deleted key."""
@@ -100,7 +101,7 @@ class Cells:
 
     __slots__ = ("deleted", "dirty", "fresh", "gone", "has_gone", "live", "maybe_stored", "shape", "space", "store")
 
-    def __init__(self, shape: Shape, store: Reading, space: Space) -> None:
+    def __init__(self, shape: Shape, store: Stored, space: Space) -> None:
         self.shape, self.store, self.space = shape, store, space
         self.live: dict[Any, Any] = {}
         self.fresh: dict[Any, Any] = {}

@@ -9,11 +9,12 @@ from typing import Any, Generic, TypeVar
 
 from flowkit.errors import NoEvent, ReadOnly, StateError, WindowClosed
 from flowkit.record import END_OF_TIME, MIN_TIME, Change, Closed
-from flowkit.store import Reading, SpaceChange
+from flowkit.store import SpaceChange
 from flowkit.table.cells import Cells, Shape, no_event
 from flowkit.table.cursor import Cursor, Mode
 from flowkit.table.expiry import Expiry
 from flowkit.table.firing import Firing
+from flowkit.table.stored import Stored
 
 V = TypeVar("V")
 NEVER = END_OF_TIME + 1
@@ -43,7 +44,7 @@ class State:
     windowed = True
 
     def __init__(
-        self, shape: Shape, cursor: Cursor, store: Reading, *, lateness: int = 0, wants_closed: bool = True
+        self, shape: Shape, cursor: Cursor, store: Stored, *, lateness: int = 0, wants_closed: bool = True
     ) -> None:
         self.shape, self.cursor, self.store = shape, cursor, store
         self.name = shape.name
@@ -296,7 +297,7 @@ class PlainState(State):
         self,
         shape: Shape,
         cursor: Cursor,
-        store: Reading,
+        store: Stored,
         *,
         ttl: int | None,
         all_time: bool,
