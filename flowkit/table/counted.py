@@ -7,7 +7,7 @@ Count(4, every=2)   |e1 e2|                  the first window is not full, as in
 Count(2, every=3)       |e2 e3|  |e5 e6|      e1 and e4 count nowhere
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
 from flowkit.table.expiry import Expiry
 from flowkit.table.state import Open, State
+from flowkit.table.timers import Timers
 
 
 class Counter:
@@ -69,7 +70,7 @@ class CountState(State):
         self.n, self.every, self.new = n, every, new
         self.cells = Cells(self.shape, self.store, (self.space, None))
         self.moving = True
-        self.expiry = None if ttl is None else Expiry(ttl)
+        self.expiry = None if ttl is None else Expiry(ttl, self.store, self.space)
         self.full: list[tuple[Any, int]] = []
         """Windows to fire in this step: keys and numbers."""
         self._full_at_mark = 0
@@ -112,8 +113,10 @@ class CountState(State):
             if self.expiry.over(counter.last, now):
                 counter.windows.clear()
                 counter.count = 0
+            if counter.last == MIN_TIME:
+                self.expiry.expect(now, self.shape.encode_key(key))
+                self.due = min(self.due, now + self.expiry.ttl)
             counter.last = max(counter.last, now)
-            self.due = min(self.due, self.expiry.expect(counter.last, self.shape.encode_key(key)))
         index = counter.count
         counter.seen, counter.index = self.cursor.ordinal, index
         counter.count += 1
@@ -178,6 +181,9 @@ class CountState(State):
     def all_cells(self) -> Iterator[Cells]:
         yield self.cells
 
+    def all_timers(self) -> Iterable[Timers]:
+        return () if self.expiry is None else (self.expiry.timers,)
+
     def entries(self, cell: Any, end: int | None) -> dict[Any, tuple[Any, int, int]]:
         return {} if cell is None else {p.number: (p.value, p.start, p.high + 1) for p in cell.windows}
 
@@ -207,7 +213,7 @@ class CountState(State):
         if self.full:
             self.cursor.ready = True
         if self.expiry is not None:
-            self.expiry.reset((counter.last, key_bytes) for key_bytes, _, counter in self.cells.items())
+            self.expiry.timers.open()
             self.due = self.expiry.due
 
     def meta(self) -> dict[str, Any]:

@@ -5,45 +5,37 @@ is later: so what an event sees never depends on when the key is physically remo
 there until it is done. At the end of all input nothing expires.
 """
 
-import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from flowkit.record import END_OF_TIME, MIN_TIME
+from flowkit.table.stored import Stored
+from flowkit.table.timers import Timers
 
 
 class Expiry:
-    """The keys that have a last use, each once, by the time when they may expire. Times in ms."""
+    """The keys that have a last use, by the time when they may expire. Times in ms.
 
-    def __init__(self, ttl: int) -> None:
+    A key's timer is set with its first use, and once more whenever it comes too early: not with every use.
+    """
+
+    def __init__(self, ttl: int, store: Stored, space: str) -> None:
         self.ttl = ttl
-        self._heap: list[tuple[int, bytes]] = []
-        self._expected: set[bytes] = set()
+        self.timers = Timers(store, f"{space}!ttl", max(1_000, ttl // 16))
 
     def over(self, last: int, now: int) -> bool:
         """True if what was last used at `last` (MIN_TIME: never yet) is expired at `now`."""
         return last != MIN_TIME and last + self.ttl <= now
 
-    def expect(self, last: int, key: bytes) -> int:
-        """Come back for a key that was used at `last`, unless that is arranged already; the earliest time to do so."""
-        if key not in self._expected:
-            self._expected.add(key)
-            heapq.heappush(self._heap, (last + self.ttl, key))
-        return self.due
+    def expect(self, last: int, key: bytes) -> None:
+        """Come back for a key that was used at `last`, for which nothing is arranged yet."""
+        self.timers.arm(last + self.ttl, key)
 
     @property
     def due(self) -> int:
         """The least watermark at which a key may have to go."""
-        return self._heap[0][0] if self._heap else END_OF_TIME + 1
+        return self.timers.due
 
     def passed(self, watermark: int) -> Iterator[bytes]:
         """The keys to look at, now that the watermark is here: expired ones go, for others `expect` is called again."""
-        while self._heap and self._heap[0][0] <= watermark < END_OF_TIME:
-            _, key = heapq.heappop(self._heap)
-            self._expected.discard(key)
-            yield key
-
-    def reset(self, uses: Iterable[tuple[int, bytes]]) -> None:
-        """Begin with these (last use, key)."""
-        self._heap = [(last + self.ttl, key) for last, key in uses]
-        self._expected = {key for _, key in self._heap}
-        heapq.heapify(self._heap)
+        if watermark < END_OF_TIME:
+            yield from self.timers.passed(watermark)

@@ -1,7 +1,7 @@
 """Session tables: windows by activity. One cell a key holds its open sessions, apart from each other, in order."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from flowkit.table.cells import Cells, no_event
 from flowkit.table.cursor import Mode
 from flowkit.table.firing import Firing
 from flowkit.table.state import NEVER, Open, State, next_early
+from flowkit.table.timers import Timers
 from flowkit.window import absorb
 
 
@@ -62,8 +63,11 @@ class SessionState(State):
         self.gap, self.merge, self.new, self.early = gap, merge, new, early
         self.cells = Cells(self.shape, self.store, (self.space, None))
         self.moving = True
-        self.ends: list[tuple[int, bytes]] = []
-        self.drops: list[tuple[int, bytes]] = []
+        width = max(1_000, gap)
+        self.ends = Timers(self.store, f"{self.space}!ends", width)
+        """When sessions may end. One that was made longer since its timer was set gets another one then."""
+        self.drops = Timers(self.store, f"{self.space}!drops", width)
+        """The ends of fired sessions, which go once lateness is over."""
         self.early_points: list[tuple[int, bytes]] = []
         """When to look at which keys for early results; what is found there is judged then."""
         self.early_ready: list[tuple[int, bytes]] = []
@@ -94,6 +98,9 @@ class SessionState(State):
             if not spans:
                 self.cells.delete(key)
             raise self.closed_error(t)
+        if not hit or any(span.fired for span in hit):
+            # One that was open has a timer already: where it ended before.
+            self._end_at(end, self.shape.encode_key(key))
         if hit:
             span = hit[0]
             for other in hit[1:]:
@@ -104,13 +111,14 @@ class SessionState(State):
         else:
             span = Span(start, end, self.new(key))
             spans.append(span)
-        if span.end != end or not hit:
-            heapq.heappush(self.ends, (end, self.shape.encode_key(key)))
-            self.due = min(self.due, end - 1)
         span.start, span.end = start, end
         self._touch(span, key)
         spans.sort(key=_start)
         return span
+
+    def _end_at(self, end: int, key_bytes: bytes) -> None:
+        self.ends.arm(end, key_bytes)
+        self.due = min(self.due, end - 1)
 
     def _touch(self, span: Span, key: Any) -> None:
         span.fired = span.told = False
@@ -178,6 +186,9 @@ class SessionState(State):
     def all_cells(self) -> Iterator[Cells]:
         yield self.cells
 
+    def all_timers(self) -> Iterable[Timers]:
+        return (self.ends, self.drops)
+
     def entries(self, cell: Any, end: int | None) -> dict[Any, tuple[Any, int, int]]:
         return {span.start: (span.value, span.start, span.end) for span in cell or []}
 
@@ -198,20 +209,15 @@ class SessionState(State):
 
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
-        self.ends, self.drops, self.early_points, self.early_ready = [], [], [], []
-        for key_bytes, _, spans in self.cells.items():
-            for span in spans:
-                fired = span.end - 1 <= self.watermark and not self._is_firing(span)
-                (self.drops if fired else self.ends).append((span.end, key_bytes))
-                if self.early is not None and not span.told:
-                    self.early_points.append((next_early(span.start, self.early, self.settled), key_bytes))
-        for heap in (self.ends, self.drops, self.early_points):
-            heapq.heapify(heap)
+        for timers in self.all_timers():
+            timers.open()
+        self.early_points, self.early_ready = [], []
+        if self.early is not None:
+            for key_bytes, _, spans in self.cells.rows(None):
+                points = [next_early(span.start, self.early, self.settled) for span in spans if not span.told]
+                self.early_points += [(point, key_bytes) for point in points]
+            heapq.heapify(self.early_points)
         self._set_due()
-
-    def _is_firing(self, span: Span) -> bool:
-        """True if a commit has cut the firing before the session's turn."""
-        return self.firing is not None and span.end == self.firing.end and not span.fired
 
     # Time
 
@@ -220,24 +226,28 @@ class SessionState(State):
         return t + self.gap - 1 if not self.lateness else t - 1 + min(self.gap, self.lateness)
 
     def _set_due(self) -> None:
-        self.due = self.ends[0][0] - 1 if self.ends else NEVER
-        if self.drops:
-            self.due = min(self.due, self.drops[0][0] - 1 + self.lateness)
+        self.due = min(self.ends.due - 1, self.drops.due - 1 + self.lateness, NEVER)
         if self.early is not None:
             # Early points of sessions still to be opened count from here.
             self.due = min(self.due, self.settled + 1)
 
     def peek(self, watermark: int) -> int | None:
-        while self.ends and self.ends[0][0] - 1 <= watermark:
-            if self._ending(*self.ends[0]) is not None:
-                return self.ends[0][0]
-            heapq.heappop(self.ends)
+        while (first := self.ends.first) is not None and first[0] - 1 <= watermark:
+            if self._ending(*first) is not None:
+                return first[0]
+            self._again(*self.ends.pop())
         self._find_early(watermark)
         while self.early_ready:
             if self._telling(*self.early_ready[0]) is not None:
                 return self.early_ready[0][0]
             heapq.heappop(self.early_ready)
         return None
+
+    def _again(self, end: int, key_bytes: bytes) -> None:
+        """A timer came at `end`, where no open session ends: if one goes on there, come back at its end."""
+        for span in self.cells.find(self.shape.decode_key(key_bytes)) or []:
+            if span.start < end < span.end and not span.fired:
+                self._end_at(span.end, key_bytes)
 
     def _find_early(self, watermark: int) -> None:
         while self.early_points and self.early_points[0][0] <= watermark:
@@ -282,10 +292,11 @@ class SessionState(State):
 
     def _fire_on_time(self, end: int) -> Iterator[Closed[Any, Any]]:
         hand_over = self.shape.present if self.lateness else self.shape.final
-        while self.ends and self.ends[0][0] == end:
-            _, key_bytes = heapq.heappop(self.ends)
+        while self.ends.due == end:
+            _, key_bytes = self.ends.pop()
             found = self._ending(end, key_bytes)
             if found is None:
+                self._again(end, key_bytes)
                 continue
             key, span = found
             value = hand_over(span.value) if self.wants_closed else None
@@ -309,7 +320,7 @@ class SessionState(State):
         spans: list[Span] = self.cells.load(key)
         if self.lateness:
             next(s for s in spans if s.end == span.end).fired = True
-            heapq.heappush(self.drops, (span.end, key_bytes))
+            self.drops.arm(span.end, key_bytes)
         else:
             self._remove(key, spans, span.end)
 
@@ -327,13 +338,13 @@ class SessionState(State):
                     late = Closed(key, self.shape.present(span.value), span.start, span.end, "late")
                     fired.append((span.end, key_bytes, late))
                     span.fired = True
-                    heapq.heappush(self.drops, (span.end, key_bytes))
+                    self.drops.arm(span.end, key_bytes)
         return fired
 
     def settle(self, watermark: int) -> None:
         super().settle(watermark)
-        while self.drops and self.drops[0][0] - 1 + self.lateness <= watermark:
-            end, key_bytes = heapq.heappop(self.drops)
+        while (first := self.drops.first) is not None and first[0] - 1 + self.lateness <= watermark:
+            end, key_bytes = self.drops.pop()
             key = self.shape.decode_key(key_bytes)
             if any(span.end == end for span in self.cells.find(key) or []):
                 self._remove(key, self.cells.load(key), end)

@@ -4,7 +4,7 @@ The engine drives a state through `mark … keep|undo` around events that need i
 watermark moves, and `cut` or `rollback` at the end of a commit interval.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from flowkit.errors import NoEvent, ReadOnly, StateError, WindowClosed
@@ -15,6 +15,7 @@ from flowkit.table.cursor import Cursor, Mode
 from flowkit.table.expiry import Expiry
 from flowkit.table.firing import Firing
 from flowkit.table.stored import Stored
+from flowkit.table.timers import Timers
 
 V = TypeVar("V")
 NEVER = END_OF_TIME + 1
@@ -208,8 +209,17 @@ class State:
     def cut(self) -> tuple[list[SpaceChange], list[tuple[str, int | None]]]:
         """What the commit saves: changed columns, and spaces dropped whole."""
         changes = [change for cells in self.all_cells() if (change := cells.cut()) is not None]
+        drops: list[tuple[str, int | None]] = []
+        for timers in self.all_timers():
+            armed, over = timers.cut()
+            changes += armed
+            drops += over
         self.refresh()
-        return changes, []
+        return changes, drops
+
+    def all_timers(self) -> Iterable[Timers]:
+        """The timers by which the state finds what is due; saved with its cells."""
+        return ()
 
     def check_saved(self) -> None:
         """Raise StateError for an object handed out since `mark` that no commit could save."""
@@ -306,7 +316,7 @@ class PlainState(State):
     ) -> None:
         super().__init__(shape, cursor, store, **kw)
         self.cells = Cells(shape, store, (self.space, None))
-        self.expiry = None if ttl is None else Expiry(ttl)
+        self.expiry = None if ttl is None else Expiry(ttl, store, self.space)
         self.all_time, self.early = all_time, early
         self.fired = False
         self.moving = ttl is not None
@@ -340,13 +350,15 @@ class PlainState(State):
         if self._expired(cell):
             cell = self.shape.new(key)
             self.cells.set(key, cell)
+        if cell[1] == MIN_TIME:
+            self._expect(self.clock_now(), key)
         cell[1] = max(cell[1], self.clock_now())
-        self._expect(cell[1], key)
         return cell[0]
 
     def _expect(self, last: int, key: Any) -> None:
         assert self.expiry is not None
-        self.due = min(self.due, self.expiry.expect(last, self.shape.encode_key(key)))
+        self.expiry.expect(last, self.shape.encode_key(key))
+        self.due = min(self.due, last + self.expiry.ttl)
 
     def _expired(self, cell: Any) -> bool:
         return self.expiry is not None and self.expiry.over(cell[1], self.clock_now())
@@ -372,7 +384,8 @@ class PlainState(State):
         known = self.cells.find(key)
         last = self.clock_now() if known is None else max(known[1], self.clock_now())
         self.cells.set(key, [value, last])
-        self._expect(last, key)
+        if known is None:
+            self._expect(last, key)
 
     def delete(self, key: Any) -> None:
         self.check_write()
@@ -406,6 +419,9 @@ class PlainState(State):
     def all_cells(self) -> Iterator[Cells]:
         yield self.cells
 
+    def all_timers(self) -> Iterable[Timers]:
+        return () if self.expiry is None else (self.expiry.timers,)
+
     def entries(self, cell: Any, end: int | None) -> dict[Any, tuple[Any, int, int]]:
         return {} if cell is None or self._expired(cell) else super().entries(cell, end)
 
@@ -430,8 +446,8 @@ class PlainState(State):
         self.fired = meta.get("fired", False)
         self.touched_early = {self.shape.decode_key(key) for key in meta.get("early", ())}
         self.early_done = meta.get("early_done", False)
-        if self.expiry is not None:
-            self.expiry.reset((cell[1], key_bytes) for key_bytes, _, cell in self.cells.items())
+        for timers in self.all_timers():
+            timers.open()
         self._set_due()
 
     def meta(self) -> dict[str, Any]:
