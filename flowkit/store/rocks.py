@@ -1,14 +1,15 @@
 """The same store over RocksDB (`rocksdict`): a choice for users, and the yardstick of the benchmarks.
 
-    DIR/rocks/          a RocksDB database
-    key   := 01 table end key           table: utf-8, 00 as 00 FF, then 00 00; end: 00 if None, else 01 and u64 (end + 2^63)
-    value := 00 bytes | 01 expiry:u64 bytes                                        big-endian, so that bytes sort as ends do
-    00 "state"      msgpack [number, commit id, meta, now]        of the last frame that counts
-    00 "undecided"  a frame, as in `frame`                        prepared, and not decided
+    DIR/rocks/      a RocksDB database
+    key   := 01 table end key      table: utf-8, 00 as 00 FF, then 00 00; end: 00 if None, else 01 and u64 (end + 2^63)
+    value := 00 bytes | 01 expiry:u64 bytes                          big-endian, so that bytes sort as ends do
+    00 "state"      msgpack [number, commit id, meta, now]           of the last frame that counts
+    00 "undecided"  a frame, as in `frame`                           prepared, and not decided
 
-A frame is one write batch, so it is there whole or not at all. What differs from the store of our own: no encryption and
-no look from another process; a dropped space is hidden at once, but RocksDB gives its room back when it next compacts
-there; expired values are hidden, and go with `compact`. The binding holds the GIL while it writes, syncs and stalls.
+A frame is one write batch, so it is there whole or not at all. What differs from the store of our own: no encryption
+and no look from another process; a dropped space is hidden at once, but RocksDB gives its room back when it next
+compacts there; expired values are hidden, and go with `compact`. The binding holds the GIL while it writes, syncs and
+stalls.
 """
 
 import asyncio
@@ -96,7 +97,8 @@ def _stored(value: Value) -> bytes:
     expiry, data = value
     if not 0 <= expiry < 2**64:
         raise StoreError(f"an expiry of {expiry} ms: engine 'rocks' takes times from 1970 on")
-    return b"\x01" + _U64.pack(expiry) + data
+    expiring: bytes = b"\x01" + _U64.pack(expiry) + data
+    return expiring
 
 
 def _value(stored: bytes) -> Value:
@@ -131,7 +133,7 @@ class RocksStore(Reading):
         try:
             self._db = self._rocks.Rdict(str(self.path / FOLDER), self._rocks_options())
             state, undecided = self._db.get(STATE), self._db.get(UNDECIDED)
-        except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+        except Exception as error:
             raise StoreCorrupt(f"{self.path / FOLDER}: RocksDB cannot open it: {error}") from error
         if state is not None:
             try:
@@ -270,8 +272,8 @@ class RocksStore(Reading):
             raise
         except Exception as error:
             self._poison = (
-                f"{self.path}: write failed ({error}); everything up to commit {self.number} is safe: make room or mend "
-                "the disk, then start again"
+                f"{self.path}: write failed ({error}); everything up to commit {self.number} is safe: make room or "
+                "mend the disk, then start again"
             )
             raise StorePoisoned(self._poison) from error
         if self.options.durability == "interval" and (self._syncing is None or self._syncing.done()):
@@ -304,7 +306,7 @@ class RocksStore(Reading):
             value = None if stored is None else _value(stored)
         if type(value) is list:
             return value[1] if value[0] > self.now else None  # type: ignore[no-any-return]
-        return value  # type: ignore[no-any-return]
+        return value
 
     def get_many(self, space: Space, keys: Iterable[bytes]) -> list[bytes | None]:
         if self.undecided is not None:
@@ -383,7 +385,8 @@ class RocksStore(Reading):
 
     def stats(self) -> Stats:
         """What it has done since it was opened, and how large it is."""
-        db, levels = self._open(), {}
+        db = self._open()
+        levels: dict[int, list[int]] = {}
         for file in db.live_files():
             level = levels.setdefault(file["level"], [0, 0])
             level[0] += 1
