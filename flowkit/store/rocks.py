@@ -300,13 +300,13 @@ class RocksStore(Reading):
     # Reading
 
     def get(self, space: Space, key: bytes) -> bytes | None:
-        value = MISSING if self.undecided is None else self._undecided_value(space, key)
+        value: Value = MISSING if self.undecided is None else self._undecided_value(space, key)
         if value is MISSING:
             stored = self._open().get(prefix_of(space) + key)
             value = None if stored is None else _value(stored)
         if type(value) is list:
-            return value[1] if value[0] > self.now else None  # type: ignore[no-any-return]
-        return value
+            return value[1] if value[0] > self.now else None
+        return value  # type: ignore[no-any-return]
 
     def get_many(self, space: Space, keys: Iterable[bytes]) -> list[bytes | None]:
         if self.undecided is not None:
