@@ -46,13 +46,6 @@ def value_of(number: int) -> bytes:
     return _noise[at : at + 50] * 2
 
 
-def batches(numbers: Sequence[int] | Shuffled, size: int = BATCH) -> Iterator[Batch]:
-    """Records in the order of `numbers`, as one commit after the other."""
-    for start in range(0, len(numbers), size):
-        some = numbers[start : start + size]
-        yield [key_of(n) for n in some], [value_of(n + start) for n in some]
-
-
 class Shuffled:
     """0 … count - 1, each once, in an order without any locality; nothing is kept in memory for it."""
 
@@ -74,6 +67,13 @@ class Shuffled:
             number ^= number >> half
             if number < self.total:
                 return number
+
+
+def batches(numbers: Sequence[int] | Shuffled, size: int = BATCH) -> Iterator[Batch]:
+    """Records in the order of `numbers`, as one commit after the other."""
+    for start in range(0, len(numbers), size):
+        some = numbers[start : start + size]
+        yield [key_of(n) for n in some], [value_of(n + start) for n in some]
 
 
 class Took(NamedTuple):
@@ -267,7 +267,7 @@ class Theirs:
 
 
 def rocks_options(memory: int) -> Any:
-    """Half the budget for caches, half for memtables, as ours has it; filters and packing as RocksDB's users set them."""
+    """Half the budget for caches, half for memtables, as ours has it; filters and packing as its users set them."""
     blocks = rocksdict.BlockBasedOptions()
     blocks.set_block_cache(rocksdict.Cache(memory // 2))
     blocks.set_block_size(4096)

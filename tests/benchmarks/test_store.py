@@ -266,15 +266,21 @@ def memory_and_disk(mib: dict[str, float], told: dict[str, Any]) -> list[str]:
     """The rows on what it took, in MiB."""
     return [
         against("resident memory at most", mib["resident"], 450, "MiB"),
-        f"    the interpreter before: {mib['resident_before']:.0f} MiB; the helper process, apart: at most "
-        f"{mib['helper_resident']:.0f} MiB",
+        (
+            f"    the interpreter before: {mib['resident_before']:.0f} MiB; the helper process, apart: at most "
+            f"{mib['helper_resident']:.0f} MiB"
+        ),
         against("write amplification", mib["written"] / mib["user"], 12, ""),
-        f"    of {mib['user']:,.0f} MiB: log {mib['logged']:,.0f}, flushed {mib['flushed']:,.0f}, "
-        f"compacted {mib['compacted']:,.0f} MiB in {told['compactions']} compactions",
+        (
+            f"    of {mib['user']:,.0f} MiB: log {mib['logged']:,.0f}, flushed {mib['flushed']:,.0f}, "
+            f"compacted {mib['compacted']:,.0f} MiB in {told['compactions']} compactions"
+        ),
         against("space amplification (against one sorted run)", mib["disk"] / mib["least"], 1.3, ""),
         f"    at most, with logs, while it was being written {mib['disk_peak'] / mib['least']:.2f}",
-        f"    in {told['wall']:.1f} s, {told['waited']:.1f} s of which commits waited for the background; the helper's "
-        f"CPU {told['helper_seconds'] / KEYS * 1e6:.2f} µs a record",
+        (
+            f"    in {told['wall']:.1f} s, {told['waited']:.1f} s of which commits waited for the background; the helper's "
+            f"CPU {told['helper_seconds'] / KEYS * 1e6:.2f} µs a record"
+        ),
     ]
 
 
