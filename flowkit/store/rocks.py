@@ -15,7 +15,7 @@ stalls.
 import asyncio
 import struct
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -308,7 +308,7 @@ class RocksStore(Reading):
             return value[1] if value[0] > self.now else None
         return value  # type: ignore[no-any-return]
 
-    def get_many(self, space: Space, keys: Iterable[bytes]) -> list[bytes | None]:
+    def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         if self.undecided is not None:
             return [self.get(space, key) for key in keys]
         prefix, now = prefix_of(space), self.now

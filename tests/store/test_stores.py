@@ -205,7 +205,7 @@ async def test_get_many_answers_in_the_order_of_the_question(store: Store, settl
     await store.commit({PLAIN: {b"000007": b"new", b"000008": None}})
     asked = [b"000008", b"002999", b"nothing", b"000007", b"002999", b"", b"000000"]
     assert store.get_many(PLAIN, asked) == [None, b"v2999", None, b"new", b"v2999", None, b"v0"]
-    assert store.get_many(PLAIN, iter([b"000001"])) == [b"v1"]
+    assert store.get_many(PLAIN, (b"000001",)) == [b"v1"]
     assert store.get_many(PLAIN, []) == []
 
 
