@@ -278,7 +278,7 @@ def memory_and_disk(mib: dict[str, float], told: dict[str, Any]) -> list[str]:
         against("space amplification (against one sorted run)", mib["disk"] / mib["least"], 1.3, ""),
         f"    at most, with logs, while it was being written {mib['disk_peak'] / mib['least']:.2f}",
         (
-            f"    in {told['wall']:.1f} s, {told['waited']:.1f} s of which commits waited for the background; the helper "
+            f"    in {told['wall']:.1f} s, {told['waited']:.1f} s of it commits waited for the background; the helper "
             f"took {told['helper_seconds'] / KEYS * 1e6:.2f} µs of CPU a record"
         ),
     ]
