@@ -131,7 +131,9 @@ class RocksStore(Reading):
         files.make_directory(self.path / FOLDER)
         files.sync_directory(self.path)
         try:
-            self._db = self._rocks.Rdict(str(self.path / FOLDER), self._rocks_options())
+            options = self._rocks_options()
+            # Named as the column family's too: else rocksdict reopens with those of before, without cache and filters.
+            self._db = self._rocks.Rdict(str(self.path / FOLDER), options, column_families={"default": options})
             state, undecided = self._db.get(STATE), self._db.get(UNDECIDED)
         except Exception as error:
             raise StoreCorrupt(f"{self.path / FOLDER}: RocksDB cannot open it: {error}") from error

@@ -207,7 +207,9 @@ class Theirs:
     async def open(cls, path: Path, *, sync: bool = False, memory: int = MEMORY) -> AsyncIterator["Theirs"]:
         how = rocksdict.WriteOptions()
         how.sync = sync
-        db = rocksdict.Rdict(str(path / cls.name), rocks_options(memory))
+        options = rocks_options(memory)
+        # Named twice: else a database that is opened again has the default cache, and no filters.
+        db = rocksdict.Rdict(str(path / cls.name), options, column_families={"default": options})
         try:
             yield cls(db, how)
         finally:

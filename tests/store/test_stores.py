@@ -713,6 +713,15 @@ async def test_rocks_gives_back_the_room_of_what_expired(tmp_path: Path) -> None
         assert rows(store) == {b"stays": b"1"}
 
 
+async def test_rocks_keeps_cache_and_filters_when_opened_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with rocks(tmp_path, StoreOptions())() as store:
+            await store.commit({PLAIN: {b"a": b"1"}})
+            assert store._db.property_int_value("rocksdb.block-cache-capacity") == 16 * 2**20  # type: ignore[union-attr]
+        newest = max((tmp_path / "s" / "rocks").glob("OPTIONS-*"))
+        assert "filter_policy=bloomfilter" in newest.read_text()
+
+
 async def test_a_scan_of_a_closed_rocks_store_says_so(tmp_path: Path) -> None:
     async with rocks(tmp_path, StoreOptions())() as store:
         await store.commit({PLAIN: numbered(5000)})
