@@ -540,7 +540,7 @@ class LsmStore(Reading):
         self.counts.compaction_read += done.read
         self.counts.compacted += done.written
         self.counts.background_seconds += done.seconds
-        tell("debug", "compacted", path=str(self.path), level=choice.level, inputs=len(names), outputs=len(done.files))
+        tell("debug", "compacted", path=str(self.path), into=choice.level, inputs=len(names), outputs=len(done.files))
 
     def _bottom(self, choice: Choice) -> list[Space]:
         """The spaces of the inputs that no older file has."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import anyio
 
@@ -13,17 +14,21 @@ from flowkit.store.cache import BlockCache, Budget, Rows
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Disk, Files
 from flowkit.store.frame import Frame
+from flowkit.store.log import logs
 from flowkit.store.lsm import LsmStore
+from flowkit.store.manifest import manifests
 from flowkit.store.memory import MemoryStore
 from flowkit.store.memtable import Memtable
 from flowkit.store.options import StoreOptions
 from flowkit.store.reading import Reading
 from flowkit.store.recovery import hidden_by_logs, readers, recover
+from flowkit.store.rocks import RocksStore, is_rocks
 from flowkit.store.runner import Helper, Runner, helper
 from flowkit.store.state_dir import claim_directory
 from flowkit.store.version import Version
 
-Store = LsmStore | MemoryStore
+Store = LsmStore | MemoryStore | RocksStore
+Engine = Literal["lsm", "rocks"]
 
 READ_TRIES = 20
 
@@ -57,11 +62,14 @@ async def open_store(
     key: StoreKey | None = None,
     files: Files | None = None,
     disk: list[bytes] | None = None,
+    engine: Engine = "lsm",
 ) -> AsyncIterator[Store]:
     """A store in the directory `path` (None: in memory, for tests and for runs without `--state`), as its one owner.
 
     The last frame found may be undecided (`store.undecided`): resolve it before anything else. Stores of one process
     should share a `host`; without one, the store gets its own. `disk` stands for a directory in tests that crash.
+    `engine` is the store of our own, or RocksDB through `rocksdict` (the extra `rocks`); a directory stays with the one
+    that made it.
 
     Raises StoreLocked with the owner's pid if another process has it open, StoreCorrupt if its files are not what was
     written, StoreKeyError if it is encrypted and `key` is missing or wrong, ConfigError if the directory cannot be
@@ -77,15 +85,37 @@ async def open_store(
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
         stack.enter_context(claim_directory(directory))
+        _check_engine(directory, engine, key, files)
         if host is None:
             host = await stack.enter_async_context(open_host())
-        store = LsmStore(directory, files or Disk(), host.budget, host.runner, options or StoreOptions(), key)
+        store: LsmStore | RocksStore
+        if engine == "rocks":
+            store = RocksStore(directory, host.budget, options or StoreOptions())
+        else:
+            store = LsmStore(directory, files or Disk(), host.budget, host.runner, options or StoreOptions(), key)
         try:
             await anyio.to_thread.run_sync(store.recover)
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
         stack.push_async_callback(store.close)
         yield store
+
+
+def _check_engine(directory: Path, engine: Engine, key: StoreKey | None, files: Files | None) -> None:
+    if engine == "rocks":
+        if manifests(directory) or logs(directory):
+            raise ConfigError(
+                f"{directory}: made by engine 'lsm': open it so, or give engine 'rocks' another directory"
+            )
+        if key is not None or files is not None:
+            what = (
+                "encrypts nothing: leave out the key" if key is not None else "writes its own files: leave out files="
+            )
+            raise ConfigError(f"{directory}: engine 'rocks' {what}, or use engine 'lsm'")
+    elif engine != "lsm":
+        raise ConfigError(f"{directory}: no engine {engine!r}: there are 'lsm' and 'rocks'")
+    elif is_rocks(directory):
+        raise ConfigError(f"{directory}: made by engine 'rocks': open it so, or give engine 'lsm' another directory")
 
 
 class Look(Reading):
@@ -115,8 +145,13 @@ class Look(Reading):
 def read_store(path: Path, key: StoreKey | None = None, *, until: bytes | None = None) -> Look:
     """A look at a store whose owner may be running: consistent, as of its last commit (or that with the id `until`).
 
-    The last frame is taken to count: its owner decides that within milliseconds. Raises StoreCorrupt, StoreKeyError.
+    The last frame is taken to count: its owner decides that within milliseconds. Raises StoreCorrupt, StoreKeyError,
+    ConfigError for a store of engine 'rocks', which only its owner can read.
     """
+    if is_rocks(path):
+        raise ConfigError(
+            f"{path}: made by engine 'rocks', which only its owner can read: use open_store(engine='rocks')"
+        )
     for tries_left in reversed(range(READ_TRIES)):
         try:
             found = recover(path, key, until=until)
