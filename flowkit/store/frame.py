@@ -52,6 +52,18 @@ _decode = msgspec.msgpack.Decoder(Frame).decode
 def decode_frame(payload: bytes, name: str, offset: int) -> Frame:
     """The frame in a log record. Raises StoreCorrupt."""
     try:
-        return _decode(payload)
+        frame = _decode(payload)
     except msgspec.MsgspecError as error:
         raise StoreCorrupt(f"{name}: unreadable frame at offset {offset}: {error}") from error
+    for change in frame.changes:
+        kinds = set(map(type, change.values))
+        if len(change.keys) != len(change.values) or not kinds <= _KINDS or (list in kinds and not _timed(change)):
+            raise StoreCorrupt(f"{name}: unreadable frame at offset {offset}: values of {change.table!r} are none")
+    return frame
+
+
+_KINDS = {bytes, type(None), list}
+
+
+def _timed(change: SpaceChange) -> bool:
+    return all(list(map(type, value)) == [int, bytes] for value in change.values if type(value) is list)

@@ -37,6 +37,7 @@ from flowkit.errors import StoreCorrupt
 from flowkit.store.block import (
     LZ4,
     MISSING,
+    UNREADABLE,
     Value,
     columns,
     element_sizes,
@@ -323,10 +324,7 @@ class Sstable:
     def _raw(self, block: int) -> bytes:
         """A raw block, from disk."""
         offset = self._offsets[block]
-        try:
-            stored = os.pread(self._fd, self._offsets[block + 1] - offset, offset)
-        except OSError as error:
-            raise StoreCorrupt(f"{self.name}: cannot be read at offset {offset}: {error.strerror}") from error
+        stored = self._read(offset, self._offsets[block + 1] - offset)
         return self._checked(stored, offset, self._sums[block], self._packings[block], self._sizes[block])
 
     def _checked(self, stored: bytes, offset: int, crc: int, packing: int, size: int) -> bytes:
@@ -339,6 +337,15 @@ class Sstable:
             return unpack(stored, packing, size)
         except ValueError as error:
             raise StoreCorrupt(f"{self.name}: what stands at offset {offset} cannot be unpacked: {error}") from error
+
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise StoreCorrupt(f"{self.name}: cannot be read at offset {offset}: {error.strerror}") from error
+
+    def _unreadable(self, offset: int, error: Exception) -> StoreCorrupt:
+        return StoreCorrupt(f"{self.name}: unreadable block at offset {offset}: {error}")
 
     def spaces(self) -> list[SpaceMeta]:
         """What the file says it holds."""
@@ -370,7 +377,10 @@ class Sstable:
                 if raw is None:
                     raw = self._raw(block)
                     cache.put(place, raw)
-                value = value_at(raw, at - first, key)
+                try:
+                    value = value_at(raw, at - first, key)
+                except UNREADABLE as error:
+                    raise self._unreadable(self._offsets[block], error) from error
                 if value is not MISSING:
                     return value
             at = self.low.find(low, at + 1, stop)
@@ -435,14 +445,17 @@ class Sstable:
 
     def _several(self, first: int, last: int) -> Columns:
         base = self._offsets[first]
-        data = memoryview(os.pread(self._fd, self._offsets[last] - base, base))
+        data = memoryview(self._read(base, self._offsets[last] - base))
         all_keys: list[bytes] = []
         all_values: list[Value] = []
         for block in range(first, last):
             offset = self._offsets[block]
             stored: Any = data[offset - base : self._offsets[block + 1] - base]
             raw = self._checked(stored, offset, self._sums[block], self._packings[block], self._sizes[block])
-            keys, values = columns(raw)
+            try:
+                keys, values = columns(raw)
+            except UNREADABLE as error:
+                raise self._unreadable(offset, error) from error
             all_keys += keys
             all_values += values
         return all_keys, all_values
