@@ -107,7 +107,7 @@ def unpack(stored: bytes, packing: int, size: int) -> bytes:
     """What was packed to `stored`; `size` bytes. Raises ValueError if that is not so."""
     if packing == PLAIN:
         raw = stored
-    elif size > min(LARGEST, len(stored) * _MOST[packing]):  # before so much memory is asked for
+    elif packing > ZSTD or size > min(LARGEST, len(stored) * _MOST[packing]):  # before so much memory is asked for
         raise ValueError(f"{size} bytes in a block")
     else:
         try:
