@@ -23,7 +23,9 @@ EXAMPLES = int(os.environ.get("STORE_MODEL_EXAMPLES", "50"))
 
 keys = st.sampled_from([bytes([65 + n]) * (1 + n % 3) for n in range(14)] + [b"", b"\0", b"\xff" * 40])
 values = st.one_of(
-    st.binary(max_size=5), st.integers(0, 255).map(lambda n: bytes([n]) * (n + 20)), st.binary(min_size=90, max_size=120)
+    st.binary(max_size=5),
+    st.integers(0, 255).map(lambda n: bytes([n]) * (n + 20)),
+    st.binary(min_size=90, max_size=120),
 )
 spaces = st.sampled_from(SPACES)
 bounds = st.none() | keys

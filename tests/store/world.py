@@ -18,13 +18,14 @@ KEY = StoreKey(bytes(range(32)))
 
 SPACES: list[Space] = [("t", None), ("u", None), ("w", 10), ("w", 20)]
 
+
 class _Hasty(DiskWriter):
     def sync(self) -> None:
         pass
 
 
 class Hasty(Disk):
-    """The operating system's files, never synced: for tests in which no power fails, which are many times quicker so."""
+    """The operating system's files, never synced: for tests in which no power fails."""
 
     def create(self, path: Path) -> Writer:
         return _Hasty(path, os.O_CREAT | os.O_EXCL)
@@ -158,6 +159,4 @@ def frame(
     changes = [SpaceChange(table, end, list(keys), list(keys.values())) for (table, end), keys in puts.items()]
     then = store.now if now is None else now
     commit_id = number.to_bytes(16, "big")
-    return Frame(
-        store.number + 1, commit_id, store.commit_id, 0, {"n": number}, changes, list(drops), then, decided
-    )
+    return Frame(store.number + 1, commit_id, store.commit_id, 0, {"n": number}, changes, list(drops), then, decided)
