@@ -455,7 +455,8 @@ class LsmStore(Reading):
             if self._next_log is None:
                 raise StoreError(str(self._trouble))
             await self._turn()
-        await self._until(lambda: not self._set_aside)
+        await self._until(lambda: not self._set_aside and (self._flushing is None or self._flushing.done()))
+        self._check()
 
     async def compact(self) -> None:
         """Flush, then merge everything into one level, whatever that costs."""
