@@ -32,8 +32,8 @@ LARGEST = 2**32 - 1
 """The most that a raw block may have (bytes)."""
 
 _encode = msgspec.msgpack.encode
-_decode = msgspec.msgpack.decode
-_decode_columns = msgspec.msgpack.Decoder(tuple[list[bytes], list[Any]]).decode
+_decode = msgspec.msgpack.Decoder(bytes | list[int | bytes] | None).decode
+_decode_columns = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | list[int | bytes] | None]]).decode
 _lz4 = cramjam.lz4.compress_block
 _unlz4 = cramjam.lz4.decompress_block
 _zstd = cramjam.zstd.compress
@@ -119,7 +119,7 @@ def unpack(stored: bytes, packing: int, size: int) -> bytes:
     return raw
 
 
-UNREADABLE = (struct.error, IndexError, ValueError, msgspec.MsgspecError)
+UNREADABLE = (struct.error, IndexError, ValueError, RecursionError, msgspec.MsgspecError)
 """What `columns` and `value_at` raise for bytes that no block has."""
 
 

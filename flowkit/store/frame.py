@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from flowkit.errors import StoreCorrupt
+from flowkit.store.records import UNDECODABLE
 
 Space = tuple[str, int | None]
 """Where keys live: a table, and the window end (ms) for tables whose windows are dropped whole."""
@@ -53,7 +54,7 @@ def decode_frame(payload: bytes, name: str, offset: int) -> Frame:
     """The frame in a log record. Raises StoreCorrupt."""
     try:
         frame = _decode(payload)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise StoreCorrupt(f"{name}: unreadable frame at offset {offset}: {error}") from error
     for change in frame.changes:
         kinds = set(map(type, change.values))

@@ -15,7 +15,7 @@ import msgspec
 from flowkit.errors import StoreCorrupt
 from flowkit.store.cipher import Cipher, StoreKey
 from flowkit.store.files import Files, Writer
-from flowkit.store.records import MANIFEST, decode_header, decode_records, encode_header, encode_record
+from flowkit.store.records import MANIFEST, UNDECODABLE, decode_header, decode_records, encode_header, encode_record
 from flowkit.store.sstable import FileMeta
 from flowkit.store.version import Base, Edit, Hidden
 
@@ -52,7 +52,7 @@ def read_manifest(path: Path, key: StoreKey | None = None) -> Recovered:
         for record in decode_records(data, header, name):
             try:
                 _apply(found, _decoder.decode(record.payload))
-            except msgspec.MsgspecError as error:
+            except UNDECODABLE as error:
                 raise StoreCorrupt(f"{name}: unreadable edit at offset {record.start}: {error}") from error
             edits += 1
     if not edits:

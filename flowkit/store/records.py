@@ -33,6 +33,8 @@ _CHECKED = struct.Struct("<IQ")
 RECORD_BYTES = _RECORD.size
 SECTOR = 512
 """A disk writes so many bytes whole or not at all."""
+UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec raises for bytes that are not what it was asked for: text that is no UTF-8 is a ValueError."""
 LIMIT = 2**32 - 1
 """The largest payload (bytes)."""
 
@@ -76,7 +78,7 @@ def decode_header(data: bytes, kind: bytes, name: str, key: StoreKey | None = No
         raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset {_HEAD.size}): restore it from a copy")
     try:
         wrapped = _decode_facts(facts).key
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise StoreCorrupt(f"{name}: unreadable header at offset {_HEAD.size}: {error}") from error
     return Header(_HEAD.size + length, Cipher.of_file(wrapped, key, name))
 

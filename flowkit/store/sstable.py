@@ -27,6 +27,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from flowkit.store.cache import BlockCache
 from flowkit.store.cipher import Cipher, StoreKey
 from flowkit.store.files import Files
 from flowkit.store.frame import Space
-from flowkit.store.records import MAGIC, TABLE, decode_header, encode_header
+from flowkit.store.records import MAGIC, TABLE, UNDECODABLE, decode_header, encode_header
 
 _FOOTER = struct.Struct("<QIIII8s")
 _CHECKED = struct.calcsize("<QIII")
@@ -231,6 +232,24 @@ class _Index(msgspec.Struct, array_like=True):
     bits: bytes
 
 
+def _fits(index: _Index, stop: int) -> bool:
+    """True if each part of an index has as much as the others say. Blocks end at `stop`."""
+    blocks, records = len(index.firsts), len(index.low)
+    sizes = [len(index.offsets), len(index.numbers), len(index.sums), len(index.sizes), len(index.packings)]
+    if sizes != [8 * blocks + 8, 4 * blocks + 4, 4 * blocks, 4 * blocks, blocks]:
+        return False
+    if not records == len(index.high) == len(index.bits) > 0:
+        return False
+    offsets, numbers = array("Q", index.offsets), array("I", index.numbers)
+    return (
+        offsets[-1] == stop
+        and numbers[-1] == records
+        and all(map(le, offsets, offsets[1:]))
+        and all(map(le, numbers, numbers[1:]))
+        and all(0 <= part.first_block <= part.first_block + part.blocks <= blocks for part in index.spaces)
+    )
+
+
 _lz4 = cramjam.lz4.compress_block
 _index_decoder = msgspec.msgpack.Decoder(_Index)
 
@@ -305,8 +324,10 @@ class Sstable:
         raw = self._checked(os.pread(self._fd, length, offset), offset, crc, LZ4, raw_length)
         try:
             index = _index_decoder.decode(raw)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise StoreCorrupt(f"{self.name}: unreadable index at offset {offset}: {error}") from error
+        if not _fits(index, offset):
+            raise StoreCorrupt(f"{self.name}: the parts of the index at offset {offset} do not fit together")
         self._spaces = {meta.space: meta for meta in index.spaces}
         self.firsts, self.low, self.high, self.bits = index.firsts, index.low, index.high, index.bits
         self.numbers, self._offsets = array("I", index.numbers), array("Q", index.offsets)
