@@ -199,6 +199,8 @@ class LsmStore(Reading):
         self._catalog.close()
         for table in self.version.tables.values():
             table.close()
+        self._poison = self._poison or f"{self.path}: closed: open it again"
+        self._moved.set()
 
     def _say_closed(self) -> None:
         self._log.sync()
