@@ -37,7 +37,7 @@ def changes(n: int) -> tuple[dict[Any, dict[bytes, bytes | None]], list[Any]]:
 def expected(n: int) -> dict[Any, list[tuple[bytes, bytes]]]:
     """What a store holds after commit n."""
     last = range(max(1, n - KEYS + 1), n + 1)
-    found = {
+    found: dict[Any, list[tuple[bytes, bytes]]] = {
         ("t", None): [(b"key %d" % (m % KEYS), b"%d" % m * 10) for m in last],
         ("d", None): [(b"%d" % (m % 16), b"%d" % m) for m in range(max(1, n - 15), n + 1) if m // 16 % 2],
     }
@@ -77,7 +77,7 @@ async def own(path: Path, runner: str, durability: str, promised: int) -> None:
         say(f"opened {store.number}")
         while True:
             puts, drops = changes(store.number + 1)
-            say(str(await store.commit(puts, drops)))  # type: ignore[arg-type]
+            say(str(await store.commit(puts, drops)))
             await asyncio.sleep(0)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import flowkit
 from flowkit.errors import StoreLocked
-from flowkit.store import Host, open_store, read_store
+from flowkit.store import Host, LsmStore, open_store, read_store
 from flowkit.store.runner import Helper
 from tests.integration.store_owner import changes, everything, expected, options
 
@@ -99,6 +99,7 @@ def soon(what: Callable[[], bool], seconds: float = 10) -> None:
 async def check(path: Path) -> int:
     """Open as its owner, look at everything, and close; the number of the last commit."""
     async with open_store(path, options=options("os")) as store:
+        assert isinstance(store, LsmStore)
         if store.undecided is not None:
             await store.resolve(store.undecided.commit_id, applied=True)
         assert everything(store) == expected(store.number)
@@ -176,8 +177,9 @@ async def test_a_killed_compaction_process_is_started_again_and_nothing_is_lost(
     helper = Helper()
     host = Host(runner=helper)
     async with open_store(tmp_path, host=host, options=options("os")) as store, asyncio.timeout(60):
+        assert isinstance(store, LsmStore)
         for _ in range(100):
-            await store.commit(*changes(store.number + 1))  # type: ignore[arg-type]
+            await store.commit(*changes(store.number + 1))
         await store.flush()
         for _ in range(4):
             assert helper._process is not None
@@ -185,9 +187,9 @@ async def test_a_killed_compaction_process_is_started_again_and_nothing_is_lost(
             # Stopped, it surely has not done its job when it is killed.
             os.kill(before, signal.SIGSTOP)
             for _ in range(30):
-                await store.commit(*changes(store.number + 1))  # type: ignore[arg-type]
+                await store.commit(*changes(store.number + 1))
             flush = asyncio.ensure_future(store.flush())
-            while not helper._waiting:
+            while not helper._waiting:  # noqa: ASYNC110 - it has no event for that
                 await asyncio.sleep(0.001)
             os.kill(before, signal.SIGKILL)
             await flush

@@ -37,7 +37,8 @@ class Oracle:
         if kind == "create" and operation.name.startswith("log-"):
             self._ends[file], self._sizes[file] = [], 0
         elif kind == "mark":
-            what, number = operation.mark  # type: ignore[misc]
+            assert isinstance(operation.mark, tuple)
+            what, number = operation.mark
             if what == "applied":
                 self.applied.add(number)
             elif what == "promised":
@@ -73,12 +74,12 @@ class Oracle:
     def check(self, store: LsmStore, rows: dict[Space, Any]) -> int:
         """The number of the last frame in a store that was opened after the failure; all it holds must be of that."""
         if store.undecided is not None:
-            number = store.undecided.meta["n"]
+            number = int(store.undecided.meta["n"])
             made = self.frames[number - 1]
             assert not made.decided, f"frame {number} counts, but came back undecided"
             counts = self.parents[number - 1]
         else:
-            number = counts = store.meta.get("n", 0)
+            number = counts = int(store.meta.get("n", 0))
             if number:
                 made = self.frames[number - 1]
                 assert made.decided or number in self.applied, f"frame {number} counts, though nobody said so"

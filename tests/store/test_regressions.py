@@ -46,7 +46,7 @@ class Held(Inline):
 def held(path: Path, files: Any = None, **options: Any) -> tuple[LsmStore, Held]:
     files = files or Hasty()
     runner = Held(files)
-    options = {"compaction": QUIET, "max_runs": 100, "log_bytes": 10**6} | options
+    options = {"compaction": QUIET, "max_runs": 100, "log_bytes": 10**6, **options}
     store = LsmStore(path, files, Budget(2**20), runner, tiny(**options), None)
     store.recover()
     return store, runner
@@ -200,6 +200,31 @@ async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_flush(tmp_
     await kill(store)
 
 
+async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_merge(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    recorder = Recorder(tmp_path / "store")
+    merged = CompactionOptions(l0_runs=2)
+    store, runner = held(tmp_path / "store", recorder, durability="os", compaction=merged)
+    await store.commit({T: {b"a": b"1"}}, expires=100, now=1)
+    await store.flush()
+    await store.commit({T: {b"b": b"2"}})
+    store.make_room()
+    assert store._turning is not None
+    await store._turning
+    runner.go.clear()
+    runner.done.clear()
+    await store.commit({T: {b"c": b"3"}}, now=200)
+    await runner.done.wait()
+    runner.go.set()
+    await settle(store)
+    assert store.counts.compactions == 1
+    rows = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]
+    expected = {0: {}, 1: {T: rows[:1]}, 2: {T: rows[:2]}, 3: {T: rows[1:]}}
+    for number, found in await states(tmp_path / "found", recorder, [T]):
+        assert found == expected[number]
+    await kill(store)
+
+
 async def test_a_drop_that_is_not_durable_takes_nothing_from_a_flush(tmp_path: Path) -> None:
     """The flush left out what was dropped meanwhile; a power failure then took the drop, and left a mix."""
     (tmp_path / "store").mkdir()
@@ -316,7 +341,7 @@ async def test_fewer_runs_than_are_worth_a_merge_do_not_stop_commits(tmp_path: P
 @pytest.mark.parametrize("options", [{"l0_runs": 1}, {"multiplier": 1}])
 def test_options_that_would_merge_for_ever_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="l0_runs and multiplier must be 2 or more"):
-        CompactionOptions(**options)  # type: ignore[arg-type]
+        CompactionOptions(**options)
 
 
 async def test_a_mistake_in_the_background_is_told_and_nobody_waits_for_ever(
