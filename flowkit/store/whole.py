@@ -5,6 +5,8 @@ A thread cannot be stopped while it writes; to go on beside it would mix two wri
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,4 +31,10 @@ async def whole(step: Awaitable[T]) -> T:
 
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
     """Run `work` in a thread, whole."""
-    return await whole(asyncio.get_running_loop().run_in_executor(None, work, *args))
+    return await whole(asyncio.get_running_loop().run_in_executor(_threads(), work, *args))
+
+
+@cache
+def _threads() -> Executor:
+    # Of our own: the loop's default has few, and stores that wait for a disk need no cores.
+    return ThreadPoolExecutor(40, thread_name_prefix="flowkit store")

@@ -241,6 +241,8 @@ async def test_a_drop_that_is_not_durable_takes_nothing_from_a_flush(tmp_path: P
     runner.go.set()
     await settle(store)
     both = [(b"b", b"2"), (b"c", b"3")]
+    await store.flush()  # until now the memtable remembered the drop
+    assert everything(store) == {T: both}
     expected = {0: {}, 1: {W: [(b"a", b"1")], T: both[:1]}, 2: {W: [(b"a", b"1")], T: both}, 3: {T: both}}
     for number, rows in await states(tmp_path / "found", recorder, [T, W]):
         assert rows == expected[number]
