@@ -11,7 +11,7 @@ from flowkit.store import Frame, LsmStore, Space
 from flowkit.store.cipher import StoreKey
 from flowkit.store.options import Durability
 from tests.store.recording import Operation, Recorder
-from tests.store.world import SPACES, Model, frame, kill, open_now, settle, tiny
+from tests.store.world import SPACES, Model, frame, hold, kill, open_now, settle, tiny
 
 
 class Oracle:
@@ -126,8 +126,11 @@ class Life:
                 [self.commit, self.undone, self.decided_later, self.flush, self.compact, self.close, self.kill],
                 [12, 1, 1, 1, 1, 1, 1],
             )[0]
+            hold(store, step == self.commit and self.luck.random() < 0.7)
             store = await step(store)
-            await settle(store)
+            if self.luck.random() < 0.3:
+                await settle(store)
+        hold(store, False)
         await store.close()
 
     def _frame(self, store: LsmStore, *, decided: bool) -> Frame:

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from flowkit.store import Frame, Space, read_store
 from flowkit.store.cipher import StoreKey
-from tests.store.world import KEY, SPACES, Model, everything, frame, kill, open_now, settle, tiny
+from tests.store.world import KEY, SPACES, Model, everything, frame, hold, kill, open_now, settle, tiny
 
 STEPS = int(os.environ.get("STORE_MODEL_STEPS", "30"))
 EXAMPLES = int(os.environ.get("STORE_MODEL_EXAMPLES", "50"))
@@ -149,16 +149,22 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.pending is None)
     @rule()
     def flush(self) -> None:
+        hold(self.store, False)
         self.loop.run(self.store.flush())
 
     @precondition(lambda self: self.pending is None)
     @rule()
     def compact(self) -> None:
+        hold(self.store, False)
         self.loop.run(self.store.compact())
 
     @rule()
     def wait_for_the_background(self) -> None:
         self.loop.run(settle(self.store))
+
+    @rule()
+    def hold_up_the_background(self) -> None:
+        hold(self.store, True)
 
     def end_scans(self) -> None:
         for rows, expected in self.scans:
@@ -168,6 +174,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def close_and_open(self) -> None:
         self.end_scans()
+        hold(self.store, False)
         self.loop.run(self.store.close())
         self.open()
 

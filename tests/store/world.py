@@ -12,6 +12,7 @@ from flowkit.store import Budget, CompactionOptions, Frame, Inline, LsmStore, Re
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Disk, DiskWriter, Files, Writer
 from flowkit.store.frame import BEGINNING
+from flowkit.store.jobs import Done, Job
 from flowkit.store.options import Durability
 
 KEY = StoreKey(bytes(range(32)))
@@ -108,19 +109,37 @@ def everything(store: Reading, spaces: Iterable[Space] = SPACES) -> dict[Space, 
     return found
 
 
+class Patient(Inline):
+    """Does jobs at once, but while it is held tells what came of one only when commits would have to wait for that.
+
+    So much may happen between what a job has read and the edit that makes it count.
+    """
+
+    store: LsmStore
+    held = False
+
+    async def run(self, job: Job) -> Done:
+        done = await super().run(job)
+        while self.held and not self.store._is_full():  # noqa: ASYNC110 - a test's loop runs in its steps only
+            await asyncio.sleep(0)
+        return done
+
+
 def open_now(
-    path: Path,
-    *,
-    files: Files | None = None,
-    options: StoreOptions | None = None,
-    key: StoreKey | None = None,
-    memory: int = 2**20,
+    path: Path, *, files: Files | None = None, options: StoreOptions | None = None, key: StoreKey | None = None
 ) -> LsmStore:
     """A store that does its background work at once; without a lock, so that a test can drop it as kill -9 would."""
     files = files or Hasty()
-    store = LsmStore(path, files, Budget(memory), Inline(files), options or tiny(), key)
+    runner = Patient(files)
+    runner.store = store = LsmStore(path, files, Budget(2**20), runner, options or tiny(), key)
     store.recover()
     return store
+
+
+def hold(store: LsmStore, held: bool) -> None:
+    """Hold up the background of a store, or let it go on."""
+    assert isinstance(store.runner, Patient)
+    store.runner.held = held
 
 
 async def kill(store: LsmStore) -> None:
@@ -139,6 +158,8 @@ async def kill(store: LsmStore) -> None:
 
 async def settle(store: LsmStore) -> None:
     """Let the background finish what there is to do."""
+    if isinstance(store.runner, Patient):
+        hold(store, False)
     for _ in range(200):
         tasks = [t for t in (store._turning, store._flushing, store._compacting) if t is not None and not t.done()]
         if not tasks:
