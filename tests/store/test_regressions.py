@@ -373,3 +373,14 @@ async def test_a_second_open_in_the_same_process_is_refused(tmp_path: Path) -> N
         assert read_store(tmp_path).get(T, b"a") == b"1"
     async with open_store(tmp_path, host=Host(runner=Inline())) as store:
         assert store.get(T, b"a") == b"1"
+
+
+async def test_a_value_that_was_read_from_disk_is_forgotten_once_a_newer_one_is_there(tmp_path: Path) -> None:
+    store, _ = held(tmp_path)
+    for n in range(3):
+        await store.commit({T: {b"a": b"%d" % n, b"b": None if n else b"b"}})
+        await store.flush()
+        for _ in range(2):
+            assert store.get(T, b"a") == b"%d" % n
+            assert store.get_many(T, [b"a", b"b"]) == [b"%d" % n, None if n else b"b"]
+    await store.close()
