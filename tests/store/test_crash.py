@@ -21,7 +21,7 @@ from tests.store.world import KEY, Model, everything, frame, kill, open_now
 
 SEEDS = int(os.environ.get("STORE_CRASH_SEEDS", "1"))
 DRAWS = int(os.environ.get("STORE_CRASH_DRAWS", "1"))
-STEPS = 18
+STEPS = 24
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -91,7 +91,7 @@ async def test_after_a_power_failure_in_the_midst_of_a_recovery_the_same_is_foun
         failure.feed(operation)
         oracle.feed(operation)
         for disk in failure.disks(luck, 1):
-            if luck.random() < 0.97:
+            if luck.random() < 0.985:
                 continue
             recoveries += 1
             lay(disk, root)
