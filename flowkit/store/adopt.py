@@ -59,7 +59,7 @@ def _adopt(job: Job, files: Files, other: Path, commit_id: bytes, key: StoreKey 
             next(steps)
     except StopIteration as stopped:
         metas += stopped.value.files
-    return Edit(metas, [], hidden, None, [found.number, found.commit_id, found.meta, found.now]), found
+    return Edit(metas, [], hidden, None, (found.number, found.commit_id, found.meta, found.now)), found
 
 
 def _bring(files: Files, old: Path, new: Path) -> None:

@@ -22,13 +22,18 @@ Value = Any
 
 PLAIN, LZ4, ZSTD = 0, 1, 2
 PACKINGS = {"none": PLAIN, "lz4": LZ4, "zstd": ZSTD}
+_MOST = (1, 255, 2**15)
+"""So many bytes can be made of one: what the formats of lz4 (a length grows by 255 a byte) and zstd (four bytes stand
+for 128 KiB) permit."""
+
 _RAW = struct.Struct("<IIIII")
 
 LARGEST = 2**32 - 1
 """The most that a raw block may have (bytes)."""
 
 _encode = msgspec.msgpack.encode
-_decode = msgspec.msgpack.decode
+_decode = msgspec.msgpack.Decoder(bytes | list[int | bytes] | None).decode
+_decode_columns = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | list[int | bytes] | None]]).decode
 _lz4 = cramjam.lz4.compress_block
 _unlz4 = cramjam.lz4.decompress_block
 _zstd = cramjam.zstd.compress
@@ -102,7 +107,7 @@ def unpack(stored: bytes, packing: int, size: int) -> bytes:
     """What was packed to `stored`; `size` bytes. Raises ValueError if that is not so."""
     if packing == PLAIN:
         raw = stored
-    elif size > LARGEST:
+    elif packing > ZSTD or size > min(LARGEST, len(stored) * _MOST[packing]):  # before so much memory is asked for
         raise ValueError(f"{size} bytes in a block")
     else:
         try:
@@ -114,10 +119,16 @@ def unpack(stored: bytes, packing: int, size: int) -> bytes:
     return raw
 
 
+UNREADABLE = (struct.error, IndexError, ValueError, RecursionError, msgspec.MsgspecError)
+"""What `columns` and `value_at` raise for bytes that no block has."""
+
+
 def columns(raw: bytes) -> tuple[list[bytes], list[Value]]:
     """All keys and values of a raw block."""
     count, keys_at, _, _, _ = _RAW.unpack_from(raw)
-    keys, values = _decode(memoryview(raw)[keys_at - 1 - _array_head(count) :])
+    keys, values = _decode_columns(memoryview(raw)[max(0, keys_at - 1 - _array_head(count)) :])
+    if not len(keys) == len(values) == count:
+        raise ValueError("columns of different lengths")
     return keys, values
 
 

@@ -3,18 +3,19 @@ needed.
 """
 
 import asyncio
+import contextlib
+import errno
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-
-import anyio
 
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Files
-from flowkit.store.log import log_number, logs
+from flowkit.store.log import logs
 from flowkit.store.manifest import Manifest, manifests
 from flowkit.store.sstable import FileMeta, Sstable
-from flowkit.store.version import Edit, Version
+from flowkit.store.version import Base, Edit, Version
+from flowkit.store.whole import in_thread, whole
 
 MANIFEST_BYTES = 4 * 2**20
 """A manifest that has grown by so much is begun anew."""
@@ -33,6 +34,7 @@ class Catalog:
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet([version])
         self._doomed: set[str] = set()
         self._turn = asyncio.Lock()
+        self._failed = False
         self._next_file = 1
         self._begun_with = manifest.size
         self.state: Callable[[], Edit]
@@ -53,23 +55,36 @@ class Catalog:
         tables = {meta.name: Sstable(self.directory / meta.name, self.key) for meta in edit.add}
         self.version = self.version.after(edit, tables)
         self._versions.add(self.version)
-        self._doomed.update(name for name in edit.remove if name not in self.version.files)
-        async with self._turn:  # in order: nothing is awaited between the new version and this
-            await anyio.to_thread.run_sync(self._write, edit)
+        await whole(self._make_durable(edit))
+
+    async def _make_durable(self, edit: Edit) -> None:
+        async with self._turn:  # in the order of the versions: nothing was awaited since that was made
+            if self._failed:
+                # What was written of another edit may stand there: nothing must follow it.
+                raise OSError(errno.EIO, "the manifest could not be written before", str(self.manifest.path))
+            # Here, not in the thread: versions turn on the event loop.
+            state = self.state() if self.manifest.size > self._begun_with + MANIFEST_BYTES else None
+            try:
+                await in_thread(self._write, edit, state)
+            except OSError:
+                self._failed = True
+                raise
+            # Not before: what the durable manifest names must be there.
+            self._doomed.update(name for name in edit.remove if name not in self.version.files)
             await self.sweep()
 
-    def _write(self, edit: Edit) -> None:
-        if edit.add:
+    def _write(self, edit: Edit, state: Edit | None) -> None:
+        if edit.add or state is not None:
             self.files.sync_directory(self.directory)
-        if self.manifest.size > self._begun_with + MANIFEST_BYTES:
-            self._begin_anew()
+        if state is not None:
+            self._begin_anew(state)
         else:
             self.manifest.append(edit)
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, state: Edit) -> None:
         before = self.manifest
         self.session += 1
-        self.manifest = Manifest.begin(self.files, self.directory, self.session, self.state(), self.key)
+        self.manifest = Manifest.begin(self.files, self.directory, self.session, state, self.key)
         self._begun_with = self.manifest.size
         before.close()
         self.files.unlink(before.path)
@@ -82,18 +97,19 @@ class Catalog:
         gone = self._doomed - read
         self._doomed -= gone
         if gone:
-            await anyio.to_thread.run_sync(self._remove, gone)
+            await in_thread(self._remove, gone)
 
     def _remove(self, names: set[str]) -> None:
         for name in names:
-            self.files.unlink(self.directory / name)
+            with contextlib.suppress(OSError):  # the next opening does
+                self.files.unlink(self.directory / name)
 
     def close(self) -> None:
         """Let go of the manifest."""
         self.manifest.close()
 
 
-def remove_strangers(files: Files, directory: Path, version: Version, session: int, logs_from: int) -> None:
+def remove_strangers(files: Files, directory: Path, version: Version, session: int, kept: Collection[Path]) -> None:
     """Remove what jobs that were broken off, and owners that were killed, have left."""
     for path in directory.glob("*.sst"):
         if path.name not in version.files:
@@ -102,10 +118,10 @@ def remove_strangers(files: Files, directory: Path, version: Version, session: i
         if path.name != f"manifest-{session:06}":
             files.unlink(path)
     for path in logs(directory):
-        if log_number(path) < logs_from:
+        if path not in kept:
             files.unlink(path)
 
 
-def fresh_state(files: dict[str, FileMeta], hidden: object, logs_from: int, base: list[object] | None) -> Edit:
+def fresh_state(files: dict[str, FileMeta], hidden: object, logs_from: int, base: Base | None) -> Edit:
     """An edit that says everything."""
     return Edit(list(files.values()), [], list(hidden), logs_from, base)  # type: ignore[call-overload]

@@ -9,12 +9,15 @@ tiering above, leveling below. Files of a lower level are merged down one by one
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
 
+from flowkit.errors import ConfigError
+from flowkit.store.frame import Space
 from flowkit.store.memtable import order_of
-from flowkit.store.sstable import FileMeta
+from flowkit.store.sstable import FileMeta, SpaceMeta
 
 
 class CompactionOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +31,10 @@ class CompactionOptions(msgspec.Struct, frozen=True, kw_only=True):
     worth: float = 0.2
     l1_bytes: int = 2**30
     multiplier: int = 8
+
+    def __post_init__(self) -> None:
+        if self.l0_runs < 2 or self.multiplier < 2:
+            raise ConfigError(f"l0_runs and multiplier must be 2 or more, not {self.l0_runs} and {self.multiplier}")
 
 
 class Choice(NamedTuple):
@@ -86,7 +93,7 @@ def _from_level_0(
     ours = sum(map(size_of, runs))
     if ours >= min(options.worth * size_of(below), options.l1_bytes // 4):
         inputs = [meta for run in reversed(runs) for meta in run]
-        touched = overlapping(inputs, below)
+        touched = _under(inputs, below)
         return Choice([*touched, *inputs], 1, moves=not touched and len(runs) == 1)
     # The newest runs that are of about one size: merging a large one with small ones would write it again for little.
     some, size = [runs[0]], size_of(runs[0])
@@ -106,7 +113,7 @@ def _from_below(levels: Mapping[int, list[FileMeta]], options: CompactionOptions
             below = levels.get(level + 1, [])
             overlaps = [(size_of(overlapping([meta], below)) / max(1, meta.bytes), meta.name, meta) for meta in files]
             _, _, meta = min(overlaps, key=_overlap)
-            touched = overlapping([meta], below)
+            touched = _under([meta], below)
             return Choice([*touched, meta], level + 1, moves=not touched)
         limit *= options.multiplier
     return None
@@ -114,6 +121,28 @@ def _from_below(levels: Mapping[int, list[FileMeta]], options: CompactionOptions
 
 def _overlap(row: tuple[float, str, FileMeta]) -> tuple[float, str]:
     return row[:2]
+
+
+def _under(files: Sequence[FileMeta], below: Sequence[FileMeta]) -> list[FileMeta]:
+    """Those of a level that must take part when `files` are merged into it.
+
+    More than those that overlap one of them: an output may reach from the first key of one input to the last key of
+    another, and no other file of the level may lie between.
+    """
+    touched: list[FileMeta] = []
+    while True:
+        hull: dict[Space, tuple[bytes, bytes]] = {}
+        for part in chain.from_iterable(meta.spaces for meta in chain(files, touched)):
+            first, last = hull.get(part.space, (part.first, part.last))
+            hull[part.space] = min(first, part.first), max(last, part.last)
+        found = [meta for meta in below if any(_within(part, hull.get(part.space)) for part in meta.spaces)]
+        if len(found) == len(touched):
+            return found
+        touched = found
+
+
+def _within(part: SpaceMeta, span: tuple[bytes, bytes] | None) -> bool:
+    return span is not None and part.first <= span[1] and span[0] <= part.last
 
 
 def overlapping(files: Iterable[FileMeta], others: Sequence[FileMeta]) -> list[FileMeta]:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from flowkit.errors import StoreCorrupt
+from flowkit.store.records import UNDECODABLE
 
 Space = tuple[str, int | None]
 """Where keys live: a table, and the window end (ms) for tables whose windows are dropped whole."""
@@ -52,6 +53,18 @@ _decode = msgspec.msgpack.Decoder(Frame).decode
 def decode_frame(payload: bytes, name: str, offset: int) -> Frame:
     """The frame in a log record. Raises StoreCorrupt."""
     try:
-        return _decode(payload)
-    except msgspec.MsgspecError as error:
+        frame = _decode(payload)
+    except UNDECODABLE as error:
         raise StoreCorrupt(f"{name}: unreadable frame at offset {offset}: {error}") from error
+    for change in frame.changes:
+        kinds = set(map(type, change.values))
+        if len(change.keys) != len(change.values) or not kinds <= _KINDS or (list in kinds and not _timed(change)):
+            raise StoreCorrupt(f"{name}: unreadable frame at offset {offset}: values of {change.table!r} are none")
+    return frame
+
+
+_KINDS = {bytes, type(None), list}
+
+
+def _timed(change: SpaceChange) -> bool:
+    return all(list(map(type, value)) == [int, bytes] for value in change.values if type(value) is list)

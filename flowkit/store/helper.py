@@ -51,13 +51,18 @@ class _Desk:
 
     def do(self, number: int, job: Job) -> None:
         started = time.monotonic()
+        done, trouble = None, None
         try:
             done = self._steps(work(job, Disk()), job)
-            self.answer(number, msgspec.structs.replace(done, seconds=time.monotonic() - started), None)
+            done = msgspec.structs.replace(done, seconds=time.monotonic() - started)
         except StoreError as error:
-            self.answer(number, None, str(error))
+            trouble = str(error)
         except OSError as error:
-            self.answer(number, None, str(job_failed(job, error)))
+            trouble = str(job_failed(job, error))
+        try:
+            self.answer(number, done, trouble)
+        except BrokenPipeError:
+            raise SystemExit(0) from None  # there is no one left to work for
 
     def _steps(self, steps: Generator[int, None, Done], job: Job) -> Done:
         handled, since = 0, time.monotonic()

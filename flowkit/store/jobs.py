@@ -184,6 +184,7 @@ class _Output:
         if self.writer is None:
             path = self.directory / f"{self.job.prefix}{self.number:06}.sst"
             self.number += 1
+            self.files.unlink(path)  # a process that was killed in this very job may have left it
             cipher = None if self.key is None else self.key.new_cipher()
             self.writer = SstableWriter(
                 self.files, path, packing=self.job.packing, block_bytes=self.job.block_bytes, cipher=cipher

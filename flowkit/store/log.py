@@ -5,6 +5,8 @@
 The last frame of the newest log may be undecided. A frame that did not count is cut off before another follows.
 """
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,20 +38,22 @@ def log_number(path: Path) -> int:
 
 def logs(directory: Path) -> list[Path]:
     """All logs in a directory, oldest first."""
-    return sorted(directory.glob("log-*"), key=log_number)
+    return sorted((path for path in directory.glob("log-*") if path.name[4:].isdecimal()), key=log_number)
 
 
 def read_log(path: Path, key: StoreKey | None = None, *, promised: int = 0) -> Iterator[Logged]:
     """The frames of a log, but for a torn one at its end. Raises StoreCorrupt; FileNotFoundError if it is gone.
 
-    `promised` bytes are known to have been durable: a log that ends before is damaged.
+    `promised` bytes are known to have been durable: a log whose whole frames end before is damaged.
     """
     name, data = str(path), path.read_bytes()
     if len(data) < promised:
         raise StoreCorrupt(f"{name}: ends after {len(data)} bytes, but had {promised}: restore this file from a copy")
     header = decode_header(data, LOG, name, key)
+    if header is None and promised:
+        raise StoreCorrupt(f"{name}: damaged at offset 0: restore this file from a copy")
     if header is not None:
-        for record in decode_records(data, header, name):
+        for record in decode_records(data, header, name, promised):
             yield Logged(decode_frame(record.payload, name, record.start), record.start, record.end)
 
 
@@ -61,6 +65,7 @@ class Log:
         self.path, self.number = log_path(directory, number), number
         self._cipher = None if key is None else key.new_cipher()
         header = encode_header(LOG, self._cipher)
+        self._turn = threading.Lock()
         self._writer = files.create(self.path)
         try:
             self._writer.append(header)
@@ -68,6 +73,8 @@ class Log:
             files.sync_directory(directory)
         except OSError:
             self._writer.close()
+            with contextlib.suppress(OSError):
+                files.unlink(self.path)  # the next try takes the same name
             raise
         self.begins = self.size = self.synced = len(header)
 
@@ -80,10 +87,11 @@ class Log:
 
     def sync(self) -> None:
         """Make everything appended durable. Raises OSError."""
-        if self.synced < self.size:
-            size = self.size
-            self._writer.sync()
-            self.synced = size
+        with self._turn:  # two threads may: by the clock, and because the log ends
+            if self.synced < self.size:
+                size = self.size
+                self._writer.sync()
+                self.synced = size
 
     def cut(self, size: int) -> None:
         """Take back what was appended after `size`; durable. Raises OSError."""
@@ -93,4 +101,5 @@ class Log:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._writer.close()
+        with self._turn:
+            self._writer.close()

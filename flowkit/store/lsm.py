@@ -13,9 +13,8 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import anyio
 import msgspec
 
 from flowkit.errors import StoreError, StorePoisoned
@@ -27,7 +26,7 @@ from flowkit.store.cipher import StoreKey
 from flowkit.store.compaction import Choice, by_level, choose
 from flowkit.store.events import tell
 from flowkit.store.files import Files
-from flowkit.store.frame import Frame, Space, SpaceChange
+from flowkit.store.frame import BEGINNING, Frame, Space, SpaceChange
 from flowkit.store.jobs import Job
 from flowkit.store.log import Log, log_number
 from flowkit.store.manifest import Manifest
@@ -37,7 +36,10 @@ from flowkit.store.reading import Reading
 from flowkit.store.recovery import Found, hidden_by_logs, readers, recover
 from flowkit.store.runner import Runner
 from flowkit.store.sstable import FileMeta
-from flowkit.store.version import Edit, Hidden, Version
+from flowkit.store.version import Base, Edit, Hidden, Version
+from flowkit.store.whole import in_thread, whole
+
+T = TypeVar("T")
 
 FILES_A_JOB = 10_000
 """So many names are set aside for the outputs of one job."""
@@ -51,7 +53,7 @@ class Set(msgspec.Struct):
 
     memtable: Memtable
     logs: list[Path]
-    base: list[Any]
+    base: Base
 
 
 class Stats(msgspec.Struct):
@@ -123,44 +125,53 @@ class LsmStore(Reading):
         found = recover(self.path, self.key)
         tables = readers(self.path, found, self.key)
         session = found.manifest.session + 1
+        if session == 1:
+            self.files.sync_directory(self.path.parent)
         hidden = found.manifest.hidden | set(hidden_by_logs(found))
         version = Version(found.manifest.files, hidden, tables)
-        self._cut_torn_tail(found)
+        self._make_logs_durable(found)
         self.memtable, self.number, self.commit_id = found.memtable, found.number, found.commit_id
         self.meta, self.now = found.meta, found.now
-        self._logs = found.logs
-        self._older_logs = sum(path.stat().st_size for path in found.logs)
+        self._logs = [path for path in found.logs if path in found.ends]
+        self._older_logs = sum(found.ends.values())
         if found.undecided is not None:
             self.show(found.undecided)
             assert found.undecided_log is not None
             self._undecided_in = (found.undecided_log, found.undecided_at)
         self._base = found.manifest.base
-        number = max(map(log_number, found.logs), default=found.manifest.logs_from) + 1
-        self._logs_from = log_number(found.logs[0]) if found.logs else number
-        state = fresh_state(version.files, hidden, self._logs_from, self._base)
-        manifest = Manifest.begin(self.files, self.path, session, state, self.key)
-        self._catalog = Catalog(self.files, self.path, self.key, version, manifest, session)
-        self._catalog.state = self._whole_state
+        number = max(map(log_number, found.logs), default=0) + 1
+        self._logs_from = log_number(self._logs[0]) if self._logs else number
+        # The log before the manifest: the first log that a manifest names is always there.
         self._log = Log(self.files, self.path, number, self.key)
         self._logs.append(self._log.path)
-        remove_strangers(self.files, self.path, version, session, self._logs_from)
+        state = fresh_state(version.files, hidden, self._logs_from, self._base)
+        try:
+            manifest = Manifest.begin(self.files, self.path, session, state, self.key)
+        except OSError:
+            self._log.close()
+            raise
+        self._catalog = Catalog(self.files, self.path, self.key, version, manifest, session)
+        self._catalog.state = self._whole_state
+        try:
+            remove_strangers(self.files, self.path, version, session, self._logs)
+        except OSError:
+            self._log.close()
+            manifest.close()
+            raise
         self.memtable_bytes = self.memtable.bytes()
         self.rows.limit = self.budget.rows_each()
         self.budget.join(self)
 
-    def _cut_torn_tail(self, found: Found) -> None:
-        if not found.logs:
-            return
-        newest = found.logs[-1]
-        if found.newest_end == 0 and newest.stat().st_size < 64:
-            # Its header never became whole, or no frame followed: nothing was ever promised there.
-            self.files.unlink(newest)
-            found.logs.pop()
-        elif found.newest_end and newest.stat().st_size > found.newest_end:
-            writer = self.files.open(newest)
-            writer.truncate(found.newest_end)
-            writer.sync()
-            writer.close()
+    def _make_logs_durable(self, found: Found) -> None:
+        """What a killed owner left may be in the page cache only: nothing may be built on it before this."""
+        for path, end in found.ends.items():
+            writer = self.files.open(path)
+            try:
+                if path.stat().st_size > end:
+                    writer.truncate(end)
+                writer.sync()
+            finally:
+                writer.close()
 
     def _whole_state(self) -> Edit:
         version = self.version
@@ -179,7 +190,7 @@ class LsmStore(Reading):
                     await task
         if self._poison is None:
             try:
-                await anyio.to_thread.run_sync(self._say_closed)
+                await in_thread(self._say_closed)
             except OSError as error:
                 tell("warning", "store not closed in good order", path=str(self.path), error=str(error))
         if self._next_log is not None:
@@ -188,10 +199,13 @@ class LsmStore(Reading):
         self._catalog.close()
         for table in self.version.tables.values():
             table.close()
+        self._poison = self._poison or f"{self.path}: closed: open it again"
+        self._moved.set()
 
     def _say_closed(self) -> None:
         self._log.sync()
-        self._catalog.manifest.append(Edit(closed=(self._log.number, self._log.size)))
+        commit_id = self.commit_id if self.undecided is None else self.undecided.commit_id
+        self._catalog.manifest.append(Edit(closed=(self._log.number, self._log.size, commit_id)))
 
     # Commits
 
@@ -209,7 +223,12 @@ class LsmStore(Reading):
             await self._turn()
         at = self._log.size
         if self.options.durability == "commit":
-            await self._guarded(self._append_and_sync, frame)
+            try:
+                await self._guarded(self._append_and_sync, frame)
+            except asyncio.CancelledError:
+                # It was not promised: so it must not be found, nor stand before the next one.
+                await whole(self._take_back(self._log, at))
+                raise
         else:
             # A write into the page cache: less than a thread's turn takes.
             try:
@@ -235,26 +254,62 @@ class LsmStore(Reading):
         self.show(None)
         self._undecided_in = None
         if not applied:
-            await self._guarded(self._take_back, where, at)
+            await whole(self._take_back(where, at))
             return
         size = self._log.size - at if where is self._log else 0
-        self.take(frame, size)
-        self.memtable_bytes = self.memtable.bytes()
         if frame.drops:
-            await self._drop(frame.drops)
+            await whole(self._take_dropping(frame, size))
+        else:
+            self.take(frame, size)
+        self.memtable_bytes = self.memtable.bytes()
         if self._log_bytes() > self.options.log_bytes:
             self.make_room()
         else:
             self.budget.check()
 
-    def _take_back(self, where: Log | Path, at: int) -> None:
+    async def _take_back(self, where: Log | Path, at: int) -> None:
         if isinstance(where, Log):
-            where.cut(at)
-            return
-        writer = self.files.open(where)
-        writer.truncate(at)
-        writer.sync()
-        writer.close()
+            await self._guarded(where.cut, at)
+            if self.key is not None:
+                await self._leave_log()
+        else:
+            await self._guarded(self._cut, where, at)
+
+    def _cut(self, path: Path, at: int) -> None:
+        writer = self.files.open(path)
+        try:
+            writer.truncate(at)
+            writer.sync()
+        finally:
+            writer.close()
+
+    async def _leave_log(self) -> None:
+        """Go on in another log: no offset of an encrypted one is written twice, since it is the nonce."""
+        if self._turning is not None:
+            await asyncio.wait([self._turning])
+        if self._next_log is None:  # else the next frame goes there
+            before = self._log
+            self._log = await self._guarded(Log, self.files, self.path, before.number + 1, self.key)
+            self._logs.append(self._log.path)
+            self._older_logs += before.size
+            before.close()
+
+    async def _take_dropping(self, frame: Frame, size: int) -> None:
+        """Take a frame that drops spaces, and hide them in the files; a file with nothing else goes at once."""
+        in_files = any((table, end) in self.version.runs for table, end in frame.drops)
+        if self._log.synced < self._log.size and (in_files or self._set_aside):
+            # Files, also those that are being written, must not lose what a power failure could bring back: the frame
+            # comes first.
+            await self._guarded(self._log.sync)
+        self.take(frame, size)
+        # The version may have changed meanwhile, but not from here on: `change` turns it before it awaits anything.
+        drops = dict.fromkeys((table, end) for table, end in frame.drops)
+        hide = [(name, table, end) for table, end in drops for name in self.version.holding((table, end))]
+        if hide:
+            hidden = frozenset(hide)
+            names = dict.fromkeys(row[0] for row in hide)
+            remove = [name for name in names if self.version.is_all_hidden(name, hidden)]
+            await self._change(Edit(remove=remove, hide=hide))
 
     async def commit(
         self,
@@ -275,19 +330,6 @@ class LsmStore(Reading):
         await self.resolve(frame.commit_id, applied=True)
         return frame.number
 
-    async def _drop(self, drops: Sequence[Space]) -> None:
-        """Hide the spaces in the files that have them; a file with nothing else goes at once."""
-        if not any((table, end) in self.version.runs for table, end in drops):
-            return
-        if self._log.synced < self._log.size:
-            # The files must not lose what a power failure could bring back: the frame that drops it comes first.
-            await self._guarded(self._log.sync)
-        # The version may have changed meanwhile, but not from here on: `change` turns it before it awaits anything.
-        hide = [(name, table, end) for table, end in drops for name in self.version.holding((table, end))]
-        hidden = frozenset(hide)
-        remove = [name for name in dict.fromkeys(row[0] for row in hide) if self.version.is_all_hidden(name, hidden)]
-        await self._change(Edit(remove=remove, hide=hide))
-
     async def adopt(self, other: Path, commit_id: bytes) -> bool:
         """Begin with the state that the store in `other` had at `commit_id`; False if it never had. Only while empty.
 
@@ -297,7 +339,7 @@ class LsmStore(Reading):
             raise StoreError(f"{self.path}: not empty: it is at commit {self.number}")
         job = self._job(level=0, run=0, packing=PACKINGS[self.options.packing])
         try:
-            adopted = await anyio.to_thread.run_sync(adopt, job, self.files, other, commit_id)
+            adopted = await in_thread(adopt, job, self.files, other, commit_id)
         except OSError as error:
             raise StoreError(f"{other}: cannot be copied to {self.path}: {error.strerror}") from error
         if adopted is None:
@@ -321,10 +363,11 @@ class LsmStore(Reading):
         )
         return StorePoisoned(self._poison)
 
-    async def _guarded(self, write: Callable[..., None], *args: Any) -> None:
+    async def _guarded(self, write: Callable[..., T], *args: Any) -> T:
         """Write in a thread; a failure poisons the store."""
+        self._check()
         try:
-            await anyio.to_thread.run_sync(write, *args)
+            return await in_thread(write, *args)
         except OSError as error:
             raise self._poisoned(self._log.path, error) from error
 
@@ -351,7 +394,8 @@ class LsmStore(Reading):
     def _is_full(self) -> bool:
         if self._set_aside and self.memtable_bytes > self.budget.memtables:
             return True
-        return len(self._set_aside) >= 2 or self._run_count() >= self.options.max_runs
+        runs = max(self.options.max_runs, self.options.compaction.l0_runs)  # fewer would never be merged
+        return len(self._set_aside) >= 2 or self._run_count() >= runs
 
     def _run_count(self) -> int:
         return len({meta.run for meta in self.version.files.values() if meta.level == 0})
@@ -381,7 +425,7 @@ class LsmStore(Reading):
     async def _open_next_log(self) -> None:
         number = self._log.number + 1
         try:
-            self._next_log = await anyio.to_thread.run_sync(Log, self.files, self.path, number, self.key)
+            self._next_log = await in_thread(Log, self.files, self.path, number, self.key)
             self._trouble = None
         except OSError as error:
             self._fail(StoreError(f"{self.path}: a new log cannot be begun: {error.strerror}"))
@@ -394,7 +438,7 @@ class LsmStore(Reading):
         assert self._next_log is not None
         before, self._log, self._next_log = self._log, self._next_log, None
         before.close()
-        base = [self.number, self.commit_id, self.meta, self.now]
+        base = (self.number, self.commit_id, self.meta, self.now)
         self._set_aside.append(Set(self.memtable, self._logs, base))
         self.frozen.insert(0, self.memtable)
         self.memtable, self._logs = Memtable(), [self._log.path]
@@ -409,10 +453,12 @@ class LsmStore(Reading):
         if self.memtable.spaces or self.memtable.dropped:
             self.make_room()
             if self._turning is not None:
-                await self._turning
-            if self._next_log is not None:
-                await self._turn()
-        await self._until(lambda: not self._set_aside)
+                await asyncio.wait([self._turning])
+            if self._next_log is None:
+                raise StoreError(str(self._trouble))
+            await self._turn()
+        await self._until(lambda: not self._set_aside and (self._flushing is None or self._flushing.done()))
+        self._check()
 
     async def compact(self) -> None:
         """Flush, then merge everything into one level, whatever that costs."""
@@ -421,7 +467,9 @@ class LsmStore(Reading):
             await self._until(lambda: self._compacting is None or self._compacting.done())
         choice = choose(self.version.files, self.options.compaction, all_of_it=True)
         if choice is not None:
-            await self._compact(choice)
+            # Under the same name: no other may begin beside it.
+            self._compacting = asyncio.create_task(self._compact(choice), name=f"compact {self.path.name}")
+            await self._compacting
 
     async def _until(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -454,8 +502,8 @@ class LsmStore(Reading):
                 tell("error", "store poisoned", error=str(error))  # the next commit raises it
                 self._moved.set()
                 return
-            except StoreError as error:
-                self._fail(error)
+            except Exception as error:  # noqa: BLE001 - a mistake of ours must not let commits wait for ever
+                self._fail(error if isinstance(error, StoreError) else StoreError(f"{self.path}: {error!r}"))
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._moved.set()
@@ -478,6 +526,7 @@ class LsmStore(Reading):
             level=0,
             run=run,
             logs=[path.name for path in kept.logs],
+            now=kept.base[3],
             bottom=[space for space in spaces if space not in older],
             packing=PACKINGS[self.options.packing],
             urgent=True,
@@ -493,9 +542,7 @@ class LsmStore(Reading):
         for space, keys in kept.memtable.spaces.items():
             self.rows.forget(space, keys.merged())
         await self._change(Edit(add, [], hide, logs_from, kept.base))
-        await anyio.to_thread.run_sync(
-            self._remove, [*kept.logs, *(self.path / m.name for m in done.files if m not in add)]
-        )
+        await in_thread(self._remove, [*kept.logs, *(self.path / m.name for m in done.files if m not in add)])
         self.counts.flushes += 1
         self.counts.flushed += done.written
         self.counts.background_seconds += done.seconds
@@ -528,19 +575,26 @@ class LsmStore(Reading):
             run=run,
             runs=_runs_of(choice.inputs),
             hidden=[row for row in before if row[0] in set(names)],
+            # What expired by a later clock could be alive again if a power failure takes the commits that moved it.
+            now=BEGINNING if self._base is None else self._base[3],
             bottom=self._bottom(choice),
             packing=PACKINGS[cold],
         )
         done = await self.runner.run(job)
         since = {(table, end) for name, table, end in self.version.hidden - before if name in set(names)}
+        for meta in choice.inputs:
+            if meta.name not in self.version.files:  # all of it was dropped
+                since |= {part.space for part in meta.spaces if (meta.name, part.table, part.end) not in before}
         add, hide = _without_hidden(done.files, [row for row in _parts_of(done.files) if (row[1], row[2]) in since])
         await self._change(Edit(add, names, hide))
-        await anyio.to_thread.run_sync(self._remove, [self.path / meta.name for meta in done.files if meta not in add])
+        await in_thread(self._remove, [self.path / meta.name for meta in done.files if meta not in add])
         self.counts.compactions += 1
         self.counts.compaction_read += done.read
         self.counts.compacted += done.written
         self.counts.background_seconds += done.seconds
-        tell("debug", "compacted", path=str(self.path), into=choice.level, inputs=len(names), outputs=len(done.files))
+        tell(
+            "debug", "compacted", path=str(self.path), to_level=choice.level, inputs=len(names), outputs=len(done.files)
+        )
 
     def _bottom(self, choice: Choice) -> list[Space]:
         """The spaces of the inputs that no older file has."""
@@ -562,7 +616,6 @@ class LsmStore(Reading):
             directory=str(self.path),
             prefix=self._catalog.prefix,
             first_number=self._catalog.reserve(FILES_A_JOB),
-            now=self.now,
             key=None if self.key is None else self.key.raw,
             block_bytes=self.options.block_bytes,
             table_bytes=self.options.table_bytes,

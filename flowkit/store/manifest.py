@@ -15,9 +15,9 @@ import msgspec
 from flowkit.errors import StoreCorrupt
 from flowkit.store.cipher import Cipher, StoreKey
 from flowkit.store.files import Files, Writer
-from flowkit.store.records import MANIFEST, decode_header, decode_records, encode_header, encode_record
+from flowkit.store.records import MANIFEST, UNDECODABLE, decode_header, decode_records, encode_header, encode_record
 from flowkit.store.sstable import FileMeta
-from flowkit.store.version import Edit, Hidden
+from flowkit.store.version import Base, Edit, Hidden
 
 _decoder = msgspec.msgpack.Decoder(Edit)
 
@@ -29,26 +29,30 @@ class Recovered(msgspec.Struct):
     files: dict[str, FileMeta] = {}
     hidden: frozenset[Hidden] = frozenset()
     logs_from: int = 0
-    base: list[object] | None = None
-    closed: tuple[int, int] | None = None
+    base: Base | None = None
+    closed: tuple[int, int, bytes] | None = None
 
 
 def manifests(directory: Path) -> list[Path]:
     """All manifests in a directory, oldest first."""
-    return sorted(directory.glob("manifest-*"))
+    return sorted((path for path in directory.glob("manifest-*") if path.name[9:].isdecimal()), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("manifest-"))
 
 
 def read_manifest(path: Path, key: StoreKey | None = None) -> Recovered:
     """Raises StoreCorrupt, or FileNotFoundError if the owner has just replaced it."""
     name, data = str(path), path.read_bytes()
     header = decode_header(data, MANIFEST, name, key)
-    found = Recovered(session=int(path.name.removeprefix("manifest-")))
+    found = Recovered(session=_number(path))
     edits = 0
     if header is not None:
         for record in decode_records(data, header, name):
             try:
                 _apply(found, _decoder.decode(record.payload))
-            except msgspec.MsgspecError as error:
+            except UNDECODABLE as error:
                 raise StoreCorrupt(f"{name}: unreadable edit at offset {record.start}: {error}") from error
             edits += 1
     if not edits:

@@ -1,7 +1,7 @@
 """Files of records with checksums: what the log and the manifest are made of.
 
     file   := header record*
-    header := magic "FLOWKIT" kind:u8  version:u16  length:u32  crc32(length, facts):u32  facts
+    header := magic "FLOWKIT" kind:u8  version:u16  length:u32  crc32(all that):u32  crc32(facts):u32  facts
     facts  := msgpack map; "key": the file's data key, wrapped, if the file is encrypted
     record := length:u32  safe:u64  crc32(length, safe):u32  crc32(payload):u32  payload      all little-endian
 
@@ -26,12 +26,15 @@ MAGIC = b"FLOWKIT"
 LOG, MANIFEST, TABLE = b"L", b"M", b"S"
 KINDS = {LOG: "log", MANIFEST: "manifest", TABLE: "sstable"}
 
-_HEAD = struct.Struct("<8sHII")
+_HEAD = struct.Struct("<8sHIII")
+_HEAD_CHECKED = struct.Struct("<8sHI")
 _RECORD = struct.Struct("<IQII")
 _CHECKED = struct.Struct("<IQ")
 RECORD_BYTES = _RECORD.size
 SECTOR = 512
 """A disk writes so many bytes whole or not at all."""
+UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec raises for bytes that are not what it was asked for: text that is no UTF-8 is a ValueError."""
 LIMIT = 2**32 - 1
 """The largest payload (bytes)."""
 
@@ -39,8 +42,8 @@ LIMIT = 2**32 - 1
 def encode_header(kind: bytes, cipher: Cipher | None = None) -> bytes:
     """The first bytes of a file of `kind`."""
     facts = msgspec.msgpack.encode({} if cipher is None else {"key": cipher.wrapped})
-    length = struct.pack("<I", len(facts))
-    return _HEAD.pack(MAGIC + kind, VERSION, len(facts), zlib.crc32(facts, zlib.crc32(length))) + facts
+    checked = _HEAD_CHECKED.pack(MAGIC + kind, VERSION, len(facts))
+    return checked + struct.pack("<II", zlib.crc32(checked), zlib.crc32(facts)) + facts
 
 
 class Header(NamedTuple):
@@ -51,25 +54,40 @@ class Header(NamedTuple):
 
 
 def decode_header(data: bytes, kind: bytes, name: str, key: StoreKey | None = None) -> Header | None:
-    """The header at the start of `data`; None if the file ends within it. Raises StoreCorrupt, or StoreKeyError."""
+    """The header at the start of `data`; None if a crash left the file before it was whole.
+
+    Raises StoreCorrupt, or StoreKeyError.
+    """
+    if not any(data):
+        return None  # empty, or written space whose bytes never reached the disk
+    if not (MAGIC + kind).startswith(data[:8]) and data[:8] != MAGIC + kind:
+        raise StoreCorrupt(f"{name}: not a flowkit {KINDS[kind]} (its first bytes are {data[:8]!r})")
     if len(data) < _HEAD.size:
-        if (MAGIC + kind).startswith(data[:8]):
-            return None
-        raise StoreCorrupt(f"{name}: not a flowkit {KINDS[kind]} (its first bytes are {data[:8]!r})")
-    magic, version, length, crc = _HEAD.unpack_from(data)
-    if magic != MAGIC + kind:
-        raise StoreCorrupt(f"{name}: not a flowkit {KINDS[kind]} (its first bytes are {data[:8]!r})")
+        return None
+    _, version, length, head_crc, crc = _HEAD.unpack_from(data)
+    if zlib.crc32(memoryview(data)[: _HEAD_CHECKED.size]) != head_crc:
+        raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset 0): restore this file from a copy")
     if version != VERSION:
         raise StoreCorrupt(
             f"{name}: format {version}, but this flowkit reads format {VERSION}: use the one that wrote it"
         )
     facts = data[_HEAD.size : _HEAD.size + length]
-    if len(facts) < length < 4096:
+    if len(facts) < length:
         return None
-    if zlib.crc32(facts, zlib.crc32(struct.pack("<I", length))) != crc:
-        raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset 0)")
-    wrapped = msgspec.msgpack.decode(facts).get("key")
+    if zlib.crc32(facts) != crc:
+        raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset {_HEAD.size}): restore it from a copy")
+    try:
+        wrapped = _decode_facts(facts).key
+    except UNDECODABLE as error:
+        raise StoreCorrupt(f"{name}: unreadable header at offset {_HEAD.size}: {error}") from error
     return Header(_HEAD.size + length, Cipher.of_file(wrapped, key, name))
+
+
+class _Facts(msgspec.Struct):
+    key: bytes | None = None
+
+
+_decode_facts = msgspec.msgpack.Decoder(_Facts).decode
 
 
 def encode_record(payload: bytes, offset: int, safe: int, cipher: Cipher | None = None) -> bytes:
@@ -91,8 +109,8 @@ class Record(NamedTuple):
     safe: int
 
 
-def decode_records(data: bytes, header: Header, name: str) -> Iterator[Record]:
-    """The records of a file. Ends before a torn tail.
+def decode_records(data: bytes, header: Header, name: str, promised: int = 0) -> Iterator[Record]:
+    """The records of a file. Ends before a torn tail, which begins at `promised` or later.
 
     Raises StoreCorrupt, naming file and offset, for damage that no crash explains.
     """
@@ -101,7 +119,7 @@ def decode_records(data: bytes, header: Header, name: str) -> Iterator[Record]:
     while at < len(data):
         found = _record(view, at)
         if found is None:
-            _check_tear(data, view, at, name)
+            _check_tear(data, view, at, name, promised)
             return
         length, safe = found
         start, end = at + RECORD_BYTES, at + RECORD_BYTES + length
@@ -125,10 +143,12 @@ def _record(view: memoryview, at: int) -> tuple[int, int] | None:
     return length, safe
 
 
-def _check_tear(data: bytes, view: memoryview, at: int, name: str) -> None:
+def _check_tear(data: bytes, view: memoryview, at: int, name: str, promised: int) -> None:
     """Raise StoreCorrupt unless what stands at `at` may be what a crash leaves of a record that was never promised."""
     end = len(data)
     corrupt = StoreCorrupt(f"{name}: checksum mismatch in the record at offset {at}: restore this file from a copy")
+    if at < promised:
+        raise corrupt
     if at + RECORD_BYTES > end:
         return
     length, _, head_crc, _ = _RECORD.unpack_from(view, at)

@@ -8,7 +8,7 @@ import msgspec
 from flowkit.errors import StoreCorrupt
 from flowkit.store.cipher import StoreKey
 from flowkit.store.frame import BEGINNING, Frame, Space
-from flowkit.store.log import Logged, log_number, logs, read_log
+from flowkit.store.log import Logged, log_number, log_path, logs, read_log
 from flowkit.store.manifest import Recovered, manifests, read_manifest
 from flowkit.store.memtable import Memtable
 from flowkit.store.sstable import Sstable
@@ -30,8 +30,8 @@ class Found(msgspec.Struct):
     undecided: Frame | None = None
     undecided_log: Path | None = None
     undecided_at: int = 0
-    newest_end: int = 0
-    """Where the whole frames of the newest log end (bytes): what follows was torn."""
+    ends: dict[Path, int] = {}
+    """Where the frames of each log end (bytes): what follows was torn. A log without frames is not in it."""
 
 
 def recover(directory: Path, key: StoreKey | None = None, *, until: bytes | None = None) -> Found:
@@ -44,32 +44,58 @@ def recover(directory: Path, key: StoreKey | None = None, *, until: bytes | None
     found = Found(manifest, Memtable())
     if manifest.base is not None:
         number, commit_id, meta, now = manifest.base
-        found.number, found.commit_id, found.meta, found.now = number, commit_id, meta, now  # type: ignore[assignment]
+        found.number, found.commit_id, found.meta, found.now = number, commit_id, meta, now
     found.logs = [path for path in logs(directory) if log_number(path) >= manifest.logs_from]
-    if manifest.closed is not None and manifest.closed[0] not in map(log_number, found.logs):
-        raise StoreCorrupt(f"{directory}: log {manifest.closed[0]} is missing: restore it from a copy")
+    _check_none_missing(directory, found, is_new=not newest)
     last: Logged | None = None
     for path in found.logs:
-        promised = 0
-        if manifest.closed is not None and log_number(path) == manifest.closed[0]:
-            promised = manifest.closed[1]
-        found.newest_end = 0
-        for logged in read_log(path, key, promised=promised):
+        for logged in read_log(path, key, promised=_promised(manifest, path)):
             if until is not None and found.commit_id == until and last is None:
                 break
             last = _follow(found, last, logged, path)
-            found.newest_end = logged.end
+            found.ends[path] = logged.end
             found.undecided_log, found.undecided_at = path, logged.start
             if logged.frame.commit_id == until:
                 _take(found, logged)
                 last = None
                 break
+    if until is None and manifest.closed is not None:
+        commit_id = found.commit_id if last is None else last.frame.commit_id
+        if commit_id != manifest.closed[2]:
+            raise StoreCorrupt(f"{found.logs[-1]}: ends before the last commit: restore the logs from a copy")
+    if not newest and found.ends:
+        raise StoreCorrupt(f"{directory}: has logs, but no manifest: restore it from a copy")
     if last is not None:
         if last.frame.decided:
             _take(found, last)
         else:
             found.undecided = last.frame
     return found
+
+
+def _check_none_missing(directory: Path, found: Found, *, is_new: bool) -> None:
+    """A manifest names the first log, and once closed the last one; those between are held together by their frames."""
+    if is_new:
+        stranger = next(directory.glob("*.sst"), None)
+        if stranger is not None:
+            raise StoreCorrupt(f"{directory}: has {stranger.name}, but no manifest: restore it from a copy")
+        return
+    there = set(map(log_number, found.logs))
+    named = (
+        [found.manifest.logs_from]
+        if found.manifest.closed is None
+        else [found.manifest.logs_from, found.manifest.closed[0]]
+    )
+    for number in named:
+        if number not in there:
+            raise StoreCorrupt(f"{log_path(directory, number)}: missing, though the manifest names it")
+
+
+def _promised(manifest: Recovered, path: Path) -> int:
+    """How many bytes of a log are known to have been durable: all, if the store was closed in good order."""
+    if manifest.closed is None or log_number(path) > manifest.closed[0]:
+        return 0
+    return manifest.closed[1] if log_number(path) == manifest.closed[0] else path.stat().st_size
 
 
 def _follow(found: Found, last: Logged | None, logged: Logged, path: Path) -> Logged:

@@ -88,6 +88,8 @@ class Helper:
             return await self._ask(job)
         except ConnectionError as error:
             raise StoreError(f"{job.directory}: the compaction process ended twice ({error})") from error
+        except OSError as error:
+            raise StoreError(f"{job.directory}: no compaction process can be started: {error.strerror}") from error
 
     async def _ask(self, job: Job) -> Done:
         async with self._starting:

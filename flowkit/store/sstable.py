@@ -27,6 +27,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from flowkit.errors import StoreCorrupt
 from flowkit.store.block import (
     LZ4,
     MISSING,
+    UNREADABLE,
     Value,
     columns,
     element_sizes,
@@ -49,7 +51,7 @@ from flowkit.store.cache import BlockCache
 from flowkit.store.cipher import Cipher, StoreKey
 from flowkit.store.files import Files
 from flowkit.store.frame import Space
-from flowkit.store.records import MAGIC, TABLE, decode_header, encode_header
+from flowkit.store.records import MAGIC, TABLE, UNDECODABLE, decode_header, encode_header
 
 _FOOTER = struct.Struct("<QIIII8s")
 _CHECKED = struct.calcsize("<QIII")
@@ -230,6 +232,24 @@ class _Index(msgspec.Struct, array_like=True):
     bits: bytes
 
 
+def _fits(index: _Index, stop: int) -> bool:
+    """True if each part of an index has as much as the others say. Blocks end at `stop`."""
+    blocks, records = len(index.firsts), len(index.low)
+    sizes = [len(index.offsets), len(index.numbers), len(index.sums), len(index.sizes), len(index.packings)]
+    if sizes != [8 * blocks + 8, 4 * blocks + 4, 4 * blocks, 4 * blocks, blocks]:
+        return False
+    if not records == len(index.high) == len(index.bits) > 0:
+        return False
+    offsets, numbers = array("Q", index.offsets), array("I", index.numbers)
+    return (
+        offsets[-1] == stop
+        and numbers[-1] == records
+        and all(map(le, offsets, offsets[1:]))
+        and all(map(le, numbers, numbers[1:]))
+        and all(0 <= part.first_block <= part.first_block + part.blocks <= blocks for part in index.spaces)
+    )
+
+
 _lz4 = cramjam.lz4.compress_block
 _index_decoder = msgspec.msgpack.Decoder(_Index)
 
@@ -304,8 +324,10 @@ class Sstable:
         raw = self._checked(os.pread(self._fd, length, offset), offset, crc, LZ4, raw_length)
         try:
             index = _index_decoder.decode(raw)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise StoreCorrupt(f"{self.name}: unreadable index at offset {offset}: {error}") from error
+        if not _fits(index, offset):
+            raise StoreCorrupt(f"{self.name}: the parts of the index at offset {offset} do not fit together")
         self._spaces = {meta.space: meta for meta in index.spaces}
         self.firsts, self.low, self.high, self.bits = index.firsts, index.low, index.high, index.bits
         self.numbers, self._offsets = array("I", index.numbers), array("Q", index.offsets)
@@ -323,10 +345,7 @@ class Sstable:
     def _raw(self, block: int) -> bytes:
         """A raw block, from disk."""
         offset = self._offsets[block]
-        try:
-            stored = os.pread(self._fd, self._offsets[block + 1] - offset, offset)
-        except OSError as error:
-            raise StoreCorrupt(f"{self.name}: cannot be read at offset {offset}: {error.strerror}") from error
+        stored = self._read(offset, self._offsets[block + 1] - offset)
         return self._checked(stored, offset, self._sums[block], self._packings[block], self._sizes[block])
 
     def _checked(self, stored: bytes, offset: int, crc: int, packing: int, size: int) -> bytes:
@@ -339,6 +358,15 @@ class Sstable:
             return unpack(stored, packing, size)
         except ValueError as error:
             raise StoreCorrupt(f"{self.name}: what stands at offset {offset} cannot be unpacked: {error}") from error
+
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise StoreCorrupt(f"{self.name}: cannot be read at offset {offset}: {error.strerror}") from error
+
+    def _unreadable(self, offset: int, error: Exception) -> StoreCorrupt:
+        return StoreCorrupt(f"{self.name}: unreadable block at offset {offset}: {error}")
 
     def spaces(self) -> list[SpaceMeta]:
         """What the file says it holds."""
@@ -370,7 +398,10 @@ class Sstable:
                 if raw is None:
                     raw = self._raw(block)
                     cache.put(place, raw)
-                value = value_at(raw, at - first, key)
+                try:
+                    value = value_at(raw, at - first, key)
+                except UNREADABLE as error:
+                    raise self._unreadable(self._offsets[block], error) from error
                 if value is not MISSING:
                     return value
             at = self.low.find(low, at + 1, stop)
@@ -435,14 +466,17 @@ class Sstable:
 
     def _several(self, first: int, last: int) -> Columns:
         base = self._offsets[first]
-        data = memoryview(os.pread(self._fd, self._offsets[last] - base, base))
+        data = memoryview(self._read(base, self._offsets[last] - base))
         all_keys: list[bytes] = []
         all_values: list[Value] = []
         for block in range(first, last):
             offset = self._offsets[block]
             stored: Any = data[offset - base : self._offsets[block + 1] - base]
             raw = self._checked(stored, offset, self._sums[block], self._packings[block], self._sizes[block])
-            keys, values = columns(raw)
+            try:
+                keys, values = columns(raw)
+            except UNREADABLE as error:
+                raise self._unreadable(offset, error) from error
             all_keys += keys
             all_values += values
         return all_keys, all_values

@@ -17,6 +17,10 @@ Hidden = tuple[str, str, int | None]
 """(file, table, end): the file's part of that space was dropped."""
 
 
+Base = tuple[int, bytes, dict[str, Any], int]
+"""(number, commit id, meta, now) of a commit."""
+
+
 class Edit(msgspec.Struct, array_like=True):
     """One change of the manifest. A file that moves to another level is removed and added."""
 
@@ -25,10 +29,10 @@ class Edit(msgspec.Struct, array_like=True):
     hide: list[Hidden] = []
     logs_from: int | None = None
     """Logs below this number are in sstables."""
-    base: list[Any] | None = None
-    """[number, commit id, meta, now] as of the last frame of those logs."""
-    closed: tuple[int, int] | None = None
-    """(number, bytes) of the log when the store was closed in good order."""
+    base: Base | None = None
+    """As of the last frame of those logs."""
+    closed: tuple[int, int, bytes] | None = None
+    """(number, bytes, id of the last frame) of the log when the store was closed in good order."""
 
 
 class Run:
