@@ -25,14 +25,14 @@ class Member(Protocol):
 
 
 class Budget:
-    """The memory (bytes) that all stores of a worker share. Half is for memtables, half for caches and indexes."""
+    """The memory (bytes) that all stores of a worker share: half for memtables, half for rows, blocks and indexes."""
 
     def __init__(self, total: int = 256 * 2**20) -> None:
         self.total = total
         self.memtables = total // 4
         """The most that active memtables may take; while they are written out as much again may be in use."""
         self.blocks = BlockCache(total * 3 // 16)
-        self.rows = total // 16
+        self.rows = total // 8
         self.indexes = total * 3 // 16
         self._members: weakref.WeakSet[Any] = weakref.WeakSet()
 

@@ -34,6 +34,7 @@ class Catalog:
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet([version])
         self._doomed: set[str] = set()
         self._turn = asyncio.Lock()
+        self._sweeping: asyncio.Task[None] | None = None
         self._failed = False
         self._next_file = 1
         self._begun_with = manifest.size
@@ -71,7 +72,12 @@ class Catalog:
                 raise
             # Not before: what the durable manifest names must be there.
             self._doomed.update(name for name in edit.remove if name not in self.version.files)
-            await self.sweep()
+        self.sweep_soon()
+
+    def sweep_soon(self) -> None:
+        """Remove what is doomed, beside everything else: a large file takes some ms, and no commit need wait for it."""
+        if self._doomed and (self._sweeping is None or self._sweeping.done()):
+            self._sweeping = asyncio.create_task(self.sweep(), name=f"sweep {self.directory.name}")
 
     def _write(self, edit: Edit, state: Edit | None) -> None:
         if edit.add or state is not None:
@@ -91,13 +97,18 @@ class Catalog:
 
     async def sweep(self) -> None:
         """Remove the files that no version has any more: those that someone still reads stay until the next sweep."""
-        if not self._doomed:
-            return
-        read = {name for version in list(self._versions) for name in version.files}
-        gone = self._doomed - read
-        self._doomed -= gone
-        if gone:
+        while True:
+            read = {name for version in list(self._versions) for name in version.files}
+            gone = self._doomed - read
+            if not gone:
+                return
+            self._doomed -= gone
             await in_thread(self._remove, gone)
+
+    async def settled(self) -> None:
+        """Wait for a removal that is under way."""
+        if self._sweeping is not None:
+            await asyncio.wait([self._sweeping])
 
     def _remove(self, names: set[str]) -> None:
         for name in names:

@@ -9,7 +9,7 @@ tiering above, leveling below. Files of a lower level are merged down one by one
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -47,8 +47,14 @@ class Choice(NamedTuple):
     moves: bool = False
 
 
-def choose(files: Mapping[str, FileMeta], options: CompactionOptions, *, all_of_it: bool = False) -> Choice | None:
-    """The next merge, or None if there is nothing to do. `all_of_it`: down to a single level, whatever that costs."""
+def choose(
+    files: Mapping[str, FileMeta], options: CompactionOptions, *, all_of_it: bool = False, idle: bool = False
+) -> Choice | None:
+    """The next merge, or None if there is nothing to do.
+
+    `all_of_it`: down to a single level, whatever that costs. `idle`: whatever lies in level 0, since nothing else is
+    to be done.
+    """
     levels = by_level(files.values())
     runs = _runs(levels.get(0, []))
     deepest = max(levels, default=0)
@@ -62,6 +68,8 @@ def choose(files: Mapping[str, FileMeta], options: CompactionOptions, *, all_of_
         return Choice(inputs, target)
     if len(runs) >= options.l0_runs:
         return _from_level_0(runs, levels, options)
+    if idle and len(runs) > 1:
+        return _into_level_1(runs, levels)
     return _from_below(levels, options)
 
 
@@ -92,9 +100,7 @@ def _from_level_0(
     below = levels.get(1, [])
     ours = sum(map(size_of, runs))
     if ours >= min(options.worth * size_of(below), options.l1_bytes // 4):
-        inputs = [meta for run in reversed(runs) for meta in run]
-        touched = _under(inputs, below)
-        return Choice([*touched, *inputs], 1, moves=not touched and len(runs) == 1)
+        return _into_level_1(runs, levels)
     # The newest runs that are of about one size: merging a large one with small ones would write it again for little.
     some, size = [runs[0]], size_of(runs[0])
     for run in runs[1:]:
@@ -103,6 +109,24 @@ def _from_level_0(
         some.append(run)
         size += size_of(run)
     return Choice([meta for run in reversed(some) for meta in run], 0)
+
+
+def _into_level_1(runs: list[list[FileMeta]], levels: Mapping[int, list[FileMeta]]) -> Choice:
+    inputs = [meta for run in reversed(runs) for meta in run]
+    touched = _under(inputs, levels.get(1, []))
+    return Choice([*touched, *inputs], 1, moves=not touched and _are_apart(inputs))
+
+
+def _are_apart(files: Sequence[FileMeta]) -> bool:
+    """True if no two files share a part of a space's key range: as of windows that have come one after the other."""
+    parts: dict[Space, list[tuple[bytes, bytes]]] = {}
+    for part in chain.from_iterable(meta.spaces for meta in files):
+        parts.setdefault(part.space, []).append((part.first, part.last))
+    for ranges in parts.values():
+        ranges.sort()
+        if any(before[1] >= after[0] for before, after in pairwise(ranges)):
+            return False
+    return True
 
 
 def _from_below(levels: Mapping[int, list[FileMeta]], options: CompactionOptions) -> Choice | None:

@@ -103,10 +103,12 @@ class LsmStore(Reading):
         """What the background could not do; commits that would have to wait for it raise it."""
         self._moved = asyncio.Event()
         self._next_log: Log | None = None
+        self._may_carry_over = False
         self._turning: asyncio.Task[None] | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._compacting: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
+        self._idling: asyncio.Task[None] | None = None
         self._undecided_in: tuple[Log | Path, int] | None = None
         self._log: Log
         self._catalog: Catalog
@@ -183,7 +185,7 @@ class LsmStore(Reading):
             if self._poison is None and self.undecided is None and self._log_bytes() > SMALL_LOG:
                 await self.flush()
         self.budget.leave(self)
-        for task in (self._turning, self._flushing, self._compacting, self._syncing):
+        for task in (self._turning, self._flushing, self._compacting, self._syncing, self._idling):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, StoreError):
@@ -196,6 +198,7 @@ class LsmStore(Reading):
         if self._next_log is not None:
             self._next_log.close()
         self._log.close()
+        await self._catalog.settled()
         self._catalog.close()
         for table in self.version.tables.values():
             table.close()
@@ -219,12 +222,17 @@ class LsmStore(Reading):
             raise StoreError(f"frame {self.undecided.number} is still undecided")
         self._check()
         await self._wait_for_room()
+        if self._turning is not None and not self._turning.done():
+            # The log is full. A caller that never lets others run would fill it, and the memory, without end.
+            await asyncio.wait([self._turning])
         if self._next_log is not None:
             await self._turn()
+        if self._flushing is not None and not self._flushing.done():
+            await asyncio.sleep(0)  # likewise: the flush takes its turns on the event loop
         at = self._log.size
         if self.options.durability == "commit":
             try:
-                await self._guarded(self._append_and_sync, frame)
+                await self._guarded(self._append_and_sync, frame, self._log)
             except asyncio.CancelledError:
                 # It was not promised: so it must not be found, nor stand before the next one.
                 await whole(self._take_back(self._log, at))
@@ -241,9 +249,9 @@ class LsmStore(Reading):
         self.counts.commits += 1
         self.counts.logged += self._log.size - at
 
-    def _append_and_sync(self, frame: Frame) -> None:
-        self._log.append(frame)
-        self._log.sync()
+    def _append_and_sync(self, frame: Frame, into: Log) -> None:
+        into.append(frame)
+        into.sync()
 
     async def resolve(self, commit_id: bytes, applied: bool) -> None:
         """Say whether the undecided frame counts. If not, it leaves no trace."""
@@ -263,7 +271,7 @@ class LsmStore(Reading):
             self.take(frame, size)
         self.memtable_bytes = self.memtable.bytes()
         if self._log_bytes() > self.options.log_bytes:
-            self.make_room()
+            self.make_room(in_log=True)
         else:
             self.budget.check()
 
@@ -417,9 +425,15 @@ class LsmStore(Reading):
         """What must be read again after kill -9, beside what is being flushed."""
         return self._older_logs + self._log.size - self._log.begins
 
-    def make_room(self) -> None:
-        """Begin to write the memtable to disk: a new log first, and at the next commit the memtable is set aside."""
-        if self._next_log is None and (self._turning is None or self._turning.done()) and self._poison is None:
+    def make_room(self, *, in_log: bool = False) -> None:
+        """Begin to write the memtable to disk: a new log first, and at the next commit the memtable is set aside.
+
+        If it is only the log that is full (`in_log`), and most of it is dead, what lives is carried over to the new one.
+        """
+        if self._next_log is not None or (self._turning is not None and not self._turning.done()):
+            self._may_carry_over = self._may_carry_over and in_log
+        elif self._poison is None:
+            self._may_carry_over = in_log
             self._turning = asyncio.create_task(self._open_next_log(), name=f"new log {self.path.name}")
 
     async def _open_next_log(self) -> None:
@@ -436,6 +450,9 @@ class LsmStore(Reading):
         if self._log.synced < self._log.size:
             await self._guarded(self._log.sync)  # no later log may outlive what is before it
         assert self._next_log is not None
+        if self._may_carry_over and not self._set_aside and self.memtable.live_bytes() < self.options.log_bytes // 4:
+            await whole(self._carry_over(self._next_log))
+            return
         before, self._log, self._next_log = self._log, self._next_log, None
         before.close()
         base = (self.number, self.commit_id, self.meta, self.now)
@@ -444,6 +461,26 @@ class LsmStore(Reading):
         self.memtable, self._logs = Memtable(), [self._log.path]
         self.memtable_bytes = self._older_logs = 0
         self._work()
+
+    async def _carry_over(self, after: Log) -> None:
+        """Most of the log is dead (windows dropped, keys written again): what lives goes to the next log as one frame.
+
+        That frame says again what the last one of the old log did: who finds both takes either.
+        """
+        self.memtable.dropped.clear()  # nothing older is anywhere but in files, where it is hidden
+        parent = b"" if self._base is None else self._base[1]
+        changes = self.memtable.columns()
+        frame = Frame(self.number, self.commit_id, parent, 0, self.meta, changes, [], self.now, decided=True)
+        if self.number and self.commit_id != parent:
+            await self._guarded(self._append_and_sync, frame, after)
+            after.begins = after.size
+        before, self._log, self._next_log = self._log, after, None
+        before.close()
+        gone, self._logs = self._logs, [after.path]
+        self._older_logs = 0
+        self._logs_from = after.number
+        await self._change(Edit(logs_from=after.number))
+        await in_thread(self._remove, gone)
 
     async def flush(self) -> None:
         """Write everything that is in memory to sstables. Not while a frame is undecided."""
@@ -488,6 +525,22 @@ class LsmStore(Reading):
             self._flushing = asyncio.create_task(self._keep_on(self._flush_next), name=f"flush {self.path.name}")
         if (self._compacting is None or self._compacting.done()) and self._choice() is not None:
             self._compacting = asyncio.create_task(self._keep_on(self._compact_next), name=f"compact {self.path.name}")
+
+        if self._run_count() > 1 and (self._idling is None or self._idling.done()):
+            self._idling = asyncio.create_task(self._merge_when_idle(), name=f"idle {self.path.name}")
+
+    async def _merge_when_idle(self) -> None:
+        """Runs that lie in level 0 when nothing is committed any more only make reading slower: merge them."""
+        while self._run_count() > 1 and self._poison is None:
+            commits = self.counts.commits
+            await asyncio.sleep(self.options.idle / 1000)
+            quiet = commits == self.counts.commits and not self._set_aside
+            if quiet and (self._compacting is None or self._compacting.done()):
+                choice = choose(self.version.files, self.options.compaction, idle=True)
+                if choice is not None:
+                    self._compacting = asyncio.create_task(self._compact(choice), name=f"compact {self.path.name}")
+                    with contextlib.suppress(StoreError):  # told by whoever asks for room next
+                        await asyncio.shield(self._compacting)
 
     def _choice(self) -> Choice | None:
         return choose(self.version.files, self.options.compaction)

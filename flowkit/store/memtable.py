@@ -12,8 +12,8 @@ from flowkit.store.frame import Frame, Space, SpaceChange
 
 ENTRY_BYTES = 150
 """What Python takes for a key and its value beside their bytes: two bytes objects and a place in a dict."""
-MERGE_ABOVE = 20_000
-"""So many changes of a space wait, unless someone reads; the same keys written again then take no more room."""
+WAITING, WAITING_IN_WINDOW = 4_000, 50_000
+"""So many changes of a space wait, unless someone reads: more where the whole space may be dropped before."""
 CHUNK = 4096
 
 Columns = tuple[list[bytes], list[Value]]
@@ -22,10 +22,10 @@ Columns = tuple[list[bytes], list[Value]]
 class Keys:
     """One space's keys."""
 
-    __slots__ = ("_merged", "_sorted", "_waiting", "_waiting_count", "bytes", "keep_deletes")
+    __slots__ = ("_merged", "_sorted", "_waiting", "_waiting_count", "bytes", "keep_deletes", "waiting")
 
-    def __init__(self, *, keep_deletes: bool) -> None:
-        self.keep_deletes = keep_deletes
+    def __init__(self, *, keep_deletes: bool, waiting: int = WAITING) -> None:
+        self.keep_deletes, self.waiting = keep_deletes, waiting
         self.bytes = 0
         """What they take in memory, about."""
         self._merged: dict[bytes, Value] = {}
@@ -38,7 +38,7 @@ class Keys:
         self._waiting.append(change)
         self._waiting_count += len(change.keys)
         self.bytes += size + ENTRY_BYTES * len(change.keys)
-        if self._waiting_count > MERGE_ABOVE and self._waiting_count > len(self._merged):
+        if self._waiting_count > self.waiting:
             self.merged()
 
     def merged(self) -> dict[bytes, Value]:
@@ -106,7 +106,8 @@ class Memtable:
             space = (change.table, change.end)
             keys = self.spaces.get(space)
             if keys is None:
-                keys = self.spaces[space] = Keys(keep_deletes=self.keep_deletes)
+                waiting = WAITING if change.end is None else WAITING_IN_WINDOW
+                keys = self.spaces[space] = Keys(keep_deletes=self.keep_deletes, waiting=waiting)
             keys.add(change, size * len(change.keys) // total)
 
     def drop(self, space: Space) -> None:
@@ -119,6 +120,21 @@ class Memtable:
         """The newest value, None if it is deleted, MISSING if it is not here."""
         keys = self.spaces.get(space)
         return MISSING if keys is None else keys.merged().get(key, MISSING)
+
+    def live_bytes(self) -> int:
+        """The same, once only the newest value of each key is kept."""
+        for keys in self.spaces.values():
+            keys.merged()
+        return self.bytes()
+
+    def columns(self) -> list[SpaceChange]:
+        """Everything as changes."""
+        everything = [(space, keys.merged()) for space, keys in self.spaces.items()]
+        return [
+            SpaceChange(table, end, list(merged), list(merged.values()))
+            for (table, end), merged in everything
+            if merged
+        ]
 
     def bytes(self) -> int:
         """What it takes in memory, about."""

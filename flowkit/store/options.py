@@ -37,4 +37,5 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     packing: Literal["none", "lz4", "zstd"] = "lz4"
     cold_packing: Literal["none", "lz4", "zstd"] = "zstd"
     max_runs: int = 32
+    idle: int = 5_000
     compaction: CompactionOptions = CompactionOptions()

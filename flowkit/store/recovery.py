@@ -52,8 +52,13 @@ def recover(directory: Path, key: StoreKey | None = None, *, until: bytes | None
         for logged in read_log(path, key, promised=_promised(manifest, path)):
             if until is not None and found.commit_id == until and last is None:
                 break
-            last = _follow(found, last, logged, path)
             found.ends[path] = logged.end
+            if last is not None and logged.frame.commit_id == last.frame.commit_id:
+                # What lived in the logs before, carried over to this one; a crash came before they were removed.
+                _take(found, last)
+                last = None
+                continue
+            last = _follow(found, last, logged, path)
             found.undecided_log, found.undecided_at = path, logged.start
             if logged.frame.commit_id == until:
                 _take(found, logged)

@@ -375,13 +375,7 @@ class Sstable:
         return list(self._spaces.values())
 
     def get(self, space: Space, key: bytes, crc: int, cache: BlockCache) -> Value:
-        """The value of `key`, or MISSING. `crc` is crc32(key): the same for every file that is asked."""
-        if not self.bytes:
-            self.load()
-        bits = self.bits
-        bit = crc % (8 * len(bits))
-        if not bits[bit >> 3] >> (bit & 7) & 1:
-            return MISSING
+        """The value of `key`, or MISSING. `crc` is crc32(key): its bit in `bits` is set, or the key is not here."""
         meta = self._spaces.get(space)
         if meta is None:
             return MISSING
