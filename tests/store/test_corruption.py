@@ -57,7 +57,7 @@ async def small_store(path: Path, key: StoreKey | None, *, closed: bool) -> list
     await settle(store)
     await kill(store)
     store = open_now(path, options=options, key=key)
-    await commit({("w", 10): {b"c": bytes(600)}})  # zeros, as a crash leaves them
+    await commit({("w", 10): {b"c": bytes(1100)}})  # a sector of zeros, as a crash leaves them
     await commit({("t", None): {b"b": b"last"}})
     await (store.close() if closed else kill(store))
     return models
