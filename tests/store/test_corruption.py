@@ -57,7 +57,7 @@ async def small_store(path: Path, key: StoreKey | None, *, closed: bool) -> list
     await settle(store)
     await kill(store)
     store = open_now(path, options=options, key=key)
-    await commit({("w", 10): {b"c": bytes(600)}})  # zeros, as a crash leaves them
+    await commit({("w", 10): {b"c": bytes(1100)}})  # a sector of zeros, as a crash leaves them
     await commit({("t", None): {b"b": b"last"}})
     await (store.close() if closed else kill(store))
     return models
@@ -117,6 +117,39 @@ def test_after_a_clean_close_every_cut_of_any_log_is_told(key: StoreKey | None, 
             with pytest.raises(StoreCorrupt, match="log-"):
                 read_store(path, key)
         file.write_bytes(data)
+
+
+def test_cuts_of_a_log_of_an_earlier_owner_are_told_after_a_clean_close_without_commits(tmp_path: Path) -> None:
+    """The log that was closed had no frame, so none of its own showed that one before it was missing."""
+
+    async def owners() -> None:
+        store = open_now(tmp_path)
+        await store.commit({("t", None): {b"a": b"1"}})
+        await store.commit({("t", None): {b"a": b"2"}})
+        await kill(store)
+        await open_now(tmp_path).close()
+
+    asyncio.run(owners())
+    log = tmp_path / "log-000001"
+    data = log.read_bytes()
+    for size in range(len(data)):
+        log.write_bytes(data[:size])
+        with pytest.raises(StoreCorrupt, match="log-"):
+            read_store(tmp_path)
+
+
+def test_a_missing_first_log_is_told_though_nothing_follows_it(tmp_path: Path) -> None:
+    """An owner that had just flushed and removed it would not matter; but a look read an empty store then."""
+
+    async def owner() -> None:
+        store = open_now(tmp_path)
+        await store.commit({("t", None): {b"a": b"1"}})
+        await kill(store)
+
+    asyncio.run(owner())
+    (tmp_path / "log-000001").unlink()
+    with pytest.raises(StoreCorrupt, match="log-000001: missing"):
+        read_store(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["log-*", "manifest-*", "*.sst"])

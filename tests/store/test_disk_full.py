@@ -14,6 +14,7 @@ import pytest
 from flowkit.errors import StoreError, StorePoisoned
 from flowkit.store import Space
 from flowkit.store.options import Durability
+from flowkit.store.version import Edit
 from tests.store.recording import Operation, Recorder
 from tests.store.world import Model, everything, frame, kill, open_now, settle, tiny
 
@@ -202,6 +203,26 @@ async def test_nothing_follows_an_edit_that_was_half_written(tmp_path: Path) -> 
         await store.flush()
     with pytest.raises(StorePoisoned):
         await store.commit({("t", None): {b"k": b"w"}})
+    await store.close()
+    again = open_now(tmp_path)
+    assert everything(again) == {("t", None): [(b"k", b"v")]}
+    await kill(again)
+
+
+async def test_an_edit_that_waited_behind_one_that_failed_is_not_written(tmp_path: Path) -> None:
+    """It stood behind the torn one, and said that all before it was durable: the manifest was taken for damaged."""
+    trouble = Trouble({"append"}, 1, random.Random(1), only=".manifest-")
+    trouble.over = True
+    store = open_now(tmp_path, files=Recorder(tmp_path, trouble))
+    await store.commit({("t", None): {b"k": b"v"}})
+    trouble.over = False
+    first = asyncio.ensure_future(store._change(Edit(logs_from=1)))
+    second = asyncio.ensure_future(store._change(Edit(logs_from=1)))
+    await asyncio.wait([first])
+    trouble.over = True
+    for edit in (first, second):
+        with pytest.raises(StorePoisoned):
+            await edit
     await store.close()
     again = open_now(tmp_path)
     assert everything(again) == {("t", None): [(b"k", b"v")]}

@@ -288,8 +288,8 @@ async def test_a_commit_that_was_cancelled_leaves_no_trace(key: StoreKey | None,
     commit = asyncio.ensure_future(store.commit({T: {b"a": b"cancelled"}}))
     await asyncio.to_thread(files.waits.wait, 10)
     commit.cancel()
-    await asyncio.sleep(0)
-    assert not commit.done()
+    done, _ = await asyncio.wait([commit], timeout=0.2)
+    assert not done
     files.release.set()
     with pytest.raises(asyncio.CancelledError):
         await commit
@@ -315,9 +315,8 @@ async def test_closing_waits_for_an_edit_that_is_being_written(tmp_path: Path) -
     flush = asyncio.ensure_future(store.flush())
     await asyncio.to_thread(files.waits.wait, 10)
     closing = asyncio.ensure_future(store.close())
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not closing.done()
+    done, _ = await asyncio.wait([closing], timeout=0.2)
+    assert not done
     files.release.set()
     await asyncio.gather(flush, closing, return_exceptions=True)
     look = read_store(tmp_path)
