@@ -19,7 +19,8 @@ topic are merged by time. Outputs are made anew; what cannot be used goes to the
 or DIR/dead-letters.jsonl), see flowkit dlq.
 
 With --state a run that was stopped or killed goes on from its last commit when the same command is given again; the
-outputs then equal those of an unbroken run, byte for byte.
+outputs then equal those of an unbroken run, byte for byte. With FLOWKIT_STORE_KEY_FILE (a file with a key of 32 bytes;
+or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
 
 \b
 Examples:

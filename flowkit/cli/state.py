@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.store import Frame, Look, SpaceChange, check_directory, read_store
+from flowkit.store import Frame, Look, SpaceChange, check_directory, keys_from_environment, read_store
 from flowkit.table import AnyTable, Cursor, Mode, check_schema, make_state, migrate_cell
 
 
@@ -32,11 +32,12 @@ def read_tasks(root: Path, app: App) -> dict[str, Look]:
     """The state of every task under `root`, by name. Raises ConfigError if that is not the app's, StoreCorrupt."""
     check_directory(root, app.name)
     found: dict[str, Look] = {}
+    keys = keys_from_environment()
     if (root / "run").is_dir():
-        found["run"] = read_store(root / "run")
+        found["run"] = read_store(root / "run", keys)
     homes = sorted((root / "tasks").iterdir()) if (root / "tasks").is_dir() else []
     for home in homes:
-        stores = [read_store(place) for place in home.iterdir() if place.is_dir()]
+        stores = [read_store(place, keys) for place in home.iterdir() if place.is_dir()]
         if stores:
             name = unquote(home.name).removeprefix(f"{app.name}/")
             found[name] = max(stores, key=lambda store: store.number)

@@ -15,7 +15,8 @@ HELP = """Run an app live: join the other workers of the app and take a share of
 
 Topics are on the broker; --bind leads sinks (and topics that should not be there) to files. On SIGTERM or Ctrl-C it
 finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (25000). In a container nothing needs to be
-said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment.
+said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
+with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
 
 \b
 Example:

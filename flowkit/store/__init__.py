@@ -15,49 +15,80 @@ import typing
 from flowkit.store.frame import Frame, Space, SpaceChange
 
 if typing.TYPE_CHECKING:
+    from flowkit.store.blobs import Blob, Blobs, DirectoryBlobs
     from flowkit.store.cache import Budget
+    from flowkit.store.checkpoint import Checkpoint, Checkpoints, Published
     from flowkit.store.compaction import CompactionOptions
+    from flowkit.store.inspection import Inspection, copy_store, inspect, stores_in
+    from flowkit.store.keys import FileKey, KeyProvider, StaticKey, keys_from_environment, rotate
     from flowkit.store.lsm import LsmStore
     from flowkit.store.memory import MemoryStore
     from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
     from flowkit.store.options import StoreOptions
+    from flowkit.store.progress import Step
     from flowkit.store.reading import Reading
     from flowkit.store.runner import Inline
     from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
+    from flowkit.store.verifying import Problem, Report, verify
 
 __all__ = [
+    "Blob",
+    "Blobs",
     "Budget",
+    "Checkpoint",
+    "Checkpoints",
     "CompactionOptions",
+    "DirectoryBlobs",
+    "FileKey",
     "Frame",
     "Host",
     "Inline",
+    "Inspection",
+    "KeyProvider",
     "Look",
     "LsmStore",
     "MemoryStore",
+    "Problem",
+    "Published",
     "Reading",
+    "Report",
     "Space",
     "SpaceChange",
+    "StaticKey",
+    "Step",
     "Store",
     "StoreOptions",
     "check_directory",
     "claim_directory",
+    "copy_store",
+    "inspect",
+    "keys_from_environment",
     "open_directory",
     "open_host",
     "open_store",
     "read_store",
+    "rotate",
+    "stores_in",
     "sync_directory",
+    "verify",
 ]
 
 _WHERE = {
+    "blobs": ["Blob", "Blobs", "DirectoryBlobs"],
     "cache": ["Budget"],
+    "checkpoint": ["Checkpoint", "Checkpoints", "Published"],
     "compaction": ["CompactionOptions"],
+    "inspection": ["Inspection", "copy_store", "inspect", "stores_in"],
+    "keys": ["FileKey", "KeyProvider", "StaticKey", "keys_from_environment", "rotate"],
     "lsm": ["LsmStore"],
     "memory": ["MemoryStore"],
     "opening": ["Host", "Look", "Store", "open_host", "open_store", "read_store"],
     "options": ["StoreOptions"],
+    "progress": ["Step"],
     "reading": ["Reading"],
     "runner": ["Inline"],
     "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
+    "verifying": ["Problem", "Report", "verify"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -3,13 +3,13 @@
 The other store's owner may be alive, or wake up: what it does after the commit that is asked for is left out.
 """
 
-import errno
 import time
 from pathlib import Path
 
 import msgspec
 
 from flowkit.errors import StoreCorrupt
+from flowkit.store.building import bring
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Files
 from flowkit.store.jobs import Job, work
@@ -48,7 +48,7 @@ def _adopt(job: Job, files: Files, other: Path, commit_id: bytes, key: StoreKey 
     for name in found.manifest.files:
         names[name] = f"{job.prefix}{number:06}.sst"
         files.unlink(directory / names[name])  # from a try before this one
-        _bring(files, other / name, directory / names[name])
+        bring(files, other / name, directory / names[name])
         number += 1
     metas = [msgspec.structs.replace(meta, name=names[meta.name]) for meta in found.manifest.files.values()]
     hidden = [(names[name], table, end) for name, table, end in {*found.manifest.hidden, *hidden_by_logs(found)}]
@@ -60,19 +60,3 @@ def _adopt(job: Job, files: Files, other: Path, commit_id: bytes, key: StoreKey 
     except StopIteration as stopped:
         metas += stopped.value.files
     return Edit(metas, [], hidden, None, (found.number, found.commit_id, found.meta, found.now)), found
-
-
-def _bring(files: Files, old: Path, new: Path) -> None:
-    try:
-        files.link(old, new)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        writer = files.create(new)  # another file system
-        try:
-            with old.open("rb") as file:
-                while data := file.read(2**20):
-                    writer.append(data)
-            writer.sync()
-        finally:
-            writer.close()

@@ -21,27 +21,43 @@ def _aead(key: bytes) -> Any:
 
 
 class StoreKey:
-    """The key of one store, unwrapped: it makes and opens the data keys of its files."""
+    """The key of one store, unwrapped: it makes and opens the data keys of its files.
 
-    __slots__ = ("_aead", "raw")
+    `raw` may be several keys of 32 bytes, one after the other: new files are made under the first; the others are those
+    of stores that files were taken over from.
+    """
+
+    __slots__ = ("_ring", "raw")
 
     def __init__(self, raw: bytes) -> None:
+        if not raw or len(raw) % KEY_BYTES:
+            raise ValueError(f"a store key of {len(raw)} bytes: it takes {KEY_BYTES}, or a multiple")
         self.raw = raw
-        self._aead = _aead(raw)
+        self._ring = [_aead(raw[at : at + KEY_BYTES]) for at in range(0, len(raw), KEY_BYTES)]
 
     def new_cipher(self) -> "Cipher":
         """A cipher with a fresh data key, for one new file."""
         data_key, nonce = os.urandom(KEY_BYTES), os.urandom(12)
-        return Cipher(data_key, nonce + self._aead.encrypt(nonce, data_key, None))
+        return Cipher(data_key, nonce + self._ring[0].encrypt(nonce, data_key, None))
 
     def unwrap(self, wrapped: bytes, name: str) -> bytes:
         """The data key of a file. Raises StoreKeyError if another key wrapped it."""
+        return self._open(wrapped, name)[1]
+
+    def used_by(self, wrapped: bytes, name: str) -> bytes:
+        """The one key (32 bytes) of this one that wrapped a file's data key. Raises StoreKeyError."""
+        at = KEY_BYTES * self._open(wrapped, name)[0]
+        return self.raw[at : at + KEY_BYTES]
+
+    def _open(self, wrapped: bytes, name: str) -> tuple[int, bytes]:
         from cryptography.exceptions import InvalidTag
 
-        try:
-            return bytes(self._aead.decrypt(wrapped[:12], wrapped[12:], None))
-        except (InvalidTag, ValueError):
-            raise StoreKeyError(f"{name}: encrypted under another store's key: the file belongs elsewhere") from None
+        for number, aead in enumerate(self._ring):
+            try:
+                return number, bytes(aead.decrypt(wrapped[:12], wrapped[12:], None))
+            except (InvalidTag, ValueError):
+                continue
+        raise StoreKeyError(f"{name}: encrypted under another store's key: the file belongs elsewhere")
 
 
 class Cipher:
@@ -54,18 +70,20 @@ class Cipher:
         self._aead = _aead(data_key)
 
     @classmethod
-    def of_file(cls, wrapped: bytes | None, key: StoreKey | None, name: str) -> "Cipher | None":
+    def of_file(cls, wrapped: Any, key: StoreKey | None, name: str) -> "Cipher | None":
         """The cipher of a file whose header holds `wrapped`. Raises StoreKeyError if there is no key for it."""
         if wrapped is None:
             return None
+        if type(wrapped) is not bytes:
+            raise StoreCorrupt(f"{name}: the key in the header (offset 0) is no key: restore this file from a copy")
         if key is None:
             raise StoreKeyError(
-                f"{name}: encrypted, but no key provider was given: pass keys= or set FLOWKIT_STORE_KEY"
+                f"{name}: encrypted, but no key provider was given: pass keys= or set FLOWKIT_STORE_KEY_FILE"
             )
         return cls(key.unwrap(wrapped, name), wrapped)
 
     def seal(self, offset: int, data: bytes) -> bytes:
-        """`data` encrypted for its place at `offset`: 16 bytes longer."""
+        """`data` encrypted for its place at `offset`: 16 bytes longer. Never two texts for one place."""
         return bytes(self._aead.encrypt(offset.to_bytes(12, "little"), data, None))
 
     def unseal(self, offset: int, data: bytes, name: str) -> bytes:

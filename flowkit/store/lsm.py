@@ -11,7 +11,9 @@ What a crash leaves is always the logs and what the manifest names; everything e
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,19 +24,22 @@ from flowkit.store.adopt import adopt
 from flowkit.store.block import PACKINGS
 from flowkit.store.cache import Budget, Rows
 from flowkit.store.catalog import Catalog, fresh_state, remove_strangers
-from flowkit.store.cipher import StoreKey
+from flowkit.store.cipher import KEY_BYTES, StoreKey
 from flowkit.store.compaction import Choice, by_level, choose
 from flowkit.store.events import tell
 from flowkit.store.files import Files
 from flowkit.store.frame import BEGINNING, Frame, Space, SpaceChange
 from flowkit.store.jobs import Job
+from flowkit.store.keys import KeyProvider, encode_keys, keys_of, unlock, write_keys
 from flowkit.store.log import Log, log_number
 from flowkit.store.manifest import Manifest
 from flowkit.store.memtable import Memtable
 from flowkit.store.options import StoreOptions
+from flowkit.store.progress import OnProgress
 from flowkit.store.reading import Reading
 from flowkit.store.recovery import Found, hidden_by_logs, readers, recover
 from flowkit.store.runner import Runner
+from flowkit.store.snapshot import Pinned, snapshot
 from flowkit.store.sstable import FileMeta
 from flowkit.store.version import Base, Edit, Hidden, Version
 from flowkit.store.whole import in_thread, whole
@@ -84,9 +89,17 @@ class LsmStore(Reading):
     """
 
     def __init__(
-        self, directory: Path, files: Files, budget: Budget, runner: Runner, options: StoreOptions, key: StoreKey | None
+        self,
+        directory: Path,
+        files: Files,
+        budget: Budget,
+        runner: Runner,
+        options: StoreOptions,
+        key: StoreKey | None = None,
+        keys: KeyProvider | None = None,
     ) -> None:
         super().__init__(Memtable(), budget.blocks, Rows(budget.rows))
+        self.keys = keys
         self.path, self.files, self.budget, self.runner, self.options, self.key = (
             directory, files, budget, runner, options, key,
         )  # fmt: skip
@@ -110,6 +123,17 @@ class LsmStore(Reading):
         self._syncing: asyncio.Task[None] | None = None
         self._idling: asyncio.Task[None] | None = None
         self._undecided_in: tuple[Log | Path, int] | None = None
+        self._busy = False
+        """A frame is being prepared or resolved, or the log turns. (A lock would cost a commit of one key a fifth.)"""
+        self._queue: list[asyncio.Future[None]] = []
+        """Who waits for that."""
+        self._at_rest: list[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = []
+        """What waits for the undecided frame to be decided."""
+        self._pins = 0
+        """How many are about to turn the log: the next frame leaves it to them."""
+        self._held: Counter[Path] = Counter()
+        """Logs that a pin still reads; those of them that were flushed meanwhile are in `_left`."""
+        self._left: set[Path] = set()
         self._log: Log
         self._catalog: Catalog
         self._clock = asyncio.get_running_loop().time
@@ -179,12 +203,23 @@ class LsmStore(Reading):
         version = self.version
         return fresh_state(version.files, version.hidden, self._logs_from, self._base)
 
+    async def _trust(self, keys: bytes) -> None:
+        """Be able to read files under `keys` (32 bytes each), and under our own; durable when it returns."""
+        assert self.key is not None
+        assert self.keys is not None
+        ring = StoreKey(self.key.raw[:KEY_BYTES] + keys)
+        data = await encode_keys(ring.raw, self.keys)
+        await self._guarded(write_keys, self.files, self.path, data)
+        self.key = self._catalog.key = ring
+
     async def close(self) -> None:
         """Stop the background and let go of everything. What was resolved is durable; a long log is flushed first."""
         with contextlib.suppress(StoreError):
             if self._poison is None and self.undecided is None and self._log_bytes() > SMALL_LOG:
                 await self.flush()
         self.budget.leave(self)
+        for _, waiting in (row for row in self._at_rest if not row[1].done()):
+            waiting.set_exception(StoreError(f"{self.path}: closed meanwhile"))
         for task in (self._turning, self._flushing, self._compacting, self._syncing, self._idling):
             if task is not None:
                 task.cancel()
@@ -218,6 +253,15 @@ class LsmStore(Reading):
         Raises StorePoisoned after a failed write or sync: nothing later can be promised. Raises StoreError if there is
         no room for more changes because what came before cannot be written out.
         """
+        if self._busy:
+            await self._free()
+        self._busy = True
+        try:
+            await self._prepare(frame)
+        finally:
+            self._leave()
+
+    async def _prepare(self, frame: Frame) -> None:
         if self.undecided is not None:
             raise StoreError(f"frame {self.undecided.number} is still undecided")
         self._check()
@@ -225,7 +269,7 @@ class LsmStore(Reading):
         if self._turning is not None and not self._turning.done():
             # The log is full. A caller that never lets others run would fill it, and the memory, without end.
             await asyncio.wait([self._turning])
-        if self._next_log is not None:
+        if self._next_log is not None and (not self._pins or self.key is not None):
             await self._turn()
         if self._flushing is not None and not self._flushing.done():
             await asyncio.sleep(0)  # likewise: the flush takes its turns on the event loop
@@ -255,6 +299,31 @@ class LsmStore(Reading):
 
     async def resolve(self, commit_id: bytes, applied: bool) -> None:
         """Say whether the undecided frame counts. If not, it leaves no trace."""
+        if self._busy:
+            await self._free()
+        self._busy = True
+        try:
+            await self._resolve(commit_id, applied)
+        finally:
+            if self._at_rest and self.undecided is None:
+                await self._let_rest()
+            self._leave()
+
+    async def _free(self) -> None:
+        while self._busy:
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._queue.append(waiting)
+            await waiting
+
+    def _leave(self) -> None:
+        self._busy = False
+        if self._queue:
+            for waiting in self._queue:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._queue.clear()
+
+    async def _resolve(self, commit_id: bytes, applied: bool) -> None:
         frame = self.undecided
         if frame is None or frame.commit_id != commit_id or self._undecided_in is None:
             raise StoreError(f"no undecided frame {commit_id.hex()}")
@@ -345,6 +414,9 @@ class LsmStore(Reading):
         """
         if self.number or self.undecided is not None:
             raise StoreError(f"{self.path}: not empty: it is at commit {self.number}")
+        key = await unlock(other, self.keys)
+        if key is not None:
+            await self._trust(key.raw)  # before its files come; those of its keys that none is under go after
         job = self._job(level=0, run=0, packing=PACKINGS[self.options.packing])
         try:
             adopted = await in_thread(adopt, job, self.files, other, commit_id)
@@ -356,6 +428,8 @@ class LsmStore(Reading):
         self._base = edit.base
         await self._change(edit)
         self.number, self.commit_id, self.meta, self.now = found.number, found.commit_id, found.meta, found.now
+        if self.key is not None:
+            await self._trust(await in_thread(keys_of, self.path, list(self.version.files), self.key))
         return True
 
     # What can go wrong
@@ -428,7 +502,7 @@ class LsmStore(Reading):
     def make_room(self, *, in_log: bool = False) -> None:
         """Begin to write the memtable to disk: a new log first, and at the next commit the memtable is set aside.
 
-        If it is only the log that is full (`in_log`), and most of it is dead, what lives is carried over to the new one.
+        If only the log is full (`in_log`), and most of it is dead, what lives is carried over to the new one.
         """
         if self._next_log is not None or (self._turning is not None and not self._turning.done()):
             self._may_carry_over = self._may_carry_over and in_log
@@ -485,21 +559,117 @@ class LsmStore(Reading):
     async def flush(self) -> None:
         """Write everything that is in memory to sstables. Not while a frame is undecided."""
         self._check()
+        await self._free()
         if self.undecided is not None:
             raise StoreError(f"frame {self.undecided.number} is still undecided")
-        if self.memtable.spaces or self.memtable.dropped:
-            self.make_room()
-            if self._turning is not None:
-                await asyncio.wait([self._turning])
-            if self._next_log is None:
-                raise StoreError(str(self._trouble))
-            await self._turn()
-        await self._until(lambda: not self._set_aside and (self._flushing is None or self._flushing.done()))
+        self._busy = True
+        try:
+            await self._turn_now()
+        finally:
+            self._leave()
+        await self._flushed(list(self._set_aside))
+
+    async def _turn_now(self) -> None:
+        """Set aside what is in memory. At rest only."""
+        self._check()
+        if not self.memtable.spaces and not self.memtable.dropped:
+            return
+        self.make_room()
+        if self._turning is not None:
+            await asyncio.wait([self._turning])
+        if self._next_log is None:
+            raise StoreError(str(self._trouble or f"{self.path}: a new log cannot be begun"))
+        await self._turn()
+
+    async def _flushed(self, those: Sequence[Set]) -> None:
+        await self._until(lambda: not any(kept is waiting for kept in those for waiting in self._set_aside))
         self._check()
 
-    async def compact(self) -> None:
-        """Flush, then merge everything into one level, whatever that costs."""
-        await self.flush()
+    # As of one commit
+
+    async def snapshot(self, path: str | os.PathLike[str], progress: OnProgress | None = None) -> None:
+        """Make another store in `path`, which must be empty or not there: this one as it is now, by hard links.
+
+        Commits go on meanwhile. Waits until the undecided frame is decided: nothing undecided is in it. On another file
+        system the files are copied. Raises StoreError.
+        """
+        async with self.pin() as pinned:
+            await snapshot(self.files, pinned, Path(path), self.keys, progress)
+
+    @asynccontextmanager
+    async def pin(self) -> AsyncIterator[Pinned]:
+        """The store as of a commit, in sstables alone, which stay where they are as long as this context lasts.
+
+        Commits go on meanwhile. Waits until the undecided frame is decided. Raises StoreError.
+        """
+        # Twice: what is in memory now is flushed for good, so that what is written for the pin alone is little.
+        await self._once_at_rest(self._turn_now)
+        await self._flushed(list(self._set_aside))
+        pinned, logs = await self._once_at_rest(self._seal)
+        extra: list[FileMeta] = []
+        try:
+            if logs:
+                run = 1 + max((meta.run for meta in pinned.files.values()), default=0)
+                packing = PACKINGS[self.options.packing]
+                job = self._job(level=0, run=run, logs=[path.name for path in logs], packing=packing, urgent=True)
+                extra = (await self.runner.run(job)).files
+                pinned.files |= {meta.name: meta for meta in extra}
+            yield pinned
+        finally:
+            self._release(logs, extra)
+
+    async def _seal(self) -> tuple[Pinned, list[Path]]:
+        await self._turn_now()
+        logs = [path for kept in self._set_aside for path in kept.logs]
+        self._held.update(logs)
+        version = self.version
+        base = (self.number, self.commit_id, self.meta, self.now)
+        pinned = Pinned(self.path, dict(version.files), version.hidden, base, self._catalog.session, self.key, version)
+        return pinned, logs
+
+    def _release(self, logs: Sequence[Path], extra: Sequence[FileMeta]) -> None:
+        self._held.subtract(logs)
+        gone = [path for path in self._left if self._held[path] <= 0]
+        self._left.difference_update(gone)
+        self._remove([*gone, *(self.path / meta.name for meta in extra)])
+
+    async def _once_at_rest(self, do: Callable[[], Awaitable[T]]) -> T:
+        """Do something at a moment when no frame is being prepared, or undecided."""
+        self._pins += 1
+        try:
+            if self.memtable.spaces or self.memtable.dropped:
+                # Beforehand, so that commits wait for no file to be made.
+                self.make_room()
+                if self._turning is not None:
+                    await asyncio.wait([self._turning])
+            await self._free()
+            if self.undecided is None:
+                self._busy = True
+                try:
+                    return await do()
+                finally:
+                    self._leave()
+            waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            self._at_rest.append((do, waiting))
+            return await waiting
+        finally:
+            self._pins -= 1
+
+    async def _let_rest(self) -> None:
+        """Before the next frame comes: under steady load there may be no other moment."""
+        while self._at_rest:
+            do, waiting = self._at_rest.pop(0)
+            if waiting.done():
+                continue
+            try:
+                waiting.set_result(await do())
+            except StoreError as error:
+                waiting.set_exception(error)
+
+    async def compact(self, *, flush: bool = True) -> None:
+        """Flush (which cannot be while a frame is undecided), then merge all into one level, whatever it costs."""
+        if flush:
+            await self.flush()
         while self._compacting is not None and not self._compacting.done():
             await self._until(lambda: self._compacting is None or self._compacting.done())
         choice = choose(self.version.files, self.options.compaction, all_of_it=True)
@@ -595,7 +765,11 @@ class LsmStore(Reading):
         for space, keys in kept.memtable.spaces.items():
             self.rows.forget(space, keys.merged())
         await self._change(Edit(add, [], hide, logs_from, kept.base))
-        await in_thread(self._remove, [*kept.logs, *(self.path / m.name for m in done.files if m not in add)])
+        held = {path for path in kept.logs if self._held[path] > 0}
+        self._left |= held
+        gone = [path for path in kept.logs if path not in held]
+        gone += [self.path / meta.name for meta in done.files if meta not in add]
+        await in_thread(self._remove, gone)
         self.counts.flushes += 1
         self.counts.flushed += done.written
         self.counts.background_seconds += done.seconds

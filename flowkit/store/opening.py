@@ -2,18 +2,20 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
 import anyio
 
-from flowkit.errors import ConfigError, StoreCorrupt
+from flowkit.errors import ConfigError, StoreCorrupt, StoreKeyError
+from flowkit.store.building import check_complete
 from flowkit.store.cache import BlockCache, Budget, Rows
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Disk, Files
 from flowkit.store.frame import Frame
+from flowkit.store.keys import KeyProvider, unlock_here, unlock_or_begin
 from flowkit.store.log import logs
 from flowkit.store.lsm import LsmStore
 from flowkit.store.manifest import manifests
@@ -59,7 +61,7 @@ async def open_store(
     *,
     host: Host | None = None,
     options: StoreOptions | None = None,
-    key: StoreKey | None = None,
+    keys: KeyProvider | None = None,
     files: Files | None = None,
     disk: list[bytes] | None = None,
     engine: Engine = "lsm",
@@ -69,11 +71,11 @@ async def open_store(
     The last frame found may be undecided (`store.undecided`): resolve it before anything else. Stores of one process
     should share a `host`; without one, the store gets its own. `disk` stands for a directory in tests that crash.
     `engine` is the store of our own, or RocksDB through `rocksdict` (the extra `rocks`); a directory stays with the one
-    that made it.
+    that made it. With `keys` a store that is begun here is encrypted.
 
     Raises StoreLocked with the owner's pid if another process has it open, StoreCorrupt if its files are not what was
-    written, StoreKeyError if it is encrypted and `key` is missing or wrong, ConfigError if the directory cannot be
-    used.
+    written, StoreKeyError if it is encrypted and `keys` is missing or another's (or it is not, and `keys` is given),
+    ConfigError if the directory cannot be used.
     """
     if path is None:
         yield MemoryStore(disk)
@@ -85,15 +87,18 @@ async def open_store(
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
         stack.enter_context(claim_directory(directory))
-        _check_engine(directory, engine, key, files)
+        _check_engine(directory, engine, keys, files)
         if host is None:
             host = await stack.enter_async_context(open_host())
         store: LsmStore | RocksStore
-        if engine == "rocks":
-            store = RocksStore(directory, host.budget, options or StoreOptions())
-        else:
-            store = LsmStore(directory, files or Disk(), host.budget, host.runner, options or StoreOptions(), key)
         try:
+            if engine == "rocks":
+                store = RocksStore(directory, host.budget, options or StoreOptions())
+            else:
+                check_complete(directory)
+                files = files or Disk()
+                key = await unlock_or_begin(files, directory, keys)
+                store = LsmStore(directory, files, host.budget, host.runner, options or StoreOptions(), key, keys)
             await anyio.to_thread.run_sync(store.recover)
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
@@ -101,15 +106,15 @@ async def open_store(
         yield store
 
 
-def _check_engine(directory: Path, engine: Engine, key: StoreKey | None, files: Files | None) -> None:
+def _check_engine(directory: Path, engine: Engine, keys: KeyProvider | None, files: Files | None) -> None:
     if engine == "rocks":
         if manifests(directory) or logs(directory):
             raise ConfigError(
                 f"{directory}: made by engine 'lsm': open it so, or give engine 'rocks' another directory"
             )
-        if key is not None or files is not None:
+        if keys is not None or files is not None:
             what = (
-                "encrypts nothing: leave out the key" if key is not None else "writes its own files: leave out files="
+                "encrypts nothing: leave out the key" if keys is not None else "writes its own files: leave out files="
             )
             raise ConfigError(f"{directory}: engine 'rocks' {what}, or use engine 'lsm'")
     elif engine != "lsm":
@@ -142,7 +147,7 @@ class Look(Reading):
             self.take(frame)
 
 
-def read_store(path: Path, key: StoreKey | None = None, *, until: bytes | None = None) -> Look:
+def read_store(path: Path, keys: KeyProvider | None = None, *, until: bytes | None = None) -> Look:
     """A look at a store whose owner may be running: consistent, as of its last commit (or that with the id `until`).
 
     The last frame is taken to count: its owner decides that within milliseconds. Raises StoreCorrupt, StoreKeyError,
@@ -152,23 +157,31 @@ def read_store(path: Path, key: StoreKey | None = None, *, until: bytes | None =
         raise ConfigError(
             f"{path}: made by engine 'rocks', which only its owner can read: use open_store(engine='rocks')"
         )
+    check_complete(path)
+    return look(path, lambda: unlock_here(path, keys), until)
+
+
+def look(path: Path, unlocked: Callable[[], StoreKey | None], until: bytes | None = None) -> Look:
+    """As `read_store`, with the store's own key."""
+    key = unlocked()
     for tries_left in reversed(range(READ_TRIES)):
         try:
             found = recover(path, key, until=until)
             tables = readers(path, found, key)
             for table in tables.values():
                 table.load()
-        except (StoreCorrupt, FileNotFoundError):
+        except (StoreCorrupt, StoreKeyError, FileNotFoundError):
             # Its owner may just have put others in the place of these files; real damage is still there the next time.
             if not tries_left:
                 raise
             time.sleep(0.01)
+            key = unlocked()
             continue
         break
     version = Version(found.manifest.files, found.manifest.hidden | set(hidden_by_logs(found)), tables)
-    look = Look(version)
-    look.memtable, look.meta, look.number, look.commit_id = found.memtable, found.meta, found.number, found.commit_id
-    look.now = found.now
+    made = Look(version)
+    made.memtable, made.meta, made.number, made.commit_id = found.memtable, found.meta, found.number, found.commit_id
+    made.now = found.now
     if found.undecided is not None:
-        look.take(found.undecided)
-    return look
+        made.take(found.undecided)
+    return made

@@ -24,7 +24,15 @@ from flowkit.store.cipher import Cipher, StoreKey
 VERSION = 1
 MAGIC = b"FLOWKIT"
 LOG, MANIFEST, TABLE = b"L", b"M", b"S"
-KINDS = {LOG: "log", MANIFEST: "manifest", TABLE: "sstable"}
+KEYS, CHECKPOINT, POINTER = b"K", b"C", b"P"
+KINDS = {
+    LOG: "log",
+    MANIFEST: "manifest",
+    TABLE: "sstable",
+    KEYS: "key file",
+    CHECKPOINT: "checkpoint",
+    POINTER: "checkpoint pointer",
+}
 
 _HEAD = struct.Struct("<8sHIII")
 _HEAD_CHECKED = struct.Struct("<8sHI")
@@ -39,9 +47,9 @@ LIMIT = 2**32 - 1
 """The largest payload (bytes)."""
 
 
-def encode_header(kind: bytes, cipher: Cipher | None = None) -> bytes:
-    """The first bytes of a file of `kind`."""
-    facts = msgspec.msgpack.encode({} if cipher is None else {"key": cipher.wrapped})
+def encode_header(kind: bytes, cipher: Cipher | None = None, **more: Any) -> bytes:
+    """The first bytes of a file of `kind`: with the key of `cipher`, and further facts."""
+    facts = msgspec.msgpack.encode(more if cipher is None else {**more, "key": cipher.wrapped})
     checked = _HEAD_CHECKED.pack(MAGIC + kind, VERSION, len(facts))
     return checked + struct.pack("<II", zlib.crc32(checked), zlib.crc32(facts)) + facts
 
@@ -57,6 +65,18 @@ def decode_header(data: bytes, kind: bytes, name: str, key: StoreKey | None = No
     """The header at the start of `data`; None if a crash left the file before it was whole.
 
     Raises StoreCorrupt, or StoreKeyError.
+    """
+    found = decode_facts(data, kind, name)
+    if found is None:
+        return None
+    size, facts = found
+    return Header(size, Cipher.of_file(facts.get("key"), key, name))
+
+
+def decode_facts(data: bytes, kind: bytes, name: str) -> tuple[int, dict[str, Any]] | None:
+    """The size and the facts of the header at the start of `data`; None if a crash left the file before it was whole.
+
+    Raises StoreCorrupt.
     """
     if not any(data):
         return None  # empty, or written space whose bytes never reached the disk
@@ -77,17 +97,12 @@ def decode_header(data: bytes, kind: bytes, name: str, key: StoreKey | None = No
     if zlib.crc32(facts) != crc:
         raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset {_HEAD.size}): restore it from a copy")
     try:
-        wrapped = _decode_facts(facts).key
+        return _HEAD.size + length, _decode_facts(facts)
     except UNDECODABLE as error:
         raise StoreCorrupt(f"{name}: unreadable header at offset {_HEAD.size}: {error}") from error
-    return Header(_HEAD.size + length, Cipher.of_file(wrapped, key, name))
 
 
-class _Facts(msgspec.Struct):
-    key: bytes | None = None
-
-
-_decode_facts = msgspec.msgpack.Decoder(_Facts).decode
+_decode_facts = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 def encode_record(payload: bytes, offset: int, safe: int, cipher: Cipher | None = None) -> bytes:
@@ -128,6 +143,35 @@ def decode_records(data: bytes, header: Header, name: str, promised: int = 0) ->
             payload = header.cipher.unseal(at, payload, name)
         yield Record(payload, at, end, safe)
         at = end
+
+
+def all_records(data: bytes, header: Header, name: str, promised: int = 0) -> Iterator[Record | StoreCorrupt]:
+    """As `decode_records`, but goes on after damage: in its place the error comes that tells of it."""
+    view = memoryview(data)
+    at = header.size
+    while at < len(data):
+        found = _record(view, at)
+        try:
+            if found is None:
+                _check_tear(data, view, at, name, promised)
+                return
+            end = at + RECORD_BYTES + found[0]
+            payload = bytes(view[at + RECORD_BYTES : end])
+            if header.cipher is not None:
+                payload = header.cipher.unseal(at, payload, name)
+            yield Record(payload, at, end, found[1])
+            at = end
+        except StoreCorrupt as error:
+            yield error
+            at = _next_record(data, view, at)
+
+
+def _next_record(data: bytes, view: memoryview, at: int) -> int:
+    """Where the next whole record after `at` begins, or the end."""
+    for match in _CANDIDATE.finditer(data, at + 1):
+        if _record(view, match.start()) is not None:
+            return match.start()
+    return len(data)
 
 
 def _record(view: memoryview, at: int) -> tuple[int, int] | None:

@@ -24,6 +24,7 @@ from flowkit.errors import StoreError
 from flowkit.store.events import tell
 from flowkit.store.files import Disk, Files
 from flowkit.store.jobs import Done, Job, work
+from flowkit.store.progress import OnProgress, Step
 
 SIZE = struct.Struct("<I")
 _BOOT = (
@@ -43,15 +44,20 @@ class Runner(Protocol):
 class Inline:
     """Does jobs at once, in the caller's thread."""
 
-    def __init__(self, files: Files | None = None) -> None:
-        self.files = files or Disk()
+    def __init__(self, files: Files | None = None, progress: OnProgress | None = None) -> None:
+        self.files, self.progress = files or Disk(), progress
 
     async def run(self, job: Job) -> Done:
         """Do one."""
         steps = work(job, self.files)
+        names = job.logs or [name for run in job.runs for name in run]
+        handled = 0
         try:
+            total = sum((Path(job.directory) / name).stat().st_size for name in names) if self.progress else 0
             while True:
-                next(steps)
+                handled += next(steps)
+                if self.progress is not None:
+                    self.progress(Step("flush" if job.logs else "compaction", min(handled, total), total))
         except StopIteration as stopped:
             done: Done = stopped.value
             return done

@@ -474,3 +474,27 @@ class Sstable:
             all_keys += keys
             all_values += values
         return all_keys, all_values
+
+    # For who checks it
+
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return len(self._offsets) - 1
+
+    def offset_of(self, block: int) -> int:
+        """Where a block begins in the file."""
+        return self._offsets[block]
+
+    def read_block(self, block: int) -> Columns:
+        """All records of a block, from disk. Raises StoreCorrupt."""
+        raw = self._raw(block)
+        try:
+            keys, values = columns(raw)
+        except (msgspec.MsgspecError, struct.error, ValueError, TypeError) as error:
+            raise StoreCorrupt(f"{self.name}: unreadable block at offset {self._offsets[block]}: {error}") from error
+        return keys, values
+
+    def may_have(self, crc: int) -> bool:
+        """What the first filter says of a key with that crc32."""
+        bit = crc % (8 * len(self.bits))
+        return bool(self.bits[bit >> 3] >> (bit & 7) & 1)

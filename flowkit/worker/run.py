@@ -23,7 +23,7 @@ from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
 from flowkit.sink import FileSink, Sink
 from flowkit.source import FileReader, FileSource
-from flowkit.store import claim_directory, open_directory, open_host, open_store
+from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, resources, tuned_collector
 from flowkit.worker.engine import Counters, Engine
@@ -141,7 +141,7 @@ async def run(
             stack.enter_context(claim_directory(Path(state)))
             store_path = Path(state) / "run"
         host = await stack.enter_async_context(open_host(options.store_memory))
-        store = await stack.enter_async_context(open_store(store_path, host=host))
+        store = await stack.enter_async_context(open_store(store_path, host=host, keys=keys_from_environment()))
         sinks: dict[str, Sink] = {**files}
         if app.dead_letters.name not in sinks:
             letters = _dead_letters_path(app, state)

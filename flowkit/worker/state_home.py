@@ -19,7 +19,7 @@ import structlog
 
 from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StoreLocked
 from flowkit.source import Claim
-from flowkit.store import Host, LsmStore, Store, claim_directory, open_store, sync_directory
+from flowkit.store import Host, KeyProvider, LsmStore, Store, claim_directory, open_store, sync_directory
 
 log = structlog.get_logger("flowkit.state")
 
@@ -27,11 +27,11 @@ log = structlog.get_logger("flowkit.state")
 class StateHome:
     """The state directory of one worker. Paths are absolute: other workers, who run elsewhere, read them.
 
-    `host` is what all its stores share.
+    `host` is what all its stores share; with `keys` they are encrypted.
     """
 
-    def __init__(self, root: Path, host: Host | None = None) -> None:
-        self.root, self.host = root.absolute(), host
+    def __init__(self, root: Path, host: Host | None = None, keys: KeyProvider | None = None) -> None:
+        self.root, self.host, self.keys = root.absolute(), host, keys
         self._left: dict[Path, list[Path]] = {}
         """By directory: those that its state came from."""
 
@@ -85,7 +85,7 @@ class StateHome:
         """
         async with AsyncExitStack() as stack:
             try:
-                store = await stack.enter_async_context(open_store(place, host=self.host))
+                store = await stack.enter_async_context(open_store(place, host=self.host, keys=self.keys))
             except ConfigError as error:
                 # The directory was in order when the worker started: what is wrong now is the disk.
                 if isinstance(error.__cause__, OSError):

@@ -17,7 +17,7 @@ from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, open_broker
-from flowkit.store import claim_directory, open_directory, open_host
+from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host
 from flowkit.worker.build import random_ids, resources, tuned_collector
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
@@ -75,7 +75,7 @@ class Worker:
             stack.enter_context(claim_directory(self.state))
             stack.enter_context(tuned_collector())
             host = await stack.enter_async_context(open_host(self.options.store_memory))
-            self.home = StateHome(self.state, host)
+            self.home = StateHome(self.state, host, keys_from_environment())
             self.broker = open_broker(self.broker_url, self.clock)
             await stack.enter_async_context(self.broker)
             await self.wiring.connect(self.broker)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -376,7 +377,8 @@ def test_a_log_of_a_newer_format_is_told(place: Place) -> None:
     assert run(place, "--state", "state").code == 0
     (log,) = (place.path / "state/run").glob("log-*")
     data = bytearray(log.read_bytes())
-    data[12:14] = b"\x63\0"
+    data[8:10] = b"\x63\0"
+    data[14:18] = zlib.crc32(data[:14]).to_bytes(4, "little")
     log.write_bytes(bytes(data))
     is_told(run(place, "--state", "state"), "format 99", code=3)
 
@@ -460,9 +462,7 @@ def test_a_full_disk_under_the_state_is_told_and_the_run_goes_on_when_there_is_r
     place.lines("in.jsonl", *[sale(f"user{n % 3_000:0200}", 150.0, n) for n in range(20_000)])
     words = ("run", "app.py", "--input", "sales=in.jsonl", "--output", "big=big.jsonl", "--commit-every", "1000")
     (small_disk / "ballast").write_bytes(b"x" * 500_000)
-    is_told(
-        place.call(*words, "--state", "disk/state"), "disk/state/run/log-00000001: write failed", "make room", code=3
-    )
+    is_told(place.call(*words, "--state", "disk/state"), "disk/state/run/log-000001: write failed", "make room", code=3)
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     done = place.call(*words, "--state", "disk/state")

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from flowkit.errors import StoreCorrupt, StoreError, StoreKeyError
-from flowkit.store import Space, read_store
+from flowkit.store import Space
 from flowkit.store.cipher import StoreKey
 from flowkit.store.log import read_log
-from tests.store.world import KEY, Model, everything, frame, kill, open_now, settle, tiny
+from tests.store.world import KEY, Model, everything, frame, kill, look_now, open_now, settle, tiny
 
 FLIPS = [0x01, 0x80, 0xFF, 0x10]
 ALL_FLIPS = "STORE_ALL_FLIPS" in os.environ
@@ -89,7 +89,7 @@ def test_a_flipped_byte_or_a_cut_file_is_told_or_harmless(key: StoreKey | None, 
         for how, at, damaged in damages(data):
             file.write_bytes(damaged)
             try:
-                found = everything(read_store(path, key), FEW)
+                found = everything(look_now(path, key), FEW)
             except (StoreCorrupt, StoreKeyError) as error:
                 if not re.search(r"(log-|manifest-|\.sst)", str(error)):
                     raise AssertionError("no file is named") from error
@@ -115,7 +115,7 @@ def test_after_a_clean_close_every_cut_of_any_log_is_told(key: StoreKey | None, 
         for size in range(len(data)):
             file.write_bytes(data[:size])
             with pytest.raises(StoreCorrupt, match="log-"):
-                read_store(path, key)
+                look_now(path, key)
         file.write_bytes(data)
 
 
@@ -135,7 +135,7 @@ def test_cuts_of_a_log_of_an_earlier_owner_are_told_after_a_clean_close_without_
     for size in range(len(data)):
         log.write_bytes(data[:size])
         with pytest.raises(StoreCorrupt, match="log-"):
-            read_store(tmp_path)
+            look_now(tmp_path)
 
 
 def test_a_missing_first_log_is_told_though_nothing_follows_it(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_missing_first_log_is_told_though_nothing_follows_it(tmp_path: Path) -
     asyncio.run(owner())
     (tmp_path / "log-000001").unlink()
     with pytest.raises(StoreCorrupt, match="log-000001: missing"):
-        read_store(tmp_path)
+        look_now(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["log-*", "manifest-*", "*.sst"])
@@ -194,4 +194,4 @@ def test_the_wrong_key_and_no_key_are_told(tmp_path: Path) -> None:
     asyncio.run(small_store(path, KEY, closed=True))
     for key in (None, StoreKey(bytes(32))):
         with pytest.raises(StoreKeyError, match="manifest-"):
-            read_store(path, key)
+            look_now(path, key)

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from flowkit.store import Frame, Space, read_store
+from flowkit.store import Frame, Space
 from flowkit.store.cipher import StoreKey
-from tests.store.world import KEY, SPACES, Model, everything, frame, hold, kill, open_now, settle, tiny
+from tests.store.world import KEY, SPACES, Model, everything, frame, hold, kill, look_now, open_now, settle, tiny
 
 STEPS = int(os.environ.get("STORE_MODEL_STEPS", "30"))
 EXAMPLES = int(os.environ.get("STORE_MODEL_EXAMPLES", "50"))
@@ -186,7 +186,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        look = read_store(self.path, self.key)
+        look = look_now(self.path, self.key)
         expected = self.model if self.pending is None else self.model.copy().apply(self.pending)
         assert everything(look) == expected.everything()
 

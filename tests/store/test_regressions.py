@@ -19,7 +19,7 @@ from flowkit.store.files import Files
 from flowkit.store.jobs import Done, Job
 from flowkit.store.sstable import FileMeta, SpaceMeta
 from tests.store.recording import Operation, PowerFailure, Recorder, lay
-from tests.store.world import KEY, Hasty, Model, everything, frame, kill, open_now, settle, tiny
+from tests.store.world import KEY, Hasty, Model, everything, frame, kill, look_now, open_now, settle, tiny
 
 T: Space = ("t", None)
 W: Space = ("w", 10)
@@ -211,7 +211,7 @@ async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_merge(tmp_
     store, runner = held(tmp_path / "store", recorder, durability="os", compaction=merged)
     await store.commit({T: {b"a": b"1"}}, expires=100, now=1)
     await store.flush()
-    await store.commit({T: {b"b": b"2"}})
+    await store.commit({T: {b"A": b"0", b"b": b"2"}})  # on both sides of "a": else nothing would be merged
     store.make_room()
     assert store._turning is not None
     await store._turning
@@ -222,8 +222,8 @@ async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_merge(tmp_
     runner.go.set()
     await settle(store)
     assert store.counts.compactions == 1
-    rows = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]
-    expected = {0: {}, 1: {T: rows[:1]}, 2: {T: rows[:2]}, 3: {T: rows[1:]}}
+    a, rows = (b"a", b"1"), [(b"A", b"0"), (b"b", b"2"), (b"c", b"3")]
+    expected = {0: {}, 1: {T: [a]}, 2: {T: sorted([a, *rows[:2]])}, 3: {T: rows}}
     for number, found in await states(tmp_path / "found", recorder, [T]):
         assert found == expected[number]
     await kill(store)
@@ -274,7 +274,7 @@ async def test_no_offset_of_an_encrypted_log_is_written_twice(tmp_path: Path) ->
             sizes[step.file] = step.size
     assert everything(store) == model.everything()
     await kill(store)
-    assert everything(read_store(tmp_path, KEY)) != {}
+    assert everything(look_now(tmp_path, KEY)) != {}
 
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
@@ -294,12 +294,12 @@ async def test_a_commit_that_was_cancelled_leaves_no_trace(key: StoreKey | None,
     with pytest.raises(asyncio.CancelledError):
         await commit
     assert everything(store) == {T: [(b"a", b"1")]}
-    assert everything(read_store(tmp_path, key)) == {T: [(b"a", b"1")]}
+    assert everything(look_now(tmp_path, key)) == {T: [(b"a", b"1")]}
     await store.commit({T: {b"b": b"2"}})
     await store.flush()
     assert everything(store) == {T: [(b"a", b"1"), (b"b", b"2")]}
     await store.close()
-    assert everything(read_store(tmp_path, key)) == {T: [(b"a", b"1"), (b"b", b"2")]}
+    assert everything(look_now(tmp_path, key)) == {T: [(b"a", b"1"), (b"b", b"2")]}
 
 
 async def test_closing_waits_for_an_edit_that_is_being_written(tmp_path: Path) -> None:

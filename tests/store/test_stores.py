@@ -661,11 +661,11 @@ async def test_a_directory_stays_with_its_engine(made_by: str, opened_by: str, t
 
 
 async def test_rocks_says_what_it_cannot_do(tmp_path: Path) -> None:
-    from flowkit.store.cipher import StoreKey
+    from flowkit.store import StaticKey
     from flowkit.store.files import Disk
 
     for wrong, message in (
-        ({"key": StoreKey(b"k" * 32)}, "engine 'rocks' encrypts nothing"),
+        ({"keys": StaticKey(b"k" * 32)}, "engine 'rocks' encrypts nothing"),
         ({"files": Disk()}, "engine 'rocks' writes its own files"),
     ):
         with pytest.raises(ConfigError, match=message):

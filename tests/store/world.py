@@ -13,6 +13,7 @@ from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Disk, DiskWriter, Files, Writer
 from flowkit.store.frame import BEGINNING
 from flowkit.store.jobs import Done, Job
+from flowkit.store.opening import Look, look
 from flowkit.store.options import Durability
 
 KEY = StoreKey(bytes(range(32)))
@@ -134,6 +135,11 @@ def open_now(
     runner.store = store = LsmStore(path, files, Budget(2**20), runner, options or tiny(), key)
     store.recover()
     return store
+
+
+def look_now(path: Path, key: StoreKey | None = None) -> Look:
+    """A look at a store that `open_now` opened."""
+    return look(path, lambda: key)
 
 
 def hold(store: LsmStore, held: bool) -> None:
