@@ -6,6 +6,7 @@ dict.
 """
 
 import weakref
+from collections.abc import KeysView
 from typing import Any, Protocol
 
 from flowkit.store.frame import Space
@@ -25,15 +26,17 @@ class Member(Protocol):
 
 
 class Budget:
-    """The memory (bytes) that all stores of a worker share: half for memtables, half for rows, blocks and indexes."""
+    """The memory (bytes) that all stores of a worker share: half for memtables, half for rows and blocks.
+
+    Indexes and filters come on top: about four bytes a key.
+    """
 
     def __init__(self, total: int = 256 * 2**20) -> None:
         self.total = total
         self.memtables = total // 4
         """The most that active memtables may take; while they are written out as much again may be in use."""
-        self.blocks = BlockCache(total * 3 // 16)
-        self.rows = total // 8
-        self.indexes = total * 3 // 16
+        self.rows = total * 3 // 8
+        self.blocks = BlockCache(total // 8)
         self._members: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def join(self, member: Member) -> None:
@@ -140,8 +143,8 @@ class Rows:
         if self._bytes > self.limit // 2:
             self._old, self.young, self._bytes = self.young, {}, 0
 
-    def forget(self, space: Space, keys: Any) -> None:
-        """The values of `keys` (a dict or its keys) are no longer the newest on disk."""
+    def forget(self, space: Space, keys: KeysView[bytes]) -> None:
+        """The values of `keys` are no longer the newest on disk."""
         for generation in (self.young, self._old):
             rows = generation.get(space)
             if rows:

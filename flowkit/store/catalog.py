@@ -38,6 +38,8 @@ class Catalog:
         self._failed = False
         self._next_file = 1
         self._begun_with = manifest.size
+        self.show: Callable[[Version], None]
+        """Is told of every new version."""
         self.state: Callable[[], Edit]
         """The whole of what the manifest must say, for a new one."""
 
@@ -55,6 +57,7 @@ class Catalog:
         """Make the next version, durable when this returns. Raises OSError: what is durable then is unknown."""
         tables = {meta.name: Sstable(self.directory / meta.name, self.key) for meta in edit.add}
         self.version = self.version.after(edit, tables)
+        self.show(self.version)
         self._versions.add(self.version)
         await whole(self._make_durable(edit))
 

@@ -138,11 +138,6 @@ class LsmStore(Reading):
         self._catalog: Catalog
         self._clock = asyncio.get_running_loop().time
 
-    @property
-    def version(self) -> Version:
-        """The sstables as they are now."""
-        return self._catalog.version
-
     # Opening and closing
 
     def recover(self) -> None:
@@ -176,7 +171,9 @@ class LsmStore(Reading):
         except OSError:
             self._log.close()
             raise
+        self.version = version
         self._catalog = Catalog(self.files, self.path, self.key, version, manifest, session)
+        self._catalog.show = self._show_version
         self._catalog.state = self._whole_state
         try:
             remove_strangers(self.files, self.path, version, session, self._logs)
@@ -198,6 +195,9 @@ class LsmStore(Reading):
                 writer.sync()
             finally:
                 writer.close()
+
+    def _show_version(self, version: Version) -> None:
+        self.version = version
 
     def _whole_state(self) -> Edit:
         version = self.version
@@ -763,13 +763,14 @@ class LsmStore(Reading):
         del self._set_aside[0]
         self.frozen.remove(kept.memtable)
         for space, keys in kept.memtable.spaces.items():
-            self.rows.forget(space, keys.merged())
+            self.rows.forget(space, keys.merged().keys())
         await self._change(Edit(add, [], hide, logs_from, kept.base))
         held = {path for path in kept.logs if self._held[path] > 0}
         self._left |= held
         gone = [path for path in kept.logs if path not in held]
         gone += [self.path / meta.name for meta in done.files if meta not in add]
         await in_thread(self._remove, gone)
+        await kept.memtable.let_go()
         self.counts.flushes += 1
         self.counts.flushed += done.written
         self.counts.background_seconds += done.seconds

@@ -3,6 +3,7 @@
 So a closed window, which is dropped whole, costs a list append a commit and is never merged or sorted at all.
 """
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
@@ -79,6 +80,14 @@ class Keys:
         places = range(0, len(keys), CHUNK)
         return ((keys[n : n + CHUNK], values[n : n + CHUNK]) for n in (reversed(places) if reverse else places))
 
+    async def let_go(self) -> None:
+        """Forget everything, bit by bit."""
+        merged, self._sorted = self.merged(), None
+        while merged:
+            for _ in range(min(len(merged), CHUNK)):
+                merged.popitem()
+            await asyncio.sleep(0)
+
     def purge(self, now: int) -> None:
         """Forget what has expired. Only where nothing older lies beneath."""
         for key in [k for k, v in self.merged().items() if type(v) is list and v[0] <= now]:
@@ -135,6 +144,12 @@ class Memtable:
             for (table, end), merged in everything
             if merged
         ]
+
+    async def let_go(self) -> None:
+        """Forget everything, some thousand keys at a time: to free them all at once would hold up the event loop."""
+        for keys in self.spaces.values():
+            await keys.let_go()
+        self.spaces = {}
 
     def bytes(self) -> int:
         """What it takes in memory, about."""

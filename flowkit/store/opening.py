@@ -128,12 +128,8 @@ class Look(Reading):
 
     def __init__(self, version: Version) -> None:
         super().__init__(Memtable(), BlockCache(16 * 2**20), Rows(2**20))
-        self._version = version
-
-    @property
-    def version(self) -> Version:
+        self.version = version
         """The sstables when it was opened. They can be read even after their owner has removed them."""
-        return self._version
 
     async def prepare(self, frame: Frame) -> None:
         """Show `frame`, in memory only."""

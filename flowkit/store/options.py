@@ -32,7 +32,7 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     durability: Durability = "commit"
     sync_interval: int = 100
     log_bytes: int = 64 * 2**20
-    block_bytes: int = 8192
+    block_bytes: int = 4096
     table_bytes: int = 32 * 2**20
     packing: Literal["none", "lz4", "zstd"] = "lz4"
     cold_packing: Literal["none", "lz4", "zstd"] = "zstd"

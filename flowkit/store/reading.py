@@ -10,7 +10,7 @@ from flowkit.store.cache import BlockCache, Rows
 from flowkit.store.frame import BEGINNING, Frame, Space
 from flowkit.store.memtable import Memtable
 from flowkit.store.merge import Columns, living, merge
-from flowkit.store.version import Run, Version
+from flowkit.store.version import Version
 
 Pending = dict[Space, dict[bytes, Value]]
 _EMPTY = Version({}, frozenset(), {})
@@ -26,17 +26,14 @@ class Reading:
         self.memtable, self.blocks, self.rows = memtable, blocks, rows
         self.frozen: list[Memtable] = []
         """Memtables that are being flushed, the newest first."""
+        self.version = _EMPTY
+        """The sstables as they are now."""
         self.meta: dict[str, Any] = {}
         self.number = 0
         self.commit_id = b""
         self.now = BEGINNING
         self.undecided: Frame | None = None
         self._overlay: tuple[Pending, set[Space]] | None = None
-
-    @property
-    def version(self) -> Version:
-        """The sstables as they are now."""
-        return _EMPTY
 
     def get(self, space: Space, key: bytes) -> bytes | None:
         """The value of `key`; None if there is none."""
@@ -46,7 +43,10 @@ class Reading:
             if keys is not None:
                 value = keys.merged().get(key, MISSING)
             if value is MISSING:
-                value = self._older(space, key)
+                if self.frozen or self.memtable.dropped:
+                    value = self._older(space, key)
+                else:
+                    value = self._from_files(space, key)
         if type(value) is list:
             return value[1] if value[0] > self.now else None
         return value  # type: ignore[no-any-return]
@@ -81,15 +81,15 @@ class Reading:
                 return value
             if space in memtable.dropped:
                 return None
+        return self._from_files(space, key)
+
+    def _from_files(self, space: Space, key: bytes) -> Value:
         runs = self.version.runs.get(space)
         if runs is None:
             return None
         rows = self.rows.young.get(space)
         if rows is not None and key in rows:
             return rows[key]
-        return self._from_files(runs, space, key)
-
-    def _from_files(self, runs: Iterable[Run], space: Space, key: bytes) -> Value:
         crc, asked = zlib.crc32(key), False
         for run in runs:
             table = run.only or run.table_of(key)

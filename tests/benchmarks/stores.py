@@ -149,7 +149,7 @@ class Ours:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path, *, sync: bool = False, memory: int = MEMORY) -> AsyncIterator["Ours"]:
-        options = StoreOptions(durability="commit" if sync else "os")
+        options = StoreOptions(durability="commit" if sync else "os", idle=1_000)
         async with open_host(memory) as host, open_store(path / cls.name, host=host, options=options) as store:
             yield cls(store, host)
 
@@ -169,10 +169,14 @@ class Ours:
     def keys_of_window(end: int, keys: list[bytes]) -> list[bytes]:
         return keys
 
-    async def settle(self) -> None:
-        """Flush, and wait until there is nothing left to compact."""
+    async def settle(self, *, idle: bool = False) -> None:
+        """Flush, and wait until there is nothing left to compact; with `idle` also of what is done when it is quiet."""
         await self.db.flush()
-        while self.db._choice() is not None or (self.db._compacting is not None and not self.db._compacting.done()):
+        while (
+            (idle and self.db._run_count() > 1)
+            or self.db._choice() is not None
+            or (self.db._compacting is not None and not self.db._compacting.done())
+        ):
             self.db._work()
             await asyncio.sleep(0.005)
 
@@ -246,7 +250,7 @@ class Theirs:
         prefix = end.to_bytes(8, "big")
         return [prefix + key for key in keys]
 
-    async def settle(self) -> None:
+    async def settle(self, *, idle: bool = False) -> None:
         self.db.flush()
         busy = ("num-running-compactions", "compaction-pending", "num-running-flushes", "mem-table-flush-pending")
         while any(self.db.property_int_value(f"rocksdb.{name}") for name in busy):  # noqa: ASYNC110  it tells no one
