@@ -15,7 +15,7 @@ from flowkit.record import END_OF_TIME
 from flowkit.store import SpaceChange
 from flowkit.table.stored import Stored
 
-NEAR = 100_000
+NEAR = 30_000
 """So many entries may lie in memory; of more, the later half is left to the store."""
 _SIGN = 1 << 63
 

@@ -43,6 +43,8 @@ class Firing:
         self.number = (BEFORE_RECORDS, 0)
         """The unit at which it was cut, or at which the last one that was cut came to its end."""
         self.left = UNLIMITED
+        self.handled = 0
+        """What counts towards the next commit: results, and windows that fired without anyone to take theirs."""
         """How many results may be sent before the firing is cut."""
         self._state: State | None = None
         self._results: Iterator[Closed[Any, Any]] = iter(())
@@ -98,6 +100,8 @@ class Firing:
             elif first is not None:
                 self._state = states[first[1]]
                 self._results = self._state.fire(first[0], watermark)
+                if not self._state.wants_closed:
+                    self._count()  # its windows go, which the commit must save
             else:
                 break
         for state in states:
@@ -111,12 +115,16 @@ class Firing:
         for closed in self._results:
             step.counters.fired += 1
             await step.send(name, closed, closed.end - 1, careful, None)
-            self.left -= 1
+            self._count()
             if self._is_enough():
                 self._cut()
                 return False
         self._state, self._results = None, iter(())
         return True
+
+    def _count(self) -> None:
+        self.left -= 1
+        self.handled += 1
 
     def _is_enough(self) -> bool:
         """True if the firing is to be cut after the result just sent."""
@@ -148,7 +156,7 @@ class Firing:
         _, _, _, name, closed = self._full.popleft()
         self.step.counters.fired += 1
         await self.step.send(name, closed, closed.end - 1, careful, None)
-        self.left -= 1
+        self._count()
         if self._is_enough():
             self._cut()
             return False

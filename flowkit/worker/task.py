@@ -196,7 +196,7 @@ class Task:
         engine = piece.engine
         engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
         engine.allow(self.commit_every - self.since_commit)
-        started, fired = time.perf_counter(), self.counters.fired
+        started, fired = time.perf_counter(), engine.firing.handled
         try:
             count = await self._run(piece)
         except EventFailed as failed:
@@ -211,7 +211,7 @@ class Task:
         if not isinstance(piece, Unfinished):
             self.feed.taken(piece, count)
         self._dirty = True
-        self.since_commit += count + self.counters.fired - fired
+        self.since_commit += count + engine.firing.handled - fired
         if count:
             # A slice of about 50 ms, so that commits, stops and the event loop never wait long for slow agents.
             took = time.perf_counter() - started
