@@ -43,7 +43,8 @@ def run(path: Path, events: int, live_objects: int, store_memory: int) -> tuple[
 def test_memory_does_not_grow_with_the_state(tmp_path: Path) -> None:
     small, _ = run(tmp_path / "small", 20_000, 2_000, 4 * 2**20)
     large, _ = run(tmp_path / "large", 160_000, 2_000, 4 * 2**20)
-    assert large < 1.3 * small, f"{small} KiB with 20,000 payments, {large} KiB with 160,000"
+    # What may grow is bounded: a memtable, near timers. All of this state as live objects would be three times as much.
+    assert large < 1.6 * small, f"{small} KiB with 20,000 payments, {large} KiB with 160,000"
 
 
 def test_what_is_kept_in_memory_changes_no_answer(tmp_path: Path) -> None:
