@@ -27,6 +27,7 @@ from flowkit.store.jobs import Done, Job, work
 from flowkit.store.progress import OnProgress, Step
 
 SIZE = struct.Struct("<I")
+TRIES = 5
 _BOOT = (
     # The package without its front door: a helper that merges files needs no agents, and starts in a third of the time.
     "import sys, types; m = types.ModuleType('flowkit'); m.__path__ = [sys.argv[1]]; sys.modules['flowkit'] = m; "
@@ -85,17 +86,17 @@ class Helper:
         self._next = 0
 
     async def run(self, job: Job) -> Done:
-        """Do one. If the child dies, it is tried once more by another."""
-        try:
-            return await self._ask(job)
-        except ConnectionError:
+        """Do one. If the child dies, which may be another job's doing, it is tried again by another, `TRIES` times."""
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return await self._ask(job)
+            except ConnectionError as error:
+                if not tries_left:
+                    raise StoreError(
+                        f"{job.directory}: the compaction process ended {TRIES} times ({error}): is there enough memory?"
+                    ) from error
             tell("warning", "the compaction process ended by itself; starting another", directory=job.directory)
-        try:
-            return await self._ask(job)
-        except ConnectionError as error:
-            raise StoreError(f"{job.directory}: the compaction process ended twice ({error})") from error
-        except OSError as error:
-            raise StoreError(f"{job.directory}: no compaction process can be started: {error.strerror}") from error
+        raise AssertionError
 
     async def _ask(self, job: Job) -> Done:
         async with self._starting:
