@@ -5,7 +5,7 @@ Its inputs do not change, and its outputs are not part of the store until the ow
 leaves only files that the next opening removes.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,18 @@ def work(job: Job, files: Files, memtable: Memtable | None = None) -> Generator[
         output.abandon()
         raise
     return Done(done, read, sum(meta.bytes for meta in done))
+
+
+def finished(steps: Generator[int, None, Done], each: Callable[[int], object] | None = None) -> Done:
+    """Do all steps of a job; `each` is told of the bytes handled in one, and may wait or do something else."""
+    while True:
+        try:
+            handled = next(steps)
+        except StopIteration as stopped:
+            done: Done = stopped.value
+            return done
+        if each is not None:
+            each(handled)
 
 
 def _replayed(job: Job, directory: Path, key: StoreKey | None) -> Memtable:
