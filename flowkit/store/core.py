@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowkit.errors import StoreError, StorePoisoned
-from flowkit.store.block import PACKINGS
 from flowkit.store.catalog import Catalog, fresh_state
 from flowkit.store.cipher import StoreKey
 from flowkit.store.events import tell
 from flowkit.store.files import Files
-from flowkit.store.jobs import Done, Job
+from flowkit.store.jobs import Job
 from flowkit.store.options import StoreOptions
 from flowkit.store.reading import Reading
 from flowkit.store.runner import Runner
@@ -125,9 +124,3 @@ class Core:
             table_bytes=self.options.table_bytes,
             **fields,
         )
-
-    async def flushed(self, logs: Sequence[Path], run: int, **fields: Any) -> Done:
-        """Make a run of level 0 of some logs. Raises StoreError."""
-        packing = PACKINGS[self.options.packing]
-        names = [path.name for path in logs]
-        return await self.runner.run(self.job(level=0, run=run, logs=names, packing=packing, urgent=True, **fields))

@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from flowkit.store.block import Value
+from flowkit.store.block import Columns, Value
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Files
 from flowkit.store.frame import BEGINNING, Space
 from flowkit.store.log import read_log
 from flowkit.store.memtable import Memtable, order_of
-from flowkit.store.merge import Columns, merge
+from flowkit.store.merge import merge
 from flowkit.store.sstable import FileMeta, Sstable, SstableWriter
 
 BATCH_RECORDS = 4096
@@ -40,6 +40,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     first_number: int
     level: int
     run: int
+    block_bytes: int
+    table_bytes: int
     logs: list[str] = []
     runs: list[list[str]] = []
     hidden: list[tuple[str, str, int | None]] = []
@@ -47,8 +49,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     now: int = BEGINNING
     key: bytes | None = None
     packing: int = 1
-    block_bytes: int = 8192
-    table_bytes: int = 32 * 2**20
     urgent: bool = False
 
 

@@ -59,13 +59,10 @@ def read_log(path: Path, key: StoreKey | None = None, *, promised: int = 0) -> I
 
 def cut_log(files: Files, path: Path, size: int) -> None:
     """Let a log that nobody has open end after `size` bytes; durable. Raises OSError."""
-    writer = files.open(path)
-    try:
+    with contextlib.closing(files.open(path)) as writer:
         if path.stat().st_size > size:
             writer.truncate(size)
         writer.sync()
-    finally:
-        writer.close()
 
 
 class Log:

@@ -36,12 +36,12 @@ from flowkit.store.keys import KeyProvider
 from flowkit.store.manifest import Manifest
 from flowkit.store.memtable import Memtable
 from flowkit.store.options import StoreOptions
-from flowkit.store.pinning import Pins
+from flowkit.store.pinning import Pinned, Pins
 from flowkit.store.progress import OnProgress
 from flowkit.store.reading import Reading, frame_of
 from flowkit.store.recovery import hidden_by_logs, make_durable, readers, recover
 from flowkit.store.runner import Runner
-from flowkit.store.snapshot import Pinned, snapshot
+from flowkit.store.snapshot import snapshot
 from flowkit.store.stats import Stats
 from flowkit.store.turns import Turns
 from flowkit.store.version import Edit, Version

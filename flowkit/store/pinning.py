@@ -8,15 +8,41 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
+import msgspec
+
 from flowkit.store.background import Background
+from flowkit.store.cipher import StoreKey
 from flowkit.store.core import Core
 from flowkit.store.journal import Journal
-from flowkit.store.snapshot import Pinned
+from flowkit.store.keys import NAME, KeyProvider, encode_keys
 from flowkit.store.sstable import FileMeta
 from flowkit.store.turns import Turns
-from flowkit.store.version import next_run
+from flowkit.store.upkeep import flush
+from flowkit.store.version import Base, Edit, Hidden, Version, next_run
 
 T = TypeVar("T")
+
+
+class Pinned(msgspec.Struct):
+    """What makes up a store as of one commit: sstables of `directory`, and `base` [number, commit id, meta, now]."""
+
+    directory: Path
+    files: dict[str, FileMeta]
+    hidden: frozenset[Hidden]
+    base: Base
+    session: int
+    key: StoreKey | None
+    version: Version | None = None
+    """Held on to, so that the files stay."""
+
+    def state(self) -> Edit:
+        """What a manifest of it says."""
+        return Edit(list(self.files.values()), [], list(self.hidden), 0, self.base)
+
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(meta.bytes for meta in self.files.values())
 
 
 class Pins:
@@ -35,7 +61,7 @@ class Pins:
         extra: list[FileMeta] = []
         try:
             if logs:
-                extra = (await self.core.flushed(logs, next_run(pinned.files.values()))).files
+                extra = (await flush(self.core, logs, next_run(pinned.files.values()))).files
                 pinned.files |= {meta.name: meta for meta in extra}
             yield pinned
         finally:
@@ -64,3 +90,12 @@ class Pins:
             return await self.turns.once_at_rest(do)
         finally:
             journal.claims -= 1
+
+
+async def pinned_keys(pinned: Pinned, keys: KeyProvider | None) -> bytes | None:
+    """The `KEYS` file for a copy of a store. None if it is not encrypted. Raises StoreKeyError."""
+    if pinned.key is None:
+        return None
+    if keys is not None:
+        return await encode_keys(pinned.key.raw, keys)
+    return await anyio.Path(pinned.directory / NAME).read_bytes()

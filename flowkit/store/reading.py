@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from flowkit.store.block import MISSING, Value
+from flowkit.store.block import MISSING, Columns, Value
 from flowkit.store.cache import BlockCache, Rows
 from flowkit.store.frame import BEGINNING, Frame, Space, SpaceChange
 from flowkit.store.memtable import Memtable
-from flowkit.store.merge import Columns, living, merge
+from flowkit.store.merge import living, merge
 from flowkit.store.version import Version
 
 Pending = dict[Space, dict[bytes, Value]]

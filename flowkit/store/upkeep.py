@@ -5,6 +5,7 @@ While a job is done commits go on, and may drop spaces of its inputs: those are 
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,7 +27,7 @@ async def flush_oldest(core: Core, journal: Journal) -> None:
     view, kept = core.view, journal.set_aside[0]
     older = view.version.runs
     bottom = [space for space in set(kept.memtable.spaces) if space not in older]
-    done = await core.flushed(kept.logs, next_run(view.version.files.values()), now=kept.base[3], bottom=bottom)
+    done = await flush(core, kept.logs, next_run(view.version.files.values()), now=kept.base[3], bottom=bottom)
     # What was dropped since it was set aside is no longer in the memtable, but still in the job's logs.
     hide = [row for row in _parts_of(done.files) if (row[1], row[2]) not in kept.memtable.spaces]
     add, hide = _without_hidden(done.files, hide)
@@ -42,6 +43,13 @@ async def flush_oldest(core: Core, journal: Journal) -> None:
     core.counts.flushes += 1
     core.counts.flushed += done.written
     core.counts.background_seconds += done.seconds
+
+
+async def flush(core: Core, logs: Sequence[Path], run: int, **fields: Any) -> Done:
+    """Make a run of level 0 of some logs; nothing names it yet. Raises StoreError."""
+    names = [path.name for path in logs]
+    packing = PACKINGS[core.options.packing]
+    return await core.runner.run(core.job(level=0, run=run, logs=names, packing=packing, urgent=True, **fields))
 
 
 async def compact(core: Core, choice: Choice) -> None:

@@ -16,7 +16,6 @@ from flowkit.store.sstable import FileMeta, Sstable
 Hidden = tuple[str, str, int | None]
 """(file, table, end): the file's part of that space was dropped."""
 
-
 Base = tuple[int, bytes, dict[str, Any], int]
 """(number, commit id, meta, now) of a commit."""
 
@@ -28,9 +27,9 @@ class Edit(msgspec.Struct, array_like=True):
     remove: list[str] = []
     hide: list[Hidden] = []
     logs_from: int | None = None
-    """Logs below this number are in sstables."""
+    """What logs below this number say is in sstables, or carried over to a later log."""
     base: Base | None = None
-    """As of the last frame of those logs."""
+    """The last commit that is in sstables."""
     closed: tuple[int, int, bytes] | None = None
     """(number, bytes, id of the last frame) of the log when the store was closed in good order."""
 
