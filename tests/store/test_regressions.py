@@ -204,6 +204,29 @@ async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_flush(tmp_
     await kill(store)
 
 
+async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_flush_that_had_to_wait(tmp_path: Path) -> None:
+    """The clock has moved on before its job begins: as of when it was set aside, nothing had expired."""
+    (tmp_path / "store").mkdir()
+    recorder = Recorder(tmp_path / "store")
+    store, runner = held(tmp_path / "store", recorder, durability="os")
+    runner.go.clear()
+    await store.commit({T: {b"z": b"0"}})
+    store.make_room()
+    assert store._journal.turning is not None
+    await store._journal.turning
+    await store.commit({T: {b"a": b"1"}}, expires=100, now=1)  # turns: the flush before it is held up
+    store.make_room()
+    await store._journal.turning
+    await store.commit({T: {b"b": b"2"}}, now=200)  # turns, and moves the clock
+    runner.go.set()
+    await settle(store)
+    a, b, z = (b"a", b"1"), (b"b", b"2"), (b"z", b"0")
+    expected = {0: {}, 1: {T: [z]}, 2: {T: [a, z]}, 3: {T: [b, z]}}
+    for number, rows in await states(tmp_path / "found", recorder, [T]):
+        assert rows == expected[number]
+    await kill(store)
+
+
 async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_merge(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     recorder = Recorder(tmp_path / "store")
