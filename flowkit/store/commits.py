@@ -12,7 +12,7 @@ from flowkit.store.background import Background
 from flowkit.store.cache import Budget
 from flowkit.store.core import Core
 from flowkit.store.events import tell
-from flowkit.store.frame import Frame
+from flowkit.store.frame import Frame, Space
 from flowkit.store.journal import Journal
 from flowkit.store.log import Log, cut_log
 from flowkit.store.recovery import Found
@@ -149,12 +149,15 @@ class Commits:
             # comes first.
             await core.guarded(log.path, log.sync)
         view.take(frame, size)
-        # The version may have changed meanwhile, but not from here on: `change` turns it before it awaits anything.
-        version = view.version
-        drops = dict.fromkeys((table, end) for table, end in frame.drops)
-        hide = [(name, table, end) for table, end in drops for name in version.holding((table, end))]
-        if hide:
-            hidden = frozenset(hide)
-            names = dict.fromkeys(row[0] for row in hide)
-            remove = [name for name in names if version.is_all_hidden(name, hidden)]
-            await core.change(Edit(remove=remove, hide=hide))
+        edit = self._hiding([(table, end) for table, end in frame.drops])
+        if edit.hide:
+            await core.change(edit)
+
+    def _hiding(self, drops: list[Space]) -> Edit:
+        # In a function of its own: who holds on to a version while the next one is made keeps the removed files. The
+        # version may have changed since the drop began, but not from here on: `change` turns it before it awaits.
+        version = self.view.version
+        hide = [(name, *space) for space in dict.fromkeys(drops) for name in version.holding(space)]
+        hidden = frozenset(hide)
+        names = dict.fromkeys(name for name, _, _ in hide)
+        return Edit(remove=[name for name in names if version.is_all_hidden(name, hidden)], hide=hide)

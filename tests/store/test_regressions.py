@@ -170,6 +170,18 @@ async def test_a_file_is_removed_only_after_the_manifest_has_forgotten_it(tmp_pa
     await kill(store)
 
 
+async def test_a_dropped_window_gives_its_file_back_at_once(tmp_path: Path) -> None:
+    """Whoever held on to the version before kept the file until the next sweep."""
+    store, _ = held(tmp_path)
+    await store.commit({("w", 1): {b"a": b"1"}})
+    await store.flush()
+    (name,) = store.version.files
+    await store.commit(drops=[("w", 1)])
+    await store._core.catalog.settled()
+    assert not (tmp_path / name).exists()
+    await kill(store)
+
+
 async def states(path: Path, recorder: Recorder, spaces: list[Space]) -> Iterator[Any]:
     """What is found after a power failure at each moment."""
     failure, found = PowerFailure({}), []
