@@ -7,6 +7,15 @@
 
 A space is a table's name and the end of a window (None for tables whose keys are not dropped by window). FORMAT.md
 beside this file says what lies on disk.
+
+To read the code, begin with `lsm`, which names the parts of a store, and `reading`, which looks into them. Beneath:
+
+    a commit      frame, memtable; commits, turns, journal; log, records, cipher
+    sstables      block, sstable, merge; cache; version, manifest, catalog
+    background    background, upkeep, compaction; jobs, runner, helper
+    opening       opening, state_dir, keys, recovery, adopt
+    copies        pinning, snapshot, checkpoint, blobs, building; inspection, verifying
+    others        memory, rocks: stores that are read and committed to alike
 """
 
 import importlib

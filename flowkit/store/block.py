@@ -20,6 +20,9 @@ import msgspec
 Value = Any
 """bytes; None for a deleted key; or [expiry in ms, bytes]."""
 
+Columns = tuple[list[bytes], list[Value]]
+"""Keys in order, and their values: records as they are read, merged and written."""
+
 PLAIN, LZ4, ZSTD = 0, 1, 2
 PACKINGS = {"none": PLAIN, "lz4": LZ4, "zstd": ZSTD}
 _MOST = (1, 255, 2**15)

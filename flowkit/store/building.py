@@ -5,7 +5,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from flowkit.errors import StoreCorrupt, StoreError
@@ -54,21 +54,15 @@ class Building:
             if path.name != MARK:
                 files.unlink(path)
         files.unlink(directory / MARK)
-        self._write(MARK, f"{what}\n".encode())
+        self.add(MARK, f"{what}\n".encode())
         files.sync_directory(directory)
         files.sync_directory(directory.parent)
 
-    def _write(self, name: str, data: bytes) -> None:
-        writer = self.files.create(self.directory / name)
-        try:
-            writer.append(data)
-            writer.sync()
-        finally:
-            writer.close()
-
     def add(self, name: str, data: bytes) -> None:
         """A file with this content; durable, but for its directory entry."""
-        self._write(name, data)
+        with closing(self.files.create(self.directory / name)) as writer:
+            writer.append(data)
+            writer.sync()
 
     def bring(self, source: Path) -> None:
         """A file of another store, under the same name: by hard link, or copied if that is on another file system."""
@@ -92,11 +86,7 @@ def bring(files: Files, old: Path, new: Path) -> None:
     except OSError as error:
         if error.errno not in _ELSEWHERE:
             raise
-        writer = files.create(new)
-        try:
-            with old.open("rb") as file:
-                while data := file.read(2**20):
-                    writer.append(data)
+        with closing(files.create(new)) as writer, old.open("rb") as file:
+            while data := file.read(2**20):
+                writer.append(data)
             writer.sync()
-        finally:
-            writer.close()

@@ -17,7 +17,7 @@ BLOCK_OVERHEAD = 250
 
 
 class Member(Protocol):
-    """A store, as the budget sees it."""
+    """The journal of a store, as the budget sees it."""
 
     memtable_bytes: int
 

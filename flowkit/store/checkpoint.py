@@ -31,6 +31,7 @@ from flowkit.store.events import tell
 from flowkit.store.files import Disk
 from flowkit.store.keys import KeyProvider, unlock_data
 from flowkit.store.lsm import LsmStore
+from flowkit.store.pinning import Pinned, pinned_keys
 from flowkit.store.progress import OnProgress, Step
 from flowkit.store.records import (
     CHECKPOINT,
@@ -41,7 +42,6 @@ from flowkit.store.records import (
     encode_header,
     encode_record,
 )
-from flowkit.store.snapshot import Pinned, pinned_keys
 from flowkit.store.sstable import FileMeta
 from flowkit.store.verifying import Problem, check_table
 from flowkit.store.version import Base, Edit, Hidden

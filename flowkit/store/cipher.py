@@ -11,7 +11,6 @@ from typing import Any
 from flowkit.errors import StoreCorrupt, StoreKeyError
 
 KEY_BYTES = 32
-TAG_BYTES = 16
 
 
 def _aead(key: bytes) -> Any:

@@ -16,7 +16,6 @@ import msgspec
 
 from flowkit.errors import ConfigError
 from flowkit.store.frame import Space
-from flowkit.store.memtable import order_of
 from flowkit.store.sstable import FileMeta, SpaceMeta
 
 
@@ -184,8 +183,3 @@ def _touches(meta: FileMeta, ranges: Mapping[tuple[str, int | None], list[tuple[
             if part.first <= last and first <= part.last:
                 return True
     return False
-
-
-def in_order(files: Iterable[FileMeta]) -> list[FileMeta]:
-    """Files of one level by what they hold."""
-    return sorted(files, key=lambda meta: (order_of(meta.spaces[0].space), meta.spaces[0].first))

@@ -12,7 +12,7 @@ import msgspec
 
 from flowkit.errors import StoreError
 from flowkit.store.files import Disk
-from flowkit.store.jobs import Done, Job, work
+from flowkit.store.jobs import Done, Job, finished, work
 from flowkit.store.runner import SIZE, job_failed, pace
 
 
@@ -66,22 +66,25 @@ class _Desk:
 
     def _steps(self, steps: Generator[int, None, Done], job: Job) -> Done:
         handled, since = 0, time.monotonic()
-        while True:
-            try:
-                handled += next(steps)
-            except StopIteration as stopped:
-                done: Done = stopped.value
-                return done
-            if job.urgent:
-                continue
+
+        def between(more: int) -> None:
+            nonlocal handled
+            handled += more
+            if not job.urgent:
+                self._look_around(handled, since)
+
+        return finished(steps, between)
+
+    def _look_around(self, handled: int, since: float) -> None:
+        """Do what is more urgent, and wait if so many bytes since then are too many."""
+        self.look(wait=False)
+        while self.waiting and self.waiting[0][1].urgent:
+            self.do(*self.waiting.pop(0))
+        while wait := pace(handled, since, self.bytes_per_second):
+            select.select([0], [], [], min(wait, 0.1))
             self.look(wait=False)
-            while self.waiting and self.waiting[0][1].urgent:
-                self.do(*self.waiting.pop(0))
-            while wait := pace(handled, since, self.bytes_per_second):
-                select.select([0], [], [], min(wait, 0.1))
-                self.look(wait=False)
-                if self.waiting and self.waiting[0][1].urgent:
-                    break
+            if self.waiting and self.waiting[0][1].urgent:
+                break
 
     def answer(self, number: int, done: Any, error: str | None) -> None:
         data = msgspec.msgpack.encode([number, done, error])

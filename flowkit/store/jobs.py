@@ -5,20 +5,20 @@ Its inputs do not change, and its outputs are not part of the store until the ow
 leaves only files that the next opening removes.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from flowkit.store.block import Value
+from flowkit.store.block import Columns, Value
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Files
 from flowkit.store.frame import BEGINNING, Space
 from flowkit.store.log import read_log
 from flowkit.store.memtable import Memtable, order_of
-from flowkit.store.merge import Columns, merge
+from flowkit.store.merge import merge
 from flowkit.store.sstable import FileMeta, Sstable, SstableWriter
 
 BATCH_RECORDS = 4096
@@ -40,6 +40,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     first_number: int
     level: int
     run: int
+    block_bytes: int
+    table_bytes: int
     logs: list[str] = []
     runs: list[list[str]] = []
     hidden: list[tuple[str, str, int | None]] = []
@@ -47,8 +49,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     now: int = BEGINNING
     key: bytes | None = None
     packing: int = 1
-    block_bytes: int = 8192
-    table_bytes: int = 32 * 2**20
     urgent: bool = False
 
 
@@ -84,6 +84,18 @@ def work(job: Job, files: Files, memtable: Memtable | None = None) -> Generator[
         output.abandon()
         raise
     return Done(done, read, sum(meta.bytes for meta in done))
+
+
+def finished(steps: Generator[int, None, Done], each: Callable[[int], object] | None = None) -> Done:
+    """Do all steps of a job; `each` is told of the bytes handled in one, and may wait or do something else."""
+    while True:
+        try:
+            handled = next(steps)
+        except StopIteration as stopped:
+            done: Done = stopped.value
+            return done
+        if each is not None:
+            each(handled)
 
 
 def _replayed(job: Job, directory: Path, key: StoreKey | None) -> Memtable:

@@ -18,7 +18,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -195,12 +195,9 @@ def write_keys(files: Files, directory: Path, data: bytes) -> None:
     """Put a `KEYS` file in its place, over one that is there; durable. Raises OSError."""
     draft = directory / f".{NAME}"
     files.unlink(draft)
-    writer = files.create(draft)
-    try:
+    with closing(files.create(draft)) as writer:
         writer.append(data)
         writer.sync()
-    finally:
-        writer.close()
     files.rename(draft, directory / NAME)
     files.sync_directory(directory)
 

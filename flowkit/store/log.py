@@ -57,6 +57,14 @@ def read_log(path: Path, key: StoreKey | None = None, *, promised: int = 0) -> I
             yield Logged(decode_frame(record.payload, name, record.start), record.start, record.end)
 
 
+def cut_log(files: Files, path: Path, size: int) -> None:
+    """Let a log that nobody has open end after `size` bytes; durable. Raises OSError."""
+    with contextlib.closing(files.open(path)) as writer:
+        if path.stat().st_size > size:
+            writer.truncate(size)
+        writer.sync()
+
+
 class Log:
     """The owner's log, open for more frames."""
 
@@ -84,6 +92,11 @@ class Log:
         self._writer.append(record)
         self.size += len(record)
         return len(record)
+
+    def append_and_sync(self, frame: Frame) -> None:
+        """Write a frame, durable when this returns. Raises OSError."""
+        self.append(frame)
+        self.sync()
 
     def sync(self) -> None:
         """Make everything appended durable. Raises OSError."""

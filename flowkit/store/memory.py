@@ -6,7 +6,7 @@ from flowkit.errors import StoreError
 from flowkit.store.cache import BlockCache, Rows
 from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_frame
 from flowkit.store.memtable import Memtable
-from flowkit.store.reading import Reading
+from flowkit.store.reading import Reading, frame_of
 
 
 class MemoryStore(Reading):
@@ -63,8 +63,6 @@ class MemoryStore(Reading):
         meta: dict[str, Any] | None = None,
     ) -> int:
         """Change keys, all or nothing, as `LsmStore.commit` does."""
-        from flowkit.store.lsm import frame_of
-
         frame = frame_of(self, puts, drops, expires=expires, now=now, meta=meta)
         await self.prepare(frame)
         await self.resolve(frame.commit_id, applied=True)

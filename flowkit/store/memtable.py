@@ -1,6 +1,7 @@
 """A memtable: what was committed since the last flush, by space. Changes wait in columns until someone asks for a key.
 
-So a closed window, which is dropped whole, costs a list append a commit and is never merged or sorted at all.
+So a closed window, which is dropped whole, costs a list append a commit, and is not merged or sorted at all unless it
+has tens of thousands of keys.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
-from flowkit.store.block import MISSING, Value
+from flowkit.store.block import MISSING, Columns, Value
 from flowkit.store.frame import Frame, Space, SpaceChange
 
 ENTRY_BYTES = 150
@@ -16,8 +17,6 @@ ENTRY_BYTES = 150
 WAITING, WAITING_IN_WINDOW = 4_000, 50_000
 """So many changes of a space wait, unless someone reads: more where the whole space may be dropped before."""
 CHUNK = 4096
-
-Columns = tuple[list[bytes], list[Value]]
 
 
 class Keys:
@@ -130,12 +129,6 @@ class Memtable:
         keys = self.spaces.get(space)
         return MISSING if keys is None else keys.merged().get(key, MISSING)
 
-    def live_bytes(self) -> int:
-        """The same, once only the newest value of each key is kept."""
-        for keys in self.spaces.values():
-            keys.merged()
-        return self.bytes()
-
     def columns(self) -> list[SpaceChange]:
         """Everything as changes."""
         everything = [(space, keys.merged()) for space, keys in self.spaces.items()]
@@ -154,6 +147,12 @@ class Memtable:
     def bytes(self) -> int:
         """What it takes in memory, about."""
         return sum(keys.bytes for keys in self.spaces.values())
+
+    def live_bytes(self) -> int:
+        """The same, once only the newest value of each key is kept."""
+        for keys in self.spaces.values():
+            keys.merged()
+        return self.bytes()
 
 
 def order_of(space: Space) -> tuple[Any, ...]:

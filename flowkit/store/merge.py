@@ -8,9 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flowkit.store.block import Value
-
-Columns = tuple[list[bytes], list[Value]]
+from flowkit.store.block import Columns, Value
 
 
 class _Source:

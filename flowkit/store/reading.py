@@ -1,15 +1,16 @@
 """Reading a store: the undecided frame over memtables over rows over sstables, the newest first."""
 
+import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from flowkit.store.block import MISSING, Value
+from flowkit.store.block import MISSING, Columns, Value
 from flowkit.store.cache import BlockCache, Rows
-from flowkit.store.frame import BEGINNING, Frame, Space
+from flowkit.store.frame import BEGINNING, Frame, Space, SpaceChange
 from flowkit.store.memtable import Memtable
-from flowkit.store.merge import Columns, living, merge
+from flowkit.store.merge import living, merge
 from flowkit.store.version import Version
 
 Pending = dict[Space, dict[bytes, Value]]
@@ -235,3 +236,33 @@ def _parts(
     for table in tables:
         yield from table.scan(space, start, stop, reverse=reverse)
     del version
+
+
+def frame_of(
+    store: Reading,
+    puts: Mapping[Space, Mapping[bytes, bytes | None]] | Sequence[SpaceChange],
+    drops: Sequence[Space],
+    *,
+    expires: int | None,
+    now: int | None,
+    meta: dict[str, Any] | None,
+) -> Frame:
+    """The frame that follows the store's last one, and counts as soon as it is durable."""
+    if isinstance(puts, Mapping):
+        changes = [SpaceChange(table, end, list(kv), list(kv.values())) for (table, end), kv in puts.items()]
+    else:
+        changes = list(puts)
+    if expires is not None:
+        for change in changes:
+            change.values = [None if value is None else [expires, value] for value in change.values]
+    return Frame(
+        store.number + 1,
+        os.urandom(16),
+        store.commit_id,
+        0,
+        store.meta if meta is None else meta,
+        changes,
+        list(drops),
+        store.now if now is None else now,
+        decided=True,
+    )

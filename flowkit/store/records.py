@@ -228,8 +228,3 @@ def _has_hole(view: memoryview, start: int, stop: int) -> bool:
             return True
         at = edge
     return False
-
-
-def encode_payload(value: Any) -> bytes:
-    """A record's payload from builtins and structs."""
-    return msgspec.msgpack.encode(value)

@@ -7,8 +7,9 @@ import msgspec
 
 from flowkit.errors import StoreCorrupt
 from flowkit.store.cipher import StoreKey
+from flowkit.store.files import Files
 from flowkit.store.frame import BEGINNING, Frame, Space
-from flowkit.store.log import Logged, log_number, log_path, logs, read_log
+from flowkit.store.log import Logged, cut_log, log_number, log_path, logs, read_log
 from flowkit.store.manifest import Recovered, manifests, read_manifest
 from flowkit.store.memtable import Memtable
 from flowkit.store.sstable import Sstable
@@ -148,3 +149,9 @@ def readers(directory: Path, found: Found, key: StoreKey | None) -> dict[str, Ss
             raise StoreCorrupt(f"{path}: has {size} bytes, but had {meta.bytes}: restore this file from a copy")
         tables[name] = Sstable(path, key)
     return tables
+
+
+def make_durable(files: Files, found: Found) -> None:
+    """What a killed owner left may be in the page cache only: nothing may be built on it before. Raises OSError."""
+    for path, end in found.ends.items():
+        cut_log(files, path, end)

@@ -25,16 +25,16 @@ import anyio
 import msgspec
 
 from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StorePoisoned
-from flowkit.store.block import MISSING, Value
+from flowkit.store.block import MISSING, Columns, Value
 from flowkit.store.cache import BlockCache, Budget, Rows
 from flowkit.store.events import tell
 from flowkit.store.files import Disk
 from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_frame
-from flowkit.store.lsm import Stats, frame_of
 from flowkit.store.memtable import Memtable
-from flowkit.store.merge import Columns, merge
+from flowkit.store.merge import merge
 from flowkit.store.options import StoreOptions
-from flowkit.store.reading import Reading
+from flowkit.store.reading import Reading, frame_of
+from flowkit.store.stats import Stats
 
 FOLDER = "rocks"
 STATE, UNDECIDED = b"\x00state", b"\x00undecided"

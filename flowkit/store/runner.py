@@ -23,7 +23,7 @@ import msgspec
 from flowkit.errors import StoreError
 from flowkit.store.events import tell
 from flowkit.store.files import Disk, Files
-from flowkit.store.jobs import Done, Job, work
+from flowkit.store.jobs import Done, Job, finished, work
 from flowkit.store.progress import OnProgress, Step
 
 SIZE = struct.Struct("<I")
@@ -50,18 +50,18 @@ class Inline:
 
     async def run(self, job: Job) -> Done:
         """Do one."""
-        steps = work(job, self.files)
         names = job.logs or [name for run in job.runs for name in run]
         handled = 0
+
+        def tell_progress(more: int) -> None:
+            nonlocal handled
+            handled += more
+            if self.progress is not None:
+                self.progress(Step("flush" if job.logs else "compaction", min(handled, total), total))
+
         try:
             total = sum((Path(job.directory) / name).stat().st_size for name in names) if self.progress else 0
-            while True:
-                handled += next(steps)
-                if self.progress is not None:
-                    self.progress(Step("flush" if job.logs else "compaction", min(handled, total), total))
-        except StopIteration as stopped:
-            done: Done = stopped.value
-            return done
+            return finished(work(job, self.files), tell_progress)
         except OSError as error:
             raise job_failed(job, error) from error
 

@@ -1,48 +1,15 @@
-"""A store as of one commit, and another store made of it by hard links."""
+"""A snapshot: another store, made of a pinned one by hard links."""
 
 from pathlib import Path
 
 import anyio
-import msgspec
 
 from flowkit.errors import StoreError
 from flowkit.store.building import building
-from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Files
-from flowkit.store.keys import NAME, KeyProvider, encode_keys
+from flowkit.store.keys import KeyProvider
+from flowkit.store.pinning import Pinned, pinned_keys
 from flowkit.store.progress import OnProgress, Step
-from flowkit.store.sstable import FileMeta
-from flowkit.store.version import Base, Edit, Hidden, Version
-
-
-class Pinned(msgspec.Struct):
-    """What makes up a store as of one commit: sstables of `directory`, and `base` [number, commit id, meta, now]."""
-
-    directory: Path
-    files: dict[str, FileMeta]
-    hidden: frozenset[Hidden]
-    base: Base
-    session: int
-    key: StoreKey | None
-    version: Version | None = None
-    """Held on to, so that the files stay."""
-
-    def state(self) -> Edit:
-        """What a manifest of it says."""
-        return Edit(list(self.files.values()), [], list(self.hidden), 0, self.base)
-
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(meta.bytes for meta in self.files.values())
-
-
-async def pinned_keys(pinned: Pinned, keys: KeyProvider | None) -> bytes | None:
-    """The `KEYS` file for a copy of a store. None if it is not encrypted. Raises StoreKeyError."""
-    if pinned.key is None:
-        return None
-    if keys is not None:
-        return await encode_keys(pinned.key.raw, keys)
-    return await anyio.Path(pinned.directory / NAME).read_bytes()
 
 
 async def snapshot(

@@ -39,6 +39,7 @@ from flowkit.store.block import (
     LZ4,
     MISSING,
     UNREADABLE,
+    Columns,
     Value,
     columns,
     element_sizes,
@@ -60,8 +61,6 @@ BLOCK_RECORDS = 256
 LARGEST_QUICK = 2**20
 READ_AHEAD = 256 * 1024
 """A scan reads so many bytes at once."""
-
-Columns = tuple[list[bytes], list[Value]]
 
 
 class SpaceMeta(msgspec.Struct, array_like=True, frozen=True):

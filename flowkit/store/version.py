@@ -16,7 +16,6 @@ from flowkit.store.sstable import FileMeta, Sstable
 Hidden = tuple[str, str, int | None]
 """(file, table, end): the file's part of that space was dropped."""
 
-
 Base = tuple[int, bytes, dict[str, Any], int]
 """(number, commit id, meta, now) of a commit."""
 
@@ -28,9 +27,9 @@ class Edit(msgspec.Struct, array_like=True):
     remove: list[str] = []
     hide: list[Hidden] = []
     logs_from: int | None = None
-    """Logs below this number are in sstables."""
+    """What logs below this number say is in sstables, or carried over to a later log."""
     base: Base | None = None
-    """As of the last frame of those logs."""
+    """The last commit that is in sstables."""
     closed: tuple[int, int, bytes] | None = None
     """(number, bytes, id of the last frame) of the log when the store was closed in good order."""
 
@@ -81,10 +80,11 @@ class Run:
 class Version:
     """Files by level, with what is hidden in them."""
 
-    __slots__ = ("__weakref__", "files", "hidden", "runs", "tables")
+    __slots__ = ("__weakref__", "files", "hidden", "level_0_runs", "runs", "tables")
 
     def __init__(self, files: Mapping[str, FileMeta], hidden: frozenset[Hidden], tables: Mapping[str, Sstable]) -> None:
         self.files, self.hidden, self.tables = dict(files), hidden, dict(tables)
+        self.level_0_runs = len({meta.run for meta in self.files.values() if meta.level == 0})
         self.runs: dict[Space, list[Run]] = {}
         """By space, newest first."""
         parts: dict[Space, dict[tuple[int, int], list[tuple[bytes, bytes, Sstable]]]] = {}
@@ -121,6 +121,11 @@ class Version:
         """True if everything in a file was dropped."""
         hidden = self.hidden | also
         return all((name, part.table, part.end) in hidden for part in self.files[name].spaces)
+
+
+def next_run(files: Iterable[FileMeta]) -> int:
+    """The number of a run that is newer than all those."""
+    return 1 + max((meta.run for meta in files), default=0)
 
 
 def _first(part: tuple[bytes, bytes, Sstable]) -> bytes:

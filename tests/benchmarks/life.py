@@ -126,10 +126,11 @@ async def paced(ours: Ours, keys: int) -> tuple[list[Timed], list[Timed]]:
             choice = choose(db.version.files, db.options.compaction, all_of_it=True)
             if choice is None:
                 break
-            compacting = db._compacting = asyncio.create_task(db._compact(choice))
+            compacting = db._background.begin(choice)
         numbers = [rng.randrange(keys) for _ in range(1000)]
         took = await timed(ours, [key_of(m) for m in numbers], [value_of(m + n) for m in numbers])
-        flushing = db._flushing is not None and not db._flushing.done()
+        flush = db._background.flushing
+        flushing = flush is not None and not flush.done()
         if n < 1000 and not flushing:
             quiet.append(took)
         elif compacting is not None:

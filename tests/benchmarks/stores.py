@@ -172,12 +172,11 @@ class Ours:
     async def settle(self, *, idle: bool = False) -> None:
         """Flush, and wait until there is nothing left to compact; with `idle` also of what is done when it is quiet."""
         await self.db.flush()
+        background = self.db._background
         while (
-            (idle and self.db._run_count() > 1)
-            or self.db._choice() is not None
-            or (self.db._compacting is not None and not self.db._compacting.done())
+            (idle and self.db.version.level_0_runs > 1) or background.choice() is not None or background.is_compacting()
         ):
-            self.db._work()
+            background.work()
             await asyncio.sleep(0.005)
 
     def read(self, keys: list[bytes]) -> int:

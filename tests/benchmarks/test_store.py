@@ -208,7 +208,7 @@ async def test_expiry_of_a_closed_window(sync: bool, tmp_path: Path, capsys: pyt
         started = time.perf_counter()
         await ours.db.commit(drops=[("w", 2)])
         took = time.perf_counter() - started
-        await ours.db._catalog.settled()
+        await ours.db._core.catalog.settled()
         gone = time.perf_counter() - started
         freed = (before - bytes_under(tmp_path)) / before
         assert (ours.db.ends("w"), ours.db.has(("w", 2))) == ([1, 3], False)

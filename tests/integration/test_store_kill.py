@@ -103,7 +103,8 @@ async def check(path: Path) -> int:
         if store.undecided is not None:
             await store.resolve(store.undecided.commit_id, applied=True)
         assert everything(store) == expected(store.number)
-        named = {*store.version.files, *(log.name for log in store._logs), store._catalog.manifest.path.name, "LOCK"}
+        written = [*store._journal.logs, store._core.catalog.manifest.path]
+        named = {*store.version.files, *(path.name for path in written), "LOCK"}
         assert set(os.listdir(path)) <= named  # noqa: PTH208 - pathlib is no better here
         return store.number
 
@@ -194,7 +195,7 @@ async def test_a_killed_compaction_process_is_started_again_and_nothing_is_lost(
             os.kill(before, signal.SIGKILL)
             await flush
             assert helper._process.pid != before
-            assert store._trouble is None
+            assert store._core.trouble is None
         await store.compact()
         assert everything(store) == expected(store.number)
         last = store.number

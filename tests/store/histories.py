@@ -210,6 +210,6 @@ class Life:
 def strangers(store: LsmStore) -> Iterator[str]:
     """Files in a store's directory that it has no use for."""
     for path in store.path.iterdir():
-        ours = path.name in store.version.files or path == store._catalog.manifest.path or path in store._logs
-        if not ours and path.name != "LOCK":
+        ours = [store.path / "LOCK", store._core.catalog.manifest.path, *store._journal.logs]
+        if path not in ours and path.name not in store.version.files:
             yield path.name

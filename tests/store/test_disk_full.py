@@ -16,7 +16,7 @@ from flowkit.store import Space
 from flowkit.store.options import Durability
 from flowkit.store.version import Edit
 from tests.store.recording import Operation, Recorder
-from tests.store.world import Model, everything, frame, kill, open_now, settle, tiny
+from tests.store.world import Model, everything, frame, in_the_background, kill, open_now, settle, tiny
 
 EVERY = int(os.environ.get("STORE_FULL_EVERY", "5"))
 """One of so many operations fails in turn."""
@@ -92,8 +92,8 @@ async def settle_a_little(store: Any) -> None:
     """Let the background begin: what fails there is tried again later, which nobody waits for here."""
     for _ in range(3):
         await asyncio.sleep(0)
-    tasks = [task for task in (store._turning, store._flushing, store._compacting) if task is not None]
-    if tasks and store._trouble is None:
+    tasks = in_the_background(store)
+    if tasks and store._core.trouble is None:
         await asyncio.wait(tasks, timeout=0.01)
 
 
@@ -138,7 +138,7 @@ async def test_nothing_promised_is_lost_and_with_room_it_goes_on(
 async def test_commits_go_on_while_sstables_cannot_be_written_and_wait_no_longer_than_they_must(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowkit.store.lsm.RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("flowkit.store.background.RETRY_SECONDS", 0.001)
     trouble = Trouble({"create", "append"}, 1, only=".sst")
     trouble.over = True
     store = open_now(tmp_path, files=Recorder(tmp_path, trouble), options=tiny(log_bytes=400))
@@ -162,9 +162,9 @@ async def test_commits_go_on_while_sstables_cannot_be_written_and_wait_no_longer
     assert everything(store) == model.everything()
     trouble.over = True  # room again
     async with asyncio.timeout(20):
-        while store._trouble is not None:
-            store._moved.clear()
-            await store._moved.wait()
+        while store._core.trouble is not None:
+            store._core.moved.clear()
+            await store._core.moved.wait()
         for n in range(done + 1, done + 20):
             await commit(n)
         await store.flush()
@@ -216,8 +216,8 @@ async def test_an_edit_that_waited_behind_one_that_failed_is_not_written(tmp_pat
     store = open_now(tmp_path, files=Recorder(tmp_path, trouble))
     await store.commit({("t", None): {b"k": b"v"}})
     trouble.over = False
-    first = asyncio.ensure_future(store._change(Edit(logs_from=1)))
-    second = asyncio.ensure_future(store._change(Edit(logs_from=1)))
+    first = asyncio.ensure_future(store._core.change(Edit(logs_from=1)))
+    second = asyncio.ensure_future(store._core.change(Edit(logs_from=1)))
     await asyncio.wait([first])
     trouble.over = True
     for edit in (first, second):

@@ -154,19 +154,31 @@ async def test_a_file_is_removed_only_after_the_manifest_has_forgotten_it(tmp_pa
     first, second = (meta.name for meta in store.version.files.values())
     files.hold = "manifest"
     before = len(files.operations)
-    one = asyncio.ensure_future(store._change(Edit(remove=[first])))
+    one = asyncio.ensure_future(store._core.change(Edit(remove=[first])))
     await asyncio.to_thread(files.waits.wait, 10)
-    two = asyncio.ensure_future(store._change(Edit(remove=[second])))
+    two = asyncio.ensure_future(store._core.change(Edit(remove=[second])))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     files.release.set()
     await asyncio.gather(one, two)
-    await store._catalog.settled()
+    await store._core.catalog.settled()
     steps = [(o.kind, o.name) for o in files.operations[before:] if o.kind in {"append", "unlink"}]
     edits = [n for n, (kind, _) in enumerate(steps) if kind == "append"]
     assert len(edits) == 2
     assert steps.index(("unlink", first)) > edits[0]
     assert steps.index(("unlink", second)) > edits[1]
+    await kill(store)
+
+
+async def test_a_dropped_window_gives_its_file_back_at_once(tmp_path: Path) -> None:
+    """Whoever held on to the version before kept the file until the next sweep."""
+    store, _ = held(tmp_path)
+    await store.commit({("w", 1): {b"a": b"1"}})
+    await store.flush()
+    (name,) = store.version.files
+    await store.commit(drops=[("w", 1)])
+    await store._core.catalog.settled()
+    assert not (tmp_path / name).exists()
     await kill(store)
 
 
@@ -190,8 +202,8 @@ async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_flush(tmp_
     store, runner = held(tmp_path / "store", recorder, durability="os")
     await store.commit({T: {b"a": b"1"}}, expires=100, now=1)
     store.make_room()
-    assert store._turning is not None
-    await store._turning
+    assert store._journal.turning is not None
+    await store._journal.turning
     runner.go.clear()
     runner.done.clear()
     await store.commit({T: {b"b": b"2"}}, now=200)  # turns, and moves the clock
@@ -199,6 +211,29 @@ async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_flush(tmp_
     runner.go.set()
     await settle(store)
     expected = {0: {}, 1: {T: [(b"a", b"1")]}, 2: {T: [(b"b", b"2")]}}
+    for number, rows in await states(tmp_path / "found", recorder, [T]):
+        assert rows == expected[number]
+    await kill(store)
+
+
+async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_flush_that_had_to_wait(tmp_path: Path) -> None:
+    """The clock has moved on before its job begins: as of when it was set aside, nothing had expired."""
+    (tmp_path / "store").mkdir()
+    recorder = Recorder(tmp_path / "store")
+    store, runner = held(tmp_path / "store", recorder, durability="os")
+    runner.go.clear()
+    await store.commit({T: {b"z": b"0"}})
+    store.make_room()
+    assert store._journal.turning is not None
+    await store._journal.turning
+    await store.commit({T: {b"a": b"1"}}, expires=100, now=1)  # turns: the flush before it is held up
+    store.make_room()
+    await store._journal.turning
+    await store.commit({T: {b"b": b"2"}}, now=200)  # turns, and moves the clock
+    runner.go.set()
+    await settle(store)
+    a, b, z = (b"a", b"1"), (b"b", b"2"), (b"z", b"0")
+    expected = {0: {}, 1: {T: [z]}, 2: {T: [a, z]}, 3: {T: [b, z]}}
     for number, rows in await states(tmp_path / "found", recorder, [T]):
         assert rows == expected[number]
     await kill(store)
@@ -213,15 +248,15 @@ async def test_what_expires_by_a_clock_that_is_not_durable_stays_in_a_merge(tmp_
     await store.flush()
     await store.commit({T: {b"A": b"0", b"b": b"2"}})  # on both sides of "a": else nothing would be merged
     store.make_room()
-    assert store._turning is not None
-    await store._turning
+    assert store._journal.turning is not None
+    await store._journal.turning
     runner.go.clear()
     runner.done.clear()
     await store.commit({T: {b"c": b"3"}}, now=200)
     await runner.done.wait()
     runner.go.set()
     await settle(store)
-    assert store.counts.compactions == 1
+    assert store.stats().compactions == 1
     a, rows = (b"a", b"1"), [(b"A", b"0"), (b"b", b"2"), (b"c", b"3")]
     expected = {0: {}, 1: {T: [a]}, 2: {T: sorted([a, *rows[:2]])}, 3: {T: rows}}
     for number, found in await states(tmp_path / "found", recorder, [T]):
@@ -236,8 +271,8 @@ async def test_a_drop_that_is_not_durable_takes_nothing_from_a_flush(tmp_path: P
     store, runner = held(tmp_path / "store", recorder, durability="os")
     await store.commit({W: {b"a": b"1"}, T: {b"b": b"2"}})
     store.make_room()
-    assert store._turning is not None
-    await store._turning
+    assert store._journal.turning is not None
+    await store._journal.turning
     runner.go.clear()
     await store.commit({T: {b"c": b"3"}})
     await runner.done.wait()
@@ -308,9 +343,9 @@ async def test_closing_waits_for_an_edit_that_is_being_written(tmp_path: Path) -
     store, _ = held(tmp_path, files)
     await store.commit({T: {b"a": b"1"}})
     store.make_room()
-    assert store._turning is not None
-    await store._turning
-    await store._turn()
+    assert store._journal.turning is not None
+    await store._journal.turning
+    await store._journal.turn()
     files.hold = "manifest"
     flush = asyncio.ensure_future(store.flush())
     await asyncio.to_thread(files.waits.wait, 10)
@@ -326,7 +361,7 @@ async def test_closing_waits_for_an_edit_that_is_being_written(tmp_path: Path) -
 async def test_a_file_that_a_killed_process_left_is_written_over_by_the_next_try(tmp_path: Path) -> None:
     """The same job, done again, failed: its file was there."""
     store, _ = held(tmp_path)
-    (tmp_path / f"{store._catalog.prefix}{store._catalog._next_file:06}.sst").write_bytes(b"half of")
+    (tmp_path / f"{store._core.catalog.prefix}{store._core.catalog._next_file:06}.sst").write_bytes(b"half of")
     await store.commit({T: {b"a": b"1"}})
     await store.flush()
     assert store.get(T, b"a") == b"1"

@@ -21,7 +21,7 @@ def frame(number: int, parent: bytes, keys: dict[bytes, bytes]) -> Frame:
 
 
 async def until_it_waits(store: LsmStore) -> None:
-    while not store._at_rest:  # noqa: ASYNC110  there is nothing that tells
+    while not store._turns.at_rest:  # noqa: ASYNC110  there is nothing that tells
         await asyncio.sleep(0)
 
 
@@ -81,7 +81,7 @@ async def test_across_file_systems_files_are_copied(tmp_path: Path) -> None:
     async with opened(tmp_path / "db") as store:
         await store.commit({WORDS: rows(0, 3000)})
         expected = everything(store)
-        store.files = Elsewhere()
+        store._core.files = Elsewhere()
         await store.snapshot(tmp_path / "snap")
     await check(tmp_path / "snap", expected, 1)
 
@@ -133,7 +133,7 @@ async def test_it_is_exactly_one_commit_while_others_are_made_without_a_pause(tm
         stop.set()
         await writing
         assert store.stats().flushes > 12
-        assert not store._held.total()
+        assert not store._journal.held.total()
     seen = []
     for number in range(12):
         look = read_store(tmp_path / str(number))
@@ -163,22 +163,22 @@ async def test_a_pin_keeps_its_files_and_leaves_none_behind(tmp_path: Path) -> N
 async def test_logs_that_a_pin_reads_are_removed_after_it(tmp_path: Path) -> None:
     """The moment at which a log is both pinned and flushed: a commit comes between the flush and the pin."""
     async with opened(tmp_path) as store:
-        flushed = store._flushed
+        flushed = store._background.flushed
 
         async def then_commit(those: object) -> None:
             await flushed(those)  # type: ignore[arg-type]
-            store._flushed = flushed  # type: ignore[method-assign]
+            store._background.flushed = flushed  # type: ignore[method-assign]
             await store.commit({WORDS: rows(50, 60)})
 
         await store.commit({WORDS: rows(0, 50)})
-        store._flushed = then_commit  # type: ignore[method-assign]
+        store._background.flushed = then_commit  # type: ignore[method-assign]
         async with store.pin() as pinned:
             assert pinned.base[0] == 2
             await store.flush()
             await store.commit({WORDS: rows(0, 1)})
         await store.flush()
         logs = [name for name in contents(tmp_path) if name.startswith("log-")]
-        assert logs == [store._log.path.name]
+        assert logs == [store._journal.log.path.name]
         assert {name for name in contents(tmp_path) if name.endswith(".sst")} == set(store.version.files)
 
 
@@ -231,10 +231,10 @@ async def test_a_snapshot_that_was_broken_off_is_refused_and_can_be_made_again(t
     async with opened(tmp_path / "db", KEY) as store:
         await store.commit({WORDS: rows(0, 10)})
         await store.flush()
-        files, done, steps = store.files, False, 0
+        files, done, steps = store._core.files, False, 0
         while not done:
             # Nothing is in the memtable: all that is done is done to the snapshot.
-            path, store.files = tmp_path / f"snap{steps}", Breaks(steps)
+            path, store._core.files = tmp_path / f"snap{steps}", Breaks(steps)
             try:
                 await store.snapshot(path)
                 done = True
@@ -251,12 +251,12 @@ async def test_a_snapshot_that_was_broken_off_is_refused_and_can_be_made_again(t
                     assert "but a key was given" not in str(empty)  # noqa: PT017
                     whole = False
                 if not whole:
-                    store.files = files
+                    store._core.files = files
                     await store.snapshot(path)
                     assert everything(read_store(path, KEY)) == everything(store)
             steps += 1
         assert steps > 10
-        store.files = files
+        store._core.files = files
 
 
 async def test_a_pin_that_waits_is_told_when_the_store_closes(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ class Patient(Inline):
 
     async def run(self, job: Job) -> Done:
         done = await super().run(job)
-        while self.held and not self.store._is_full():  # noqa: ASYNC110 - a test's loop runs in its steps only
+        background = self.store._background
+        while self.held and not background.is_full():  # noqa: ASYNC110 - a test's loop runs in its steps only
             await asyncio.sleep(0)
         return done
 
@@ -155,11 +156,15 @@ async def kill(store: LsmStore) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    store.budget.leave(store)
-    if store._next_log is not None:
-        store._next_log.close()
-    store._log.close()
-    store._catalog.close()
+    store.budget.leave(store._journal)
+    store._journal.close()
+    store._core.catalog.close()
+
+
+def in_the_background(store: LsmStore) -> list[asyncio.Task[None]]:
+    """The tasks that make room."""
+    tasks = (store._journal.turning, store._background.flushing, store._background.compacting)
+    return [task for task in tasks if task is not None]
 
 
 async def settle(store: LsmStore) -> None:
@@ -167,7 +172,7 @@ async def settle(store: LsmStore) -> None:
     if isinstance(store.runner, Patient):
         hold(store, False)
     for _ in range(200):
-        tasks = [t for t in (store._turning, store._flushing, store._compacting) if t is not None and not t.done()]
+        tasks = [task for task in in_the_background(store) if not task.done()]
         if not tasks:
             return
         await asyncio.wait(tasks, timeout=1)
