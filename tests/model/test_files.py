@@ -10,7 +10,7 @@ import pytest
 from flowkit.app import App
 from flowkit.options import WorkerOptions
 from flowkit.worker import run
-from tests.depth import matrix
+from tests.matrix import matrix
 from tests.model.apps import Trouble, records
 from tests.model.test_engine import numbered
 from tests.model.world import Crash, lines, play

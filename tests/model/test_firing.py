@@ -20,7 +20,8 @@ from flowkit import table as aggregates
 from flowkit.testing import harness
 from flowkit.window import Count, Session, Tumbling
 from flowkit.worker import step as steps
-from tests.depth import examples, matrix
+from tests.depth import examples
+from tests.matrix import matrix
 from tests.model import flink
 from tests.model.apps import Event, Fired, Trouble, Values, app_of, overlapping, records, window_of
 from tests.model.strategies import KEYS
@@ -162,7 +163,7 @@ def test_cut_crashed_and_failing_firings_equal_whole_ones(data: st.DataObject) -
     same(unbroken(build, inputs), broken(build, inputs, crashes, plan))
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", matrix(SPECS, quick=lambda spec: spec[0] in ("sliding", "session")), ids=str)
 def test_a_firing_that_takes_long_lets_the_task_look_around(
     spec: flink.WindowSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,8 @@ from flowkit.errors import ConfigError, InputError
 from flowkit.source import Batch, Reader, Source
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.file_cut import HEAD_BYTES, ends_open
-from tests.depth import examples, matrix
+from tests.depth import examples
+from tests.matrix import matrix
 
 Found = tuple[bytes | None, str, int]
 """A record, where it lies, and its number."""

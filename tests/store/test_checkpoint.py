@@ -10,7 +10,7 @@ import pytest
 from flowkit.clock import VirtualClock
 from flowkit.errors import Fenced, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store import Blob, Checkpoints, DirectoryBlobs, KeyProvider, LsmStore, Step, read_store, rotate
-from tests.depth import matrix
+from tests.matrix import matrix
 from tests.store.making import KEY, OTHER, WINDOW, WORDS, State, contents, everything, opened, rows
 
 

@@ -19,7 +19,7 @@ from flowkit.errors import StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store import Space
 from flowkit.store.cipher import StoreKey
 from flowkit.store.log import read_log
-from tests.depth import matrix
+from tests.matrix import matrix
 from tests.store.world import KEY, Model, everything, frame, kill, look_now, open_now, settle, tiny
 
 FLIPS = [0x01, 0x80, 0xFF, 0x10]

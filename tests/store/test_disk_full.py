@@ -15,7 +15,7 @@ from flowkit.errors import StoreError, StorePoisoned
 from flowkit.store import Space
 from flowkit.store.options import Durability
 from flowkit.store.version import Edit
-from tests.depth import matrix
+from tests.matrix import matrix
 from tests.store.recording import Operation, Recorder
 from tests.store.world import Model, everything, frame, kill, open_now, settle, tiny
 

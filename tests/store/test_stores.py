@@ -27,7 +27,7 @@ from flowkit.store import (
     open_store,
     read_store,
 )
-from tests.depth import matrix
+from tests.matrix import matrix
 
 PLAIN: Space = ("t", None)
 NOWHERE: Space = ("nowhere", None)
@@ -590,13 +590,13 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("applied", [True, False], ids=["applied", "taken-back"])
 @pytest.mark.parametrize(
-    "kind, durability",
+    "kind, durability, applied",
     matrix(
         ["lsm", "rocks"],
         ["commit", "interval", "os"],
-        quick=lambda kind, durability: (kind, durability) in (("lsm", "os"), ("rocks", "commit")),
+        [True, False],
+        quick=lambda *case: case in (("lsm", "os", True), ("rocks", "commit", False)),
     ),
 )
 async def test_kill_9_takes_nothing_that_was_committed(

@@ -9,7 +9,7 @@ import pytest
 from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store import KeyProvider, Step, copy_store, inspect, read_store, stores_in, verify
 from flowkit.store.recovery import readers, recover
-from tests.depth import matrix
+from tests.matrix import matrix
 from tests.store.making import KEY, OTHER, WINDOW, WORDS, contents, everything, opened, rows
 
 

@@ -25,7 +25,7 @@ from flowkit import (
     seconds,
 )
 from flowkit.testing import Harness, harness
-from tests.depth import matrix
+from tests.matrix import matrix
 
 SEEDS = matrix(range(12), quick=lambda seed: seed < 4)
 

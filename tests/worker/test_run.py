@@ -10,7 +10,7 @@ import pytest
 from flowkit import App, Closed, Count, Record, Stream, Tumbling
 from flowkit.options import WorkerOptions
 from flowkit.worker import Summary, run
-from tests.depth import matrix
+from tests.matrix import matrix
 
 
 class Event(Record):
