@@ -1,5 +1,6 @@
 """What every test gets: a mark by the directory that it lives in."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif any(item.path.is_relative_to(HERE / room) for room in ("integration", "cli", "typing", *PROCESSES)):
             # The command line and the type checkers are other processes.
             item.add_marker(pytest.mark.integration)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no collection need walk them again."""
+    gc.collect()
+    gc.freeze()

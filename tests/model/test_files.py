@@ -10,6 +10,7 @@ import pytest
 from flowkit.app import App
 from flowkit.options import WorkerOptions
 from flowkit.worker import run
+from tests.matrix import matrix
 from tests.model.apps import Trouble, records
 from tests.model.test_engine import numbered
 from tests.model.world import Crash, lines, play
@@ -67,12 +68,24 @@ def files(home: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in home.iterdir()}
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2, 3, 6, 11, 30])
-@pytest.mark.parametrize("cut", [(7, 3), (20, 5_000)])
+@pytest.fixture(scope="module")
+def whole(inputs: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run that is not broken off writes."""
+    home = tmp_path_factory.mktemp("whole")
+    play(run_until(inputs, home, None, (5_000, 5_000), None))
+    return files(home)
+
+
+CUTS = [(7, 3), (20, 5_000)]
+
+
+@pytest.mark.parametrize(
+    "steps, cut",
+    matrix([0, 1, 2, 3, 6, 11, 30], CUTS, quick=lambda *case: case in ((3, CUTS[0]), (11, CUTS[1]))),
+)
 def test_a_run_that_was_broken_off_goes_on_to_the_same_files(
-    tmp_path: Path, inputs: list[tuple[str, str]], steps: int, cut: tuple[int, int]
+    tmp_path: Path, inputs: list[tuple[str, str]], whole: dict[str, bytes], steps: int, cut: tuple[int, int]
 ) -> None:
-    play(run_until(inputs, tmp_path / "whole", None, (5_000, 5_000), None))
     broken = tmp_path / "broken"
     for end, by in ((steps, cut), (steps + 5, cut[::-1]), (None, cut)):
         try:
@@ -80,6 +93,6 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_files(
         except Crash:
             continue
         break
-    assert files(broken) == files(tmp_path / "whole")
+    assert files(broken) == whole
     play(run_until(inputs, broken, tmp_path / "state", cut, None))  # there is nothing left to do
-    assert files(broken) == files(tmp_path / "whole")
+    assert files(broken) == whole

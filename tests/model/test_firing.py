@@ -21,6 +21,7 @@ from flowkit.testing import harness
 from flowkit.window import Count, Session, Tumbling
 from flowkit.worker import step as steps
 from tests.depth import examples
+from tests.matrix import matrix
 from tests.model import flink
 from tests.model.apps import Event, Fired, Trouble, Values, app_of, overlapping, records, window_of
 from tests.model.strategies import KEYS
@@ -117,14 +118,15 @@ def inputs_of(events: list[flink.Event]) -> Sequence[tuple[str, Sequence[bytes]]
     return [("events", lines(records(events)))]
 
 
-@pytest.mark.parametrize(
-    "declared, lateness", [(False, 0), (True, 0), (True, 8)], ids=["by hand", "declared", "declared and late"]
-)
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_every_place_of_a_firing_may_be_cut_and_be_crashed_at(
-    spec: flink.WindowSpec, declared: bool, lateness: int
-) -> None:
+FORMS = {"by hand": (False, 0), "declared": (True, 0), "declared and late": (True, 8)}
+QUICK = [(("session", 10), "by hand"), (("count", 4, 2), "declared"), (("sliding", 10, 5, 0), "declared and late")]
+"""Of each form the kind with the most to get wrong: windows that merge, that overlap by number, and by time."""
+
+
+@pytest.mark.parametrize("spec, form", matrix(SPECS, FORMS, quick=lambda *case: case in QUICK), ids=str)
+def test_every_place_of_a_firing_may_be_cut_and_be_crashed_at(spec: flink.WindowSpec, form: str) -> None:
     inputs = inputs_of(crowd(1, 12, 31))
+    declared, lateness = FORMS[form]
 
     def build() -> App:
         return busy_app(spec, declared=declared, lateness=0 if spec[0] == "count" else lateness, trouble=Trouble())
@@ -161,7 +163,7 @@ def test_cut_crashed_and_failing_firings_equal_whole_ones(data: st.DataObject) -
     same(unbroken(build, inputs), broken(build, inputs, crashes, plan))
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", matrix(SPECS, quick=lambda spec: spec[0] in ("sliding", "session")), ids=str)
 def test_a_firing_that_takes_long_lets_the_task_look_around(
     spec: flink.WindowSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,8 +241,15 @@ async def test_a_live_task_cuts_its_firings_and_crashes_in_them(spec: flink.Wind
     assert cuts or spec[0] == "count"  # whose windows fire one or two at a time
 
 
-@pytest.mark.parametrize("spec", [("tumbling", 10, 0), ("sliding", 10, 5, 0), ("global",)], ids=str)
-@pytest.mark.parametrize("declared", [False, True], ids=["by hand", "declared"])
+@pytest.mark.parametrize(
+    "spec, declared",
+    matrix(
+        [("tumbling", 10, 0), ("sliding", 10, 5, 0), ("global",)],
+        [False, True],
+        quick=lambda spec, declared: (spec[0], declared) in (("tumbling", True), ("sliding", False)),
+    ),
+    ids=str,
+)
 def test_windows_that_are_mostly_in_the_store_fire_from_there(spec: flink.WindowSpec, declared: bool) -> None:
     keys = [f"k{n:04}" for n in range(0, 5_000, 2)]
     inputs = inputs_of(numbered([(key, time, 0) for time in (1, 6) for key in keys]))
@@ -252,10 +261,12 @@ def test_windows_that_are_mostly_in_the_store_fire_from_there(spec: flink.Window
     same(unbroken(build, inputs), broken(build, inputs, [20, 20, 20], [small]))
 
 
-@pytest.mark.parametrize("form", ["hand", "declared"])
-def test_a_firing_of_many_keys_holds_few_results_at_once(form: Any) -> None:
+@pytest.mark.parametrize(
+    "form, keys", matrix(["hand", "declared"], [15_000, 300_000], quick=lambda form, keys: keys == 15_000)
+)
+def test_a_firing_of_many_keys_holds_few_results_at_once(form: str, keys: int) -> None:
     """Neither the results of a window nor what comes of them are ever all in memory."""
-    keys, commit_every = 300_000, 5_000
+    commit_every = keys // 60
     events = [Event(f"k{n}", 0, n) for n in range(keys)]
     app = App("many")
     topic = app.topic("events", Event, key="key", time="at")
@@ -276,7 +287,7 @@ def test_a_firing_of_many_keys_holds_few_results_at_once(form: Any) -> None:
     def closed(w: Closed[str, Any]) -> int:
         nonlocal count
         count += 1
-        if count % 100_000 == 1:
+        if count % (keys // 3) == 1:
             alive.append(sum(type(thing) is Closed for thing in gc.get_objects()))
         return count
 

@@ -95,14 +95,14 @@ def zoo_of(data: st.DataObject) -> Callable[[], App]:
     return lambda: zoo(Trouble(at=at, once=once), idle_after=idle, **kinds)
 
 
-@examples(100)
+@examples(100, quick=8)
 @given(data=st.data())
 def test_everything_at_once_survives_crashes(data: st.DataObject) -> None:
     inputs, build = zoo_inputs(data), zoo_of(data)
     same(unbroken(build, inputs), broken(build, inputs, data.draw(crash_plans), data.draw(cut_plans)))
 
 
-@examples(100)
+@examples(100, quick=8)
 @given(data=st.data())
 def test_everything_at_once_does_not_depend_on_batches_and_commits(data: st.DataObject) -> None:
     inputs, build = zoo_inputs(data), zoo_of(data)

@@ -9,14 +9,15 @@ from flowkit.testing import harness
 from services.fraud_detection.app import alerts, app, chargebacks, profiles, scores, setup, transactions
 from services.fraud_detection.model import Scorer, available
 from services.fraud_detection.records import Burst, Transaction
+from tests.matrix import matrix
 from tests.services.fraud_world import decide, world
 
 EVENTS = list(islice(world(42, 2000).events, 1200))
 
 
-async def alerts_of(seed: int | None, crashes: float = 0.05) -> list[str]:
+async def alerts_of(seed: int | None, crashes: float = 0.05, count: int = len(EVENTS)) -> list[str]:
     async with harness(app, seed=seed, crashes=crashes) as h:
-        for kind, events in groupby(EVENTS, type):
+        for kind, events in groupby(EVENTS[:count], type):
             await h.send(transactions if kind is Transaction else chargebacks, *events)
         if seed is not None:
             assert h.crashed or not crashes
@@ -24,11 +25,12 @@ async def alerts_of(seed: int | None, crashes: float = 0.05) -> list[str]:
 
 
 @pytest.mark.skipif(not available(), reason="river is an optional extra")
-async def test_crashes_and_cuts_change_no_alert() -> None:
-    expected = decide(EVENTS, Scorer())
+@pytest.mark.parametrize("count", matrix([600, len(EVENTS)], quick=lambda count: count == 600))
+async def test_crashes_and_cuts_change_no_alert(count: int) -> None:
+    expected = decide(EVENTS[:count], Scorer())
     assert len(expected) > 5
-    assert await alerts_of(None) == expected
-    assert await alerts_of(7, crashes=0.02) == expected
+    assert await alerts_of(None, count=count) == expected
+    assert await alerts_of(7, crashes=0.02, count=count) == expected
 
 
 async def test_rules_alone_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

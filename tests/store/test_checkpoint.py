@@ -10,6 +10,7 @@ import pytest
 from flowkit.clock import VirtualClock
 from flowkit.errors import Fenced, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store import Blob, Checkpoints, DirectoryBlobs, KeyProvider, LsmStore, Step, read_store, rotate
+from tests.matrix import matrix
 from tests.store.making import KEY, OTHER, WINDOW, WORDS, State, contents, everything, opened, rows
 
 
@@ -233,7 +234,7 @@ async def test_a_zombie_is_fenced_and_changes_nothing(tmp_path: Path) -> None:
         assert contents(tmp_path / "blobs") == before
 
 
-@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("published", matrix([False, True], quick=bool))
 async def test_an_owner_that_is_overtaken_while_it_uploads_is_fenced(tmp_path: Path, published: bool) -> None:
     old, blobs = owner(tmp_path)
     new, _ = owner(tmp_path)
@@ -270,8 +271,9 @@ async def test_an_owner_that_is_overtaken_while_it_uploads_is_fenced(tmp_path: P
 # Whatever is broken off
 
 
-@pytest.mark.parametrize("done", [False, True])
-@pytest.mark.parametrize("keys", [None, KEY])
+@pytest.mark.parametrize(
+    "done, keys", matrix([False, True], [None, KEY], quick=lambda done, keys: done == (keys is None))
+)
 async def test_a_publishing_broken_off_at_any_step_leaves_a_whole_checkpoint(
     tmp_path: Path, done: bool, keys: KeyProvider | None
 ) -> None:

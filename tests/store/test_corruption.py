@@ -19,11 +19,14 @@ from flowkit.errors import StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store import Space
 from flowkit.store.cipher import StoreKey
 from flowkit.store.log import read_log
+from tests.matrix import matrix
 from tests.store.world import KEY, Model, everything, frame, kill, look_now, open_now, settle, tiny
 
 FLIPS = [0x01, 0x80, 0xFF, 0x10]
 ALL_FLIPS = "STORE_ALL_FLIPS" in os.environ
 """Each pattern at every byte, not one after the other in turn."""
+STEPS = [1, 7]
+"""Every byte is tried by the integration tests, at each change one in seven (of all patterns: seven is odd)."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,17 +66,20 @@ async def small_store(path: Path, key: StoreKey | None, *, closed: bool) -> list
     return models
 
 
-def damages(data: bytes) -> Iterator[tuple[str, int, bytes]]:
-    for size in range(0, len(data), 1 if ALL_FLIPS else 2):
+def damages(data: bytes, step: int) -> Iterator[tuple[str, int, bytes]]:
+    for size in range(0, len(data), step if ALL_FLIPS else 2 * step):
         yield "cut", size, data[:size]
-    for at in range(len(data)):
+    for at in range(0, len(data), step):
         for flip in FLIPS if ALL_FLIPS else [FLIPS[at % len(FLIPS)]]:
             yield f"xor {flip:#x}", at, data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :]
 
 
+@pytest.mark.parametrize("step", matrix(STEPS, quick=lambda step: step > 1))
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
-def test_a_flipped_byte_or_a_cut_file_is_told_or_harmless(key: StoreKey | None, closed: bool, tmp_path: Path) -> None:
+def test_a_flipped_byte_or_a_cut_file_is_told_or_harmless(
+    key: StoreKey | None, closed: bool, step: int, tmp_path: Path
+) -> None:
     """By a look, which reads all that an owner would."""
     path = tmp_path / "store"
     models = asyncio.run(small_store(path, key, closed=closed))
@@ -86,7 +92,7 @@ def test_a_flipped_byte_or_a_cut_file_is_told_or_harmless(key: StoreKey | None, 
     told = 0
     for file in files:
         data = file.read_bytes()
-        for how, at, damaged in damages(data):
+        for how, at, damaged in damages(data, step):
             file.write_bytes(damaged)
             try:
                 found = everything(look_now(path, key), FEW)
@@ -103,16 +109,17 @@ def test_a_flipped_byte_or_a_cut_file_is_told_or_harmless(key: StoreKey | None, 
                 else:
                     assert found == right, f"{file.name}: {how} at {at}"
         file.write_bytes(data)
-    assert told > 1000
+    assert told > 1000 / step
 
 
+@pytest.mark.parametrize("step", matrix(STEPS, quick=lambda step: step > 1))
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
-def test_after_a_clean_close_every_cut_of_any_log_is_told(key: StoreKey | None, tmp_path: Path) -> None:
+def test_after_a_clean_close_every_cut_of_any_log_is_told(key: StoreKey | None, step: int, tmp_path: Path) -> None:
     path = tmp_path / "store"
     asyncio.run(small_store(path, key, closed=True))
     for file in path.glob("log-*"):
         data = file.read_bytes()
-        for size in range(len(data)):
+        for size in range(0, len(data), step):
             file.write_bytes(data[:size])
             with pytest.raises(StoreCorrupt, match="log-"):
                 look_now(path, key)

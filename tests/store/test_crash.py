@@ -13,28 +13,37 @@ from pathlib import Path
 import pytest
 
 from flowkit.store import LsmStore
-from flowkit.store.cipher import StoreKey
 from flowkit.store.options import Durability
+from tests.matrix import matrix
 from tests.store.histories import Life, strangers
 from tests.store.recording import PowerFailure, Recorder, lay
 from tests.store.world import KEY, Model, everything, frame, kill, open_now
 
 SEEDS = int(os.environ.get("STORE_CRASH_SEEDS", "1"))
 DRAWS = int(os.environ.get("STORE_CRASH_DRAWS", "1"))
-STEPS = 24
+STEPS = matrix([10, 24], quick=lambda steps: steps == 10)
+"""A life of few commits at each change, of more in the integration tests."""
+LIVES = [
+    *[("commit", True, 10), ("os", False, 10)],
+    *[
+        pytest.param(durability, encrypted, 24, marks=pytest.mark.integration)
+        for durability in ("commit", "interval", "os")
+        for encrypted in (False, True)
+        # The cipher knows nothing of durability.
+        if not encrypted or durability == "commit" or SEEDS > 1
+    ],
+]
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
-@pytest.mark.parametrize("durability", ["commit", "interval", "os"])
+@pytest.mark.parametrize("durability, encrypted, steps", LIVES)
 async def test_after_a_power_failure_at_any_moment_one_commit_is_found_whole(
-    durability: Durability, key: StoreKey | None, seed: int, tmp_path: Path
+    durability: Durability, encrypted: bool, steps: int, seed: int, tmp_path: Path
 ) -> None:
-    if key is not None and durability != "commit" and SEEDS == 1:
-        return  # the cipher knows nothing of durability
+    key = KEY if encrypted else None
     life = Life(tmp_path / "life", durability, key, seed)
     life.root.mkdir()
-    await life.live(STEPS)
+    await life.live(steps)
     failure, oracle, luck = PowerFailure({}), life.oracle(), random.Random(seed)
     seen: set[int] = set()
     root = tmp_path / "found"
@@ -58,7 +67,7 @@ async def test_after_a_power_failure_at_any_moment_one_commit_is_found_whole(
                 error.add_note(f"{disk.how} after operation {at}, {operation.kind} {operation.name or operation.file}")
                 raise
     # A life in which nothing could be lost, or nothing was kept, has proved little.
-    assert len(found) > STEPS // 2
+    assert len(found) > steps // 2
 
 
 async def goes_on(store: LsmStore, model: Model, *, flush: bool, close: bool) -> None:
@@ -80,10 +89,13 @@ async def goes_on(store: LsmStore, model: Model, *, flush: bool, close: bool) ->
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-async def test_after_a_power_failure_in_the_midst_of_a_recovery_the_same_is_found(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", STEPS)
+async def test_after_a_power_failure_in_the_midst_of_a_recovery_the_same_is_found(
+    steps: int, seed: int, tmp_path: Path
+) -> None:
     life = Life(tmp_path / "life", "os", None, seed + 100)
     life.root.mkdir()
-    await life.live(STEPS)
+    await life.live(steps)
     failure, oracle, luck = PowerFailure({}), life.oracle(), random.Random(seed)
     root, again = tmp_path / "found", tmp_path / "again"
     recoveries = 0

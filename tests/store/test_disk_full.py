@@ -15,6 +15,7 @@ from flowkit.errors import StoreError, StorePoisoned
 from flowkit.store import Space
 from flowkit.store.options import Durability
 from flowkit.store.version import Edit
+from tests.matrix import matrix
 from tests.store.recording import Operation, Recorder
 from tests.store.world import Model, everything, frame, in_the_background, kill, open_now, settle, tiny
 
@@ -97,7 +98,7 @@ async def settle_a_little(store: Any) -> None:
         await asyncio.wait(tasks, timeout=0.01)
 
 
-@pytest.mark.parametrize("durability", ["commit", "os"])
+@pytest.mark.parametrize("durability", matrix(["commit", "os"], quick=lambda durability: durability == "commit"))
 @pytest.mark.parametrize(
     "kinds, partly",
     [

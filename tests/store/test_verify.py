@@ -9,6 +9,7 @@ import pytest
 from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store import KeyProvider, Step, copy_store, inspect, read_store, stores_in, verify
 from flowkit.store.recovery import readers, recover
+from tests.matrix import matrix
 from tests.store.making import KEY, OTHER, WINDOW, WORDS, contents, everything, opened, rows
 
 
@@ -36,13 +37,14 @@ async def test_a_sound_store_has_no_problems(tmp_path: Path, keys: KeyProvider |
     assert steps[-1].done == report.bytes == sum(sizes.values())
 
 
+@pytest.mark.parametrize("most", matrix([40, 300], quick=lambda most: most == 40))
 @pytest.mark.parametrize("keys", [None, KEY])
-async def test_every_changed_byte_is_found_in_its_file(tmp_path: Path, keys: KeyProvider | None) -> None:
+async def test_every_changed_byte_is_found_in_its_file(tmp_path: Path, keys: KeyProvider | None, most: int) -> None:
     await filled(tmp_path, keys)
     chosen = random.Random(7)
     for name, data in contents(tmp_path).items():
         path = tmp_path / name
-        places = range(len(data)) if len(data) < 300 else sorted(chosen.sample(range(len(data)), 150))
+        places = range(len(data)) if len(data) < most else sorted(chosen.sample(range(len(data)), most // 2))
         for at in places:
             path.write_bytes(data[:at] + bytes([data[at] ^ (1 << chosen.randrange(8))]) + data[at + 1 :])
             try:
