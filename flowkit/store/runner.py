@@ -92,9 +92,10 @@ class Helper:
                 return await self._ask(job)
             except ConnectionError as error:
                 if not tries_left:
-                    raise StoreError(
-                        f"{job.directory}: the compaction process ended {TRIES} times ({error}): is there enough memory?"
-                    ) from error
+                    what = f"the compaction process ended {TRIES} times ({error})"
+                    raise StoreError(f"{job.directory}: {what}: is there enough memory?") from error
+            except OSError as error:
+                raise StoreError(f"{job.directory}: no compaction process can be started: {error.strerror}") from error
             tell("warning", "the compaction process ended by itself; starting another", directory=job.directory)
         raise AssertionError
 
