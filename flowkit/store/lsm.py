@@ -204,7 +204,8 @@ class LsmStore(Reading):
             await self.flush()
         await self._background.compact_all()
 
-    # As of one commit
+        # As of one commit
+        await self._core.catalog.settled()  # what it was merged from is gone when this returns
 
     def pin(self) -> AbstractAsyncContextManager[Pinned]:
         """The store as of a commit, in sstables alone, which stay where they are as long as this context lasts.
