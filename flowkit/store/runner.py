@@ -80,7 +80,7 @@ class Helper:
     def __init__(self, bytes_per_second: int | None = None) -> None:
         self.bytes_per_second = bytes_per_second
         self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._readings: set[asyncio.Task[None]] = set()
         self._waiting: dict[int, asyncio.Future[Done]] = {}
         self._starting = asyncio.Lock()
         self._next = 0
@@ -104,17 +104,22 @@ class Helper:
             if self._process is None or self._process.returncode is not None:
                 await self._start()
         assert self._process is not None
-        assert self._process.stdin is not None
+        process, waiting = self._process, self._waiting
+        assert process.stdin is not None
         number, self._next = self._next, self._next + 1
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        waiting[number] = answer
         data = msgspec.msgpack.encode([number, job])
         try:
-            self._process.stdin.write(SIZE.pack(len(data)) + data)
-            await self._process.stdin.drain()
+            process.stdin.write(SIZE.pack(len(data)) + data)
+            await process.stdin.drain()
             return await answer
+        except ConnectionError:
+            if self._process is process:  # dead, though it may not have been reaped yet: the next try needs another
+                self._process = None
+            raise
         finally:
-            self._waiting.pop(number, None)
+            waiting.pop(number, None)
 
     async def _start(self) -> None:
         package = str(Path(__file__).parents[1])
@@ -123,14 +128,18 @@ class Helper:
             sys.executable, "-c", _BOOT, package, limit,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        self._reading = asyncio.create_task(self._read(self._process), name="store helper")
+        # Its own: that an earlier one has died is no answer to what this one is asked.
+        self._waiting = {}
+        reading = asyncio.create_task(self._read(self._process, self._waiting), name="store helper")
+        self._readings.add(reading)
+        reading.add_done_callback(self._readings.discard)
 
-    async def _read(self, process: Any) -> None:
+    async def _read(self, process: Any, waiting: "dict[int, asyncio.Future[Done]]") -> None:
         try:
             while True:
                 (size,) = SIZE.unpack(await process.stdout.readexactly(SIZE.size))
                 number, done, error = msgspec.msgpack.decode(await process.stdout.readexactly(size))
-                answer = self._waiting.get(number)
+                answer = waiting.get(number)
                 if answer is None or answer.done():
                     continue
                 if error is not None:
@@ -139,23 +148,22 @@ class Helper:
                     answer.set_result(msgspec.convert(done, Done))
         except (asyncio.IncompleteReadError, ConnectionError):
             await process.wait()
-            for answer in self._waiting.values():
+            for answer in waiting.values():
                 if not answer.done():
                     answer.set_exception(ConnectionError(f"exit status {process.returncode}"))
 
     async def close(self) -> None:
         """End the child; what it was doing is left undone."""
-        if self._process is None:
-            return
         process, self._process = self._process, None
-        assert process.stdin is not None
-        process.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        with contextlib.suppress(ConnectionError):
-            await process.wait()
-        if self._reading is not None:
-            await asyncio.wait([self._reading])
+        if process is not None:
+            assert process.stdin is not None
+            process.stdin.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with contextlib.suppress(ConnectionError):
+                await process.wait()
+        if self._readings:
+            await asyncio.wait(self._readings)
 
 
 @asynccontextmanager
