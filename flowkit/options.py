@@ -75,7 +75,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     are fetched at once. `grace` ms is what a stop by SIGTERM may take. `stall_after` ms without progress make the
     watchdog speak up and restart the task. `lease_ttl` ms after its last sign of life a worker's tasks are taken over.
     `live_objects` table values are kept decoded in memory, a table; what the stores of all tasks keep of the rest takes
-    `store_memory` bytes. Topics that are missing are made with `partitions`.
+    `store_memory` bytes, and their compaction may write `compaction_rate` bytes a second. Topics that are missing are
+    made with `partitions`.
     """
 
     commit_every: int = 5_000
@@ -86,6 +87,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl: int = 10_000
     live_objects: int = 1_000_000
     store_memory: int = 256 * 2**20
+    compaction_rate: int = 2**30
     partitions: int = 1
 
     @classmethod

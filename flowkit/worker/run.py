@@ -140,7 +140,9 @@ async def run(
             open_directory(Path(state), app.name)
             stack.enter_context(claim_directory(Path(state)))
             store_path = Path(state) / "run"
-        host = await stack.enter_async_context(open_host(options.store_memory))
+        host = await stack.enter_async_context(
+            open_host(options.store_memory, bytes_per_second=options.compaction_rate)
+        )
         store = await stack.enter_async_context(open_store(store_path, host=host, keys=keys_from_environment()))
         sinks: dict[str, Sink] = {**files}
         if app.dead_letters.name not in sinks:

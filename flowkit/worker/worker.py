@@ -74,7 +74,10 @@ class Worker:
             open_directory(self.state, self.app.name)
             stack.enter_context(claim_directory(self.state))
             stack.enter_context(tuned_collector())
-            host = await stack.enter_async_context(open_host(self.options.store_memory))
+            options = self.options
+            host = await stack.enter_async_context(
+                open_host(options.store_memory, bytes_per_second=options.compaction_rate)
+            )
             self.home = StateHome(self.state, host, keys_from_environment())
             self.broker = open_broker(self.broker_url, self.clock)
             await stack.enter_async_context(self.broker)
