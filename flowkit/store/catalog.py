@@ -35,7 +35,7 @@ class Catalog:
         self._doomed: set[str] = set()
         self._turn = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
-        self._failed = False
+        self._failed = self._closed = False
         self._next_file = 1
         self._begun_with = manifest.size
         self.show: Callable[[Version], None]
@@ -56,6 +56,8 @@ class Catalog:
     async def change(self, edit: Edit) -> None:
         """Make the next version, durable when this returns. Raises OSError: what is durable then is unknown."""
         tables = {meta.name: Sstable(self.directory / meta.name, self.key) for meta in edit.add}
+        # Whoever reads on holds the version before: what it alone has goes when that is let go.
+        weakref.finalize(self.version, self._let_go, asyncio.get_running_loop()).atexit = False
         self.version = self.version.after(edit, tables)
         self.show(self.version)
         self._versions.add(self.version)
@@ -77,9 +79,13 @@ class Catalog:
             self._doomed.update(name for name in edit.remove if name not in self.version.files)
         self.sweep_soon()
 
+    def _let_go(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._doomed and not self._closed and not loop.is_closed():
+            loop.call_soon_threadsafe(self.sweep_soon)
+
     def sweep_soon(self) -> None:
         """Remove what is doomed, beside everything else: a large file takes some ms, and no commit need wait for it."""
-        if self._doomed and (self._sweeping is None or self._sweeping.done()):
+        if self._doomed and not self._closed and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.create_task(self.sweep(), name=f"sweep {self.directory.name}")
 
     def _write(self, edit: Edit, state: Edit | None) -> None:
@@ -120,6 +126,7 @@ class Catalog:
 
     def close(self) -> None:
         """Let go of the manifest."""
+        self._closed = True
         self.manifest.close()
 
 

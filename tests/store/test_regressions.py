@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -422,3 +423,23 @@ async def test_a_value_that_was_read_from_disk_is_forgotten_once_a_newer_one_is_
             assert store.get(T, b"a") == b"%d" % n
             assert store.get_many(T, [b"a", b"b"]) == [b"%d" % n, None if n else b"b"]
     await store.close()
+
+
+async def test_what_a_scan_still_read_goes_when_the_scan_is_let_go(tmp_path: Path) -> None:
+    """Files that were merged while someone read them stayed until the next edit, which may be long in coming."""
+    store = open_now(tmp_path)
+    # More than a scan reads ahead, or it would be done with the files at once.
+    await store.commit({T: {b"%05d" % k: random.Random(k).randbytes(400) for k in range(3000)}})
+    await store.flush()
+    before = set(store.version.files)
+    reading = store.scan(T)
+    next(reading)
+    await store.commit({T: {b"00001": b"", b"02000": b""}})
+    await store.compact()
+    assert all((tmp_path / name).exists() for name in before)
+    del reading
+    for _ in range(3):  # the sweep is asked for by the end of the version, and begins in the next turn of the loop
+        await asyncio.sleep(0)
+    await store._core.catalog.settled()
+    assert {name for name in os.listdir(tmp_path) if name.endswith(".sst")} == set(store.version.files)  # noqa: PTH208
+    await kill(store)
