@@ -178,6 +178,8 @@ class Ours:
         ):
             background.work()
             await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # the last merge has let go of its inputs, which go beside everything else
+        await self.db._core.catalog.settled()
 
     def read(self, keys: list[bytes]) -> int:
         get, found = self.db.get, 0
