@@ -32,7 +32,7 @@ from flowkit.store.version import Version
 Store = LsmStore | MemoryStore | RocksStore
 Engine = Literal["lsm", "rocks"]
 
-READ_TRIES = 20
+READ_TRIES = 50
 
 
 class Host:
