@@ -95,10 +95,6 @@ class BlockCache:
         if self._young_bytes > self._half:
             self._old, self.young, self._young_bytes = self.young, {}, 0
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.young, self._old, self._young_bytes = {}, {}, 0
-
     def __len__(self) -> int:
         return len(self.young) + len(self._old)
 
@@ -155,7 +151,3 @@ class Rows:
         """The whole space is gone."""
         self.young.pop(space, None)
         self._old.pop(space, None)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.young, self._old, self._bytes = {}, {}, 0

@@ -4,7 +4,7 @@ from typing import Any
 
 from flowkit.errors import StoreError
 from flowkit.store.cache import BlockCache, Rows
-from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_frame
+from flowkit.store.frame import Frame, decode_frame, encode_frame
 from flowkit.store.memtable import Memtable
 from flowkit.store.reading import Reading, frame_of
 
@@ -68,12 +68,5 @@ class MemoryStore(Reading):
         await self.resolve(frame.commit_id, applied=True)
         return frame.number
 
-    def spaces(self) -> list[Space]:
-        """All spaces that have keys."""
-        return list(self.memtable.spaces)
-
     async def close(self) -> None:
         """Nothing to let go of."""
-
-
-__all__ = ["MemoryStore", "SpaceChange"]
