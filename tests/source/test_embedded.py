@@ -405,6 +405,9 @@ def lines_of(process: subprocess.Popen[str], count: int) -> int:
 
 def finish(process: subprocess.Popen[str]) -> list[int]:
     """The numbers that it told until it died."""
-    out, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, err
-    return [int(line) for line in out.splitlines()]
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout, process.stderr:
+        # Not communicate(): that reads past what readline() has buffered, and so begins amid a line.
+        lines, err = process.stdout.readlines(), process.stderr.read()
+    assert process.wait() == -signal.SIGKILL, err
+    return [int(line) for line in lines if line.endswith("\n")]
