@@ -25,12 +25,12 @@ from flowkit.errors import (
     WindowClosed,
     WrongPartition,
 )
+from flowkit.flow import Events, Keyed
 from flowkit.options import Settings
 from flowkit.record import (
     Change,
     Closed,
     DeadLetter,
-    Events,
     Record,
     days,
     hours,
@@ -77,6 +77,7 @@ __all__ = [
     "FlowkitError",
     "Global",
     "InputError",
+    "Keyed",
     "Last",
     "Max",
     "Mean",

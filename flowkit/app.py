@@ -13,11 +13,13 @@ import msgspec
 from flowkit.agent import AgentSpec, Getter, Outlet, Plan, Retry, Sink, Stream, Topic, check_name, make_plan
 from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
 from flowkit.errors import ConfigError, NoEvent
-from flowkit.record import DeadLetter, Events
+from flowkit.flow import Derived, Events
+from flowkit.record import DeadLetter
 from flowkit.table import (
     Aggregate,
     AnyTable,
     OverlappingTable,
+    ProcessTable,
     Table,
     TableEvents,
     WindowedTable,
@@ -111,15 +113,18 @@ class App:
         self.tables: dict[str, AnyTable[Any, Any]] = {}
         self.agents: dict[str, AgentSpec] = {}
         self.resources: dict[str, Resource[Any]] = {}
+        self.derived: dict[str, Derived[Any]] = {}
+        """The streams that operators have made of others."""
         self.dead_letters: Topic[DeadLetter] = Topic("dead-letters", DeadLetter)
         """What could not be processed, as a stream that agents may read."""
+        self.dead_letters.owner = self
 
     def __repr__(self) -> str:
         return f"<App {self.name}>"
 
     def _new_name(self, name: str, what: str) -> None:
         check_name(name, what)
-        for kind, known in (("topic", self.topics), ("sink", self.sinks), ("table", self.tables)):
+        for kind, known in self._kinds():
             if name in known:
                 raise ConfigError(f"app {self.name!r} has a {kind} named {name!r} already")
         if name == self.dead_letters.name:
@@ -130,6 +135,31 @@ class App:
         taken = [f"{name}.{kind}" for kind in KINDS if what == "a table" and f"{name}.{kind}" in self.topics]
         if taken:
             raise ConfigError(f"table {name!r} would send {taken[0]!r}, which is the name of a topic")
+
+    def _kinds(self) -> list[tuple[str, dict[str, Any]]]:
+        """All that has a name of its own."""
+        named: list[tuple[str, dict[str, Any]]] = [("topic", self.topics), ("sink", self.sinks)]
+        return [*named, ("table", self.tables), ("stream", self.derived)]
+
+    def add_stream(self, stream: Derived[Any]) -> None:
+        """Take note of a stream that an operator makes. Raises ConfigError for a name that is taken."""
+        self._new_name(stream.name, "a stream")
+        self.derived[stream.name] = stream
+
+    def free_name(self, wanted: str) -> str:
+        """`wanted`, or with the first number behind it that makes it free."""
+        name, number = wanted, 1
+        while any(name in known for _, known in self._kinds()):
+            number += 1
+            name = f"{wanted}-{number}"
+        return name
+
+    def add_operator(self, table: ProcessTable) -> ProcessTable:
+        """Take note of an operator that keeps something. Raises ConfigError for a name that is taken."""
+        self._new_name(table.name, "an operator")
+        table.belong_to(self)
+        self.tables[table.name] = table
+        return table
 
     def topic(
         self,
@@ -166,6 +196,7 @@ class App:
             idle_after=idle_after,
             close_after_idle=close_after_idle,
         )
+        topic.owner = self
         self.topics[name] = topic
         return topic
 
@@ -320,6 +351,7 @@ class App:
         compiled = compiled_of(table)
         if compiled is not None:
             table.set_types(compiled.key_type, compiled.result_type)
+        table.belong_to(self)
         self.tables[name] = table
         return table
 
@@ -453,7 +485,9 @@ class App:
 
     def _check_own(self, used: Iterable[Events[Any] | Outlet[Any]]) -> None:
         for what in used:
-            if isinstance(what, TableEvents):
+            if isinstance(what, Derived):
+                own = self.derived.get(what.name) is what
+            elif isinstance(what, TableEvents):
                 own = self.tables.get(what.table.name) is what.table
             else:
                 own = what in (self.topics.get(what.name), self.sinks.get(what.name), self.dead_letters)

@@ -1,13 +1,12 @@
-"""What flows: records, the events that tables make of them, and what can be subscribed to.
+"""What flows: records, and the events that tables make of them.
 
 Times are integer milliseconds since the epoch, UTC; durations are integer milliseconds made by `milliseconds` … `days`.
 """
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, dataclass_transform
 
 import msgspec
 
-T_co = TypeVar("T_co", covariant=True)
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -93,20 +92,6 @@ class DeadLetter(msgspec.Struct):
     traceback: str = ""
     agent: str = ""
     attempts: int = 0
-
-
-class Events(Generic[T_co]):
-    """Anything that an agent can subscribe to: a topic, or what a table sends (closed windows, changes, late records).
-
-    `name` is unique in the app; `type` is the type of one event.
-    """
-
-    def __init__(self, name: str, type_: Any) -> None:
-        self.name = name
-        self.type = type_
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}>"
 
 
 def milliseconds(n: float) -> int:

@@ -29,6 +29,7 @@ FLOORS = {
     "store": 1,
     "source": 2,
     "sink": 2,
+    "flow": 2,
     "table": 3,
     "agent": 4,
     "app": 5,

@@ -15,7 +15,6 @@ from flowkit.record import (
     Change,
     Closed,
     DeadLetter,
-    Events,
     Record,
     days,
     hours,
@@ -114,10 +113,6 @@ def test_the_years_1_to_9999_lie_within_all_time() -> None:
     assert MIN_TIME < EARLIEST < 0 < LATEST < END_OF_TIME
     assert EARLIEST % 86_400_000 == 0
     assert (LATEST + 1) % 86_400_000 == 0
-
-
-def test_what_can_be_subscribed_to_shows_its_name() -> None:
-    assert repr(Events("clicks", Spend)) == "<Events clicks>"
 
 
 def test_every_error_is_in_the_drawn_tree() -> None:

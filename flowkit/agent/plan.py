@@ -13,7 +13,7 @@ from typing import Any
 from flowkit.agent.spec import AgentSpec
 from flowkit.agent.topic import Outlet, Topic
 from flowkit.errors import ConfigError
-from flowkit.record import Events
+from flowkit.flow import Events, roots_of
 from flowkit.table import AnyTable, TableEvents
 
 
@@ -64,19 +64,18 @@ def make_plan(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]])
     joined = _Joined()
     for agent in agents:
         if agent not in broadcast_writers:
-            joined.join([_node(agent), *map(_root, agent.sources)])
+            joined.join([_node(agent), *map(_root, roots_of(agent.sources))])
             for table in (*agent.tables, *(t for t in agent.reads if not t.broadcast)):
                 joined.join([_node(agent), ("table", table.name)])
     for table in tables:
-        if table.source is not None:
-            joined.join([("table", table.name), _root(table.source)])
+        joined.join([("table", table.name), *map(_root, roots_of(table.sources))])
     made: dict[Any, Group] = {}
     for agent in agents:
         if agent not in broadcast_writers:
             made.setdefault(joined.find(_node(agent)), Group("")).agents.append(agent)
     for table in tables:
         key = joined.find(("table", table.name))
-        if not table.broadcast and (key in made or table.source is not None):
+        if not table.broadcast and (key in made or table.sources):
             made.setdefault(key, Group("")).tables.append(table)
     groups = list(made.values())
     for group in groups:
@@ -144,9 +143,9 @@ def _name(groups: list[Group]) -> None:
 
 
 def _inputs(group: Group, brought: set[AgentSpec]) -> None:
-    everywhere = {s.name: s for a in group.agents if a in brought for s in a.sources if isinstance(s, Topic)}
-    here = {s.name: s for a in group.agents if a not in brought for s in a.sources if isinstance(s, Topic)}
-    here |= {t.source.name: t.source for t in group.tables if isinstance(t.source, Topic)}
+    everywhere = _topics(source for agent in group.agents if agent in brought for source in agent.sources)
+    here = _topics(source for agent in group.agents if agent not in brought for source in agent.sources)
+    here |= _topics(source for table in group.tables for source in table.sources)
     for name in sorted(everywhere.keys() & here.keys()):
         writers = ", ".join(repr(agent.name) for agent in group.agents if agent in brought)
         raise ConfigError(
@@ -154,6 +153,11 @@ def _inputs(group: Group, brought: set[AgentSpec]) -> None:
             "partition: send it on to a topic of its own"
         )
     group.topics, group.broadcast_topics = list(here.values()), list(everywhere.values())
+
+
+def _topics(streams: Iterable[Events[Any]]) -> dict[str, Topic[Any]]:
+    """The topics from which the events of streams come, by name."""
+    return {root.name: root for root in roots_of(streams) if isinstance(root, Topic)}
 
 
 def _in_order(groups: list[Group]) -> list[Group]:
@@ -179,13 +183,13 @@ def _depths(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -
     windows: dict[str, set[str]] = {table.name: set() for table in tables}
     for sources, written in [
         *((agent.sources, agent.tables) for agent in agents),
-        *(((table.source,), (table,)) for table in tables if table.source is not None),
+        *((table.sources, (table,)) for table in tables),
     ]:
-        for source in sources:
+        for source in roots_of(sources):
             if isinstance(source, TableEvents):
                 for table in written:
                     above[table.name].setdefault(source.table.name, source)
-                    if source.kind == "closed":
+                    if source.kind != "changes":
                         windows[table.name].add(source.table.name)
     circle = _circle(above)
     if circle:
@@ -226,7 +230,7 @@ def _broadcast_problem(where: str, source: TableEvents) -> Iterator[str]:
 def _table_problems(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -> Iterable[str]:
     known = set(tables)
     for agent in agents:
-        sources = [source for source in agent.sources if isinstance(source, TableEvents)]
+        sources = [source for source in roots_of(agent.sources) if isinstance(source, TableEvents)]
         for table in dict.fromkeys((*agent.tables, *agent.reads, *(source.table for source in sources))):
             if table not in known:
                 yield f"agent {agent.name!r}: table {table.name!r} belongs to another app"
@@ -240,17 +244,19 @@ def _table_problems(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, 
         readers = [
             agent
             for agent in agents
-            if table in agent.reads or any(isinstance(s, TableEvents) and s.table is table for s in agent.sources)
+            if table in agent.reads
+            or any(isinstance(s, TableEvents) and s.table is table for s in roots_of(agent.sources))
         ]
-        if readers and not writers and table.source is None:
+        if readers and not writers and not table.sources:
             yield f"table {table.name!r} is read by {readers[0].name!r}, but no agent writes it"
-        if isinstance(table.source, TableEvents):
-            yield from _broadcast_problem(f"table {table.name!r}", table.source)
-            if table.source.table not in known:
-                yield f"table {table.name!r}: of={table.source.name!r} belongs to another app"
+        for root in roots_of(table.sources):
+            if isinstance(root, TableEvents):
+                yield from _broadcast_problem(f"table {table.name!r}", root)
+                if root.table not in known:
+                    yield f"table {table.name!r}: of={root.name!r} belongs to another app"
         if table.broadcast:
             for writer in writers:
-                parts = [s for s in writer.sources if isinstance(s, TableEvents)]
+                parts = [s for s in roots_of(writer.sources) if isinstance(s, TableEvents)]
                 if writer.sinks or parts or any(not t.broadcast for t in (*writer.tables, *writer.reads)):
                     yield (
                         f"agent {writer.name!r} writes the broadcast table {table.name!r} and so runs in every task: "

@@ -21,7 +21,7 @@ from flowkit.agent.stream import Stream
 from flowkit.agent.topic import Outlet
 from flowkit.codec import arms_of, bare, class_of, type_name
 from flowkit.errors import ConfigError
-from flowkit.record import Events
+from flowkit.flow import Events
 from flowkit.table import AnyTable
 
 STREAMS = (Stream, AsyncIterator, AsyncIterable)

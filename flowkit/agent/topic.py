@@ -5,7 +5,8 @@ from typing import Any, Generic, TypeVar
 
 from flowkit.codec import Codec, CodecName, EventTime, TimeUnit, fields_of, has_field, type_name
 from flowkit.errors import ConfigError, NoEvent, TimeError
-from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME, Events
+from flowkit.flow import Events
+from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
 from flowkit.table import current
 
 T = TypeVar("T")

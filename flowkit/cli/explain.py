@@ -11,7 +11,7 @@ from flowkit.cli.arguments import Module, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.outcome import EXIT_CODES, OK, out
 from flowkit.cli.show import duration, type_name, window_words
-from flowkit.record import Events
+from flowkit.flow import Events
 from flowkit.sink import FileSink
 from flowkit.table import AnyTable, TableEvents
 from flowkit.window import Cumulative, Session, Sliding, Tumbling

@@ -26,7 +26,8 @@ from flowkit.table.definition import (
     overlaps,
 )
 from flowkit.table.fused import BatchLoop, Compiled, batch_loop
-from flowkit.table.state import NEVER, Open, State
+from flowkit.table.process import FeedOf, Process, ProcessState, ProcessTable, Sent
+from flowkit.table.state import NEVER, Open, Result, State
 
 __all__ = [
     "NEVER",
@@ -38,6 +39,7 @@ __all__ = [
     "CountDistinct",
     "Cursor",
     "Custom",
+    "FeedOf",
     "First",
     "Last",
     "Max",
@@ -46,7 +48,12 @@ __all__ = [
     "Mode",
     "Open",
     "OverlappingTable",
+    "Process",
+    "ProcessState",
+    "ProcessTable",
     "Quantile",
+    "Result",
+    "Sent",
     "State",
     "Sum",
     "Table",

@@ -18,6 +18,7 @@ from flowkit.table.counted import CountState, counter_codec, no_count
 from flowkit.table.cursor import Cursor
 from flowkit.table.definition import AnyTable
 from flowkit.table.panes import PaneState
+from flowkit.table.process import ProcessState, ProcessTable
 from flowkit.table.session import SessionState, span_codec
 from flowkit.table.state import PlainState, State
 from flowkit.table.stored import Stored
@@ -44,6 +45,8 @@ def make_state(
 ) -> State:
     """The state of `table` in one task, empty until its `open`. In the store it is called `space`, or as the table."""
     keys = KeyCodec(table.key_type)
+    if isinstance(table, ProcessTable):
+        return _process_state(table, keys, cursor, store, owns, clean_limit, space)
     compiled = compiled_of(table)
     encode, decode, new, present, final = _values(table) if compiled is None else _accumulators(compiled)
     make = default_factory(table) if compiled is None else compiled.new
@@ -93,6 +96,34 @@ def make_state(
             shape, cursor, store, window=window, pane=window.pane, merge=compiled.merge, early=table.early, **common
         )
     return AlignedState(shape, cursor, store, window=window, early=table.early, **common)
+
+
+def _process_state(
+    table: ProcessTable,
+    keys: KeyCodec,
+    cursor: Cursor,
+    store: Stored,
+    owns: Callable[[bytes], bool] | None,
+    clean_limit: int,
+    space: str | None,
+) -> ProcessState:
+    codec = Codec("msgpack", table.process.cell_type)
+    new = table.process.new
+    shape = Shape(
+        table.name,
+        keys.encode,
+        keys.decode,
+        codec.encode,
+        codec.decode_fast,
+        lambda _key: new(),
+        lambda cell: codec.decode_fast(codec.encode(cell)),
+        _same,
+        owns=_by_wire(owns, keys.wire) if owns is not None and keys.wire is not bytes else owns,
+        clean_limit=clean_limit,
+        space=space,
+        make=new,
+    )
+    return ProcessState(shape, cursor, store, table=table)
 
 
 def _by_wire(owns: Callable[[bytes], bool], wire: Callable[[bytes], bytes]) -> Callable[[bytes], bool]:
@@ -191,6 +222,7 @@ def schema_of(table: AnyTable[Any, Any]) -> dict[str, Any]:
         "window": repr(table.window),
         "version": table.version,
         "timed": table.ttl is not None,
+        "logic": table.signature if isinstance(table, ProcessTable) else "",
     }
 
 
@@ -239,6 +271,11 @@ def check_schema(table: AnyTable[Any, Any], stored: dict[str, Any]) -> bool:
         )
     if stored["key"] != now["key"]:
         raise SchemaChanged(f"{where}: the key type has changed: give the table another name")
+    if stored.get("logic", "") != now["logic"]:
+        raise SchemaChanged(
+            f"{where}: what it does has changed from {stored.get('logic')} to {now['logic']}, and its state belongs to "
+            "the former: give it another name="
+        )
     if stored["timed"] != now["timed"]:
         raise SchemaChanged(f"{where}: stored {'with' if stored['timed'] else 'without'} a ttl: give it another name")
     if stored["version"] < table.version:

@@ -20,11 +20,12 @@ class Cursor:
     """One task's present event.
 
     `time` (ms) is the event's; `ordinal` numbers events, so that a count window counts one once; `ready` is set by a
-    table that has something to fire without the watermark's help. In a batch `time` is NEVER, and `batch` has (time,
+    table that has something to fire without the watermark's help; `sent` is what operators have made of the event, for
+    those who subscribe to it: (stream, event, time in ms). In a batch `time` is NEVER, and `batch` has (time,
     ordinal) by the events' identity.
     """
 
-    __slots__ = ("agent", "batch", "emit", "event", "ordinal", "ready", "time", "watermark")
+    __slots__ = ("agent", "batch", "emit", "event", "ordinal", "ready", "sent", "time", "watermark")
 
     def __init__(self) -> None:
         self.time = MIN_TIME
@@ -32,6 +33,7 @@ class Cursor:
         self.event: Any = None
         self.ordinal = 0
         self.ready = False
+        self.sent: list[tuple[str, Any, int]] = []
         self.agent: Any = None
         self.batch: dict[int, tuple[int, int]] | None = None
         self.emit: Callable[[Any, Any, Any, int | None], None]

@@ -6,7 +6,8 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from flowkit.codec import has_field
 from flowkit.errors import ConfigError, NoEvent, UndeclaredTable
-from flowkit.record import Change, Closed, Events
+from flowkit.flow import Events, Owner
+from flowkit.record import Change, Closed
 from flowkit.table.cursor import current
 from flowkit.table.state import Open, State
 from flowkit.window import Count, Session, Window, check_window
@@ -18,15 +19,15 @@ LatePolicy = Literal["drop", "deliver"]
 
 
 class TableEvents(Events[Any]):
-    """What a table sends: `kind` is "closed", "changes" or "late"."""
+    """What a table sends: `kind` is "closed", "changes" or "late", or what an operator calls it ("": its main one)."""
 
     def __init__(self, table: "AnyTable[Any, Any]", kind: str, type_: Any) -> None:
-        super().__init__(f"{table.name}.{kind}", type_)
+        super().__init__(f"{table.name}.{kind}" if kind else table.name, type_)
         self.table, self.kind = table, kind
 
 
 class AnyTable(Generic[K, V]):
-    """What all tables have in common. Made by `app.table`.
+    """What all tables have in common. Made by `app.table`, or by an operator that keeps something.
 
     `changes` is a stream of what each event changed.
     """
@@ -77,6 +78,21 @@ class AnyTable(Generic[K, V]):
             raise ConfigError(f"{where}: of= needs by=, the field to group by")
         if self.source is not None and isinstance(self.by, str) and not has_field(self.source.type, self.by):
             raise ConfigError(f"{where}: by={self.by!r} is no field of {_type_name(self.source.type)}")
+
+    @property
+    def sources(self) -> tuple[Events[Any], ...]:
+        """The streams that the table takes by itself, without an agent."""
+        return () if self.source is None else (self.source,)
+
+    @property
+    def streams(self) -> tuple["TableEvents", ...]:
+        """All that the table sends."""
+        return tuple(value for value in vars(self).values() if isinstance(value, TableEvents))
+
+    def belong_to(self, owner: Owner) -> None:
+        """Let operators be used on what the table sends."""
+        for stream in self.streams:
+            stream.owner = owner
 
     def set_types(self, key_type: Any, value_type: Any) -> None:
         """Types that follow from declared aggregates."""

@@ -22,11 +22,12 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from flowkit.errors import RecordError
+from flowkit.flow import Step, nested
 from flowkit.record import Record
 from flowkit.table.fields import Value, is_builtin, may_be_wide, value_of
 from flowkit.table.parts import Part, Plan, State, slots_apart
@@ -309,11 +310,19 @@ next commit has to save.
 `due` is the least event time at which any window fires or closes, whether it has events or not.
 """
 
-BatchLoop = Callable[[Iterable[Any], int, Callable[[Any, int], Lookup | None]], int]
+
+class BatchLoop(Protocol):
+    """A table's step for many events."""
+
+    def __call__(
+        self, events: Iterable[Any], high: int, switch: Callable[[Any, int], Lookup | None], due: int = ..., /
+    ) -> int: ...
 
 
-def batch_loop(compiled: Compiled, *, time: str | None = None) -> BatchLoop:
-    """Generates `run(events, high, switch) -> high`: a table's step for many events, as one loop.
+def batch_loop(compiled: Compiled, *, time: str | None = None, steps: Sequence[Step] = ()) -> BatchLoop:
+    """Generates `run(events, high, switch, due) -> high`: a table's step for many events, as one loop.
+
+    With `steps`, what they make of the events is counted; but every event may move `high`.
 
     `events` is an iterator of (event, time in ms), or of events alone if `time` names a field of type int which is the
     time in ms. If the aggregates were compiled without `by`, the key comes second: (event, key, time).
@@ -326,7 +335,7 @@ def batch_loop(compiled: Compiled, *, time: str | None = None) -> BatchLoop:
     If it raises, the states in `touched` are of no use.
 
     How far it has come is known by the iterators: with `records = iter(batch)` and `zip(records, times)`, it has
-    taken `len(batch) - operator.length_hint(records)`.
+    taken `len(batch) - operator.length_hint(records)`. `due` is that of events before the first which is counted.
     """
     target = ["e"]
     if compiled.key is None:
@@ -336,14 +345,15 @@ def batch_loop(compiled: Compiled, *, time: str | None = None) -> BatchLoop:
         target.append("t")
     else:
         at = f"        t = {value_of(compiled.event_type, time, required=True).source}\n"
-    source = _LOOP.format(
-        target=", ".join(target),
-        at=at,
-        key=_indented(compiled.key_lines, 8),
-        new=compiled.new_source,
-        update=compiled.update_source(8),
+    way, indent = nested(steps, " " * 8)
+    counted = _COUNTED.format(
+        key=_indented(compiled.key_lines, 8), new=compiled.new_source, update=compiled.update_source(8)
     )
-    run: BatchLoop = run_source(f"<batch loop of table {compiled.table}>", source, compiled.names)["run"]
+    lines = [*way, *(indent + line[8:] for line in counted.splitlines())]
+    source = _LOOP.format(target=", ".join(target), at=at, counted="".join(f"{line}\n" for line in lines))
+    functions = {f"f{n}": step.function for n, step in enumerate(steps)}
+    names = {**compiled.names, **functions}
+    run: BatchLoop = run_source(f"<batch loop of table {compiled.table}>", source, names)["run"]
     return run
 
 
@@ -351,11 +361,18 @@ def batch_loop(compiled: Compiled, *, time: str | None = None) -> BatchLoop:
 # other work: 0.35 µs an event of (event, time), 0.025 of it for the list of times; 0.31 with the time in the event.
 # The figures beside the choices are what they save.
 _LOOP = """\
-def run(events, high, switch):
+def run(events, high, switch, due=2**63):
     lo = hi = 0
     # An iterator that remembers its place, not an index into two lists: 0.01 µs. The time from the event: 0.035 µs.
     for {target} in events:
-{at}\
+{at}{counted}\
+        if t > high:
+            high = t
+            if t >= due:
+                return high
+    return high
+"""
+_COUNTED = """\
         # The window is asked for only when it changes: 0.03 µs.
         if not lo <= t < hi:
             found = switch(e, t)
@@ -375,10 +392,4 @@ def run(events, high, switch):
         # Marking always, against moving what a commit saved from one dict to another: 0.04 µs.
         touched[key] = s
         # The updates themselves, against a call of update(s, e, t): 0.02 µs.
-{update}\
-        if t > high:
-            high = t
-            if t >= due:
-                return high
-    return high
-"""
+{update}"""

@@ -22,6 +22,10 @@ NEVER = END_OF_TIME + 1
 """Later than every watermark."""
 
 
+Result = Closed[Any, Any] | list[tuple[str, Any, int]]
+"""What a firing gives: a closed window, or what an operator sends, as (stream, event, time in ms)."""
+
+
 class Open(Generic[V]):
     """A window that is open for a key: `[start, end)` in ms, and its live value."""
 
@@ -267,15 +271,17 @@ class State:
         """The end of the next window to fire at `watermark`, or None."""
         return None
 
-    def fire(self, end: int, watermark: int) -> Iterator[Closed[Any, Any]]:
+    def fire(self, end: int, watermark: int) -> Iterator[Result]:
         """Results of the windows that end at `end`, in order of key bytes. Each is made when it is asked for.
+
+        What one key of an operator sends, several events as a rule, is one result: no commit comes between them.
 
         Until the last was asked for the windows are being fired (`firing`). A commit may come between two results, but
         no event that changes the table.
         """
         return iter(())
 
-    def resume(self, watermark: int) -> Iterator[Closed[Any, Any]]:
+    def resume(self, watermark: int) -> Iterator[Result]:
         """The results to come of the firing under way: after a commit has cut it, or at its beginning."""
         return iter(())
 

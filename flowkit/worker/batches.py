@@ -21,11 +21,11 @@ class Batches:
     async def add(self, drivers: list[Driver], event: Any, t: int, origin: Origin, *, careful: bool) -> None:
         """Add an event to the batches of agents; hand over those that are full."""
         step = self.step
-        for driver in drivers:
+        for driver, value, source in [row for taker in drivers for row in taker.spread(event, origin)]:
             assert isinstance(driver, StreamDriver)
             if not driver.buffer:
                 driver.since = step.now()
-            driver.add(event, t, origin, careful=careful)
+            driver.add(value, t, source, careful=careful)
             step.next_due = min(step.next_due, driver.deadline)
             if len(driver.buffer) >= (driver.need.size or 1):
                 await self.flush(driver, careful)
@@ -143,7 +143,7 @@ class Batches:
             driver.since = saved.get("since", {}).get(driver.name, 0)
             driver.clear()
             for row in saved.get("batches", {}).get(driver.name, []):
-                origin = Origin(row[0], row[1], None, 0, row[6], row)
+                origin = Origin.load(row)
                 # Carefully, since nobody has noted which of them need it.
                 driver.add(self.recall.event(origin), row[6], origin, careful=True)
 

@@ -1,15 +1,29 @@
 """Drives what users wrote: sends events into agents, follows what they await, and takes what they give."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import coroutine
 from typing import Any
 
 import structlog
 
 from flowkit.agent import END, EVENT, AgentSpec, Need, Outlet, Retry, Stream
+from flowkit.codec import field_getter
 from flowkit.errors import FlowkitError, RecordError
-from flowkit.table import NEVER, AnyTable, Compiled, Cursor, Mode, State, batch_loop, overlaps
+from flowkit.flow import Events, Step
+from flowkit.table import (
+    NEVER,
+    AnyTable,
+    BatchLoop,
+    Compiled,
+    Cursor,
+    Mode,
+    ProcessState,
+    ProcessTable,
+    State,
+    batch_loop,
+    overlaps,
+)
 from flowkit.window import Count, Sliding, Tumbling
 from flowkit.worker.origin import Origin
 
@@ -31,10 +45,16 @@ class Driver:
         self.modes: list[tuple[State, Mode]] = []
         """States of the group that it may not write, with what it may do."""
         self.sinks: frozenset[str] = frozenset()
+        self.sources: tuple[Events[Any], ...] = ()
+        """The streams whose events it takes."""
         self.need: Need = EVENT
 
     def feed(self, event: Any) -> Done:
         raise NotImplementedError
+
+    def spread(self, event: Any, origin: Origin) -> "list[tuple[Driver, Any, Origin]]":
+        """What an event of a stream comes to: who is given what, and where that came from."""
+        return [(self, event, origin)]
 
     async def start(self) -> None:
         """Get ready for the first event."""
@@ -79,7 +99,7 @@ class StreamDriver(Driver):
 
     def __init__(self, spec: AgentSpec, cursor: Cursor, states: list[State]) -> None:
         super().__init__(spec.name, cursor, states, spec.retry)
-        self.spec = spec
+        self.spec, self.sources = spec, spec.sources
         self.emit = Emitter(spec.name, spec.sinks, cursor)
         self.buffer: list[tuple[Any, int, Origin]] = []
         """Events of an unfinished batch, with their times and where they came from."""
@@ -281,7 +301,7 @@ class EachDriver(Driver):
 
     def __init__(self, spec: AgentSpec, cursor: Cursor, states: list[State]) -> None:
         super().__init__(spec.name, cursor, states, spec.retry)
-        self.function = spec.function
+        self.function, self.sources = spec.function, spec.sources
         self.emit = Emitter(spec.name, spec.sinks, cursor)
 
     def feed(self, event: Any) -> Done:
@@ -322,14 +342,20 @@ class AggregateDriver(Driver):
         assert table.source is not None
         assert compiled.key is not None
         self.table, self.compiled, self.state, self.key = table, compiled, state, compiled.key
+        self.sources = table.sources
         self.update = compiled.update
         plain = table.window is None and table.ttl is None
-        self.loop = batch_loop(compiled) if plain or isinstance(table.window, Tumbling) else None
+        self.loops = plain or isinstance(table.window, Tumbling)
+        self.loop = batch_loop(compiled) if self.loops else None
         """The generated loop over a whole batch, where the kind of table allows one."""
         window = table.window
         self.many = isinstance(window, Count) and overlaps(window)
         # Between two windows of Sliding(size, every > size) an event counts nowhere.
         self.gaps = window if isinstance(window, Sliding) and window.every > window.size else None
+
+    def loop_behind(self, steps: Sequence[Step]) -> BatchLoop | None:
+        """The loop over events that go through `steps` first, where the kind of table allows one."""
+        return batch_loop(self.compiled, steps=steps) if self.loops else None
 
     def feed(self, event: Any) -> Done:
         t = self.cursor.time
@@ -341,4 +367,24 @@ class AggregateDriver(Driver):
                 self.update(window.value, event, t)
         elif self.gaps is None or self.gaps.windows(t):
             self.update(self.state.live(key), event, t)
+        return None
+
+
+class ProcessDriver(Driver):
+    """Gives the events of one input to a process. What it sends goes to its subscribers once the event is done."""
+
+    def __init__(self, table: ProcessTable, side: int, cursor: Cursor, state: ProcessState) -> None:
+        super().__init__(table.name, cursor, [state], Retry())
+        feed = table.feeds[side]
+        self.state, self.side, self.by = state, side, feed.by
+        self.sources, self.drops_late = (feed.stream,), [state]
+        self.key = field_getter(feed.stream.type, feed.by) if isinstance(feed.by, str) else feed.by
+
+    def feed(self, event: Any) -> Done:
+        key = self.key(event)
+        if key is None:
+            raise RecordError(f"{self.name!r}: the key ({self.by!r}) is None")
+        sent = self.state.give(key, self.side, event, self.cursor.time)
+        if sent:
+            self.cursor.sent += sent
         return None

@@ -19,6 +19,7 @@ import msgspec
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
+from flowkit.flow import roots_of
 from flowkit.record import END_OF_TIME
 from flowkit.store import SpaceChange, Store
 from flowkit.table import TableEvents, current
@@ -30,7 +31,7 @@ from flowkit.worker.inlet import Decoded
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
-from flowkit.worker.routes import make_drivers, make_routes, make_states, subscriptions
+from flowkit.worker.routes import make_drivers, make_routes, make_states, wanted_of
 from flowkit.worker.step import Counters, EventFailed, StepContext
 from flowkit.worker.subscribers import Subscribers
 from flowkit.worker.units import Units
@@ -63,8 +64,8 @@ class Engine:
             app, group, step.cursor, store, owns=owns, clean_limit=clean_limit, bounded=bounded
         )
         step.drivers = make_drivers(group, step.states, step.cursor)
-        self.routes = step.routes = make_routes(group, step.drivers)
-        wanted = subscriptions(group)
+        self.routes = step.routes = make_routes(step.drivers)
+        wanted = wanted_of(group)
         step.changed = [state for state in step.states.values() if f"{state.name}.changes" in wanted]
         step.moving = [state for state in step.states.values() if state.moving]
 
@@ -217,6 +218,7 @@ class Engine:
         if meta:
             self.splits.load(meta["splits"])
         step.cursor.ready = False
+        step.cursor.sent = []
         for name, state in self.states.items():
             state.rollback(meta.get("tables", {}).get(name, {}))
         step.event_number, step.unit = 0, 0
@@ -234,4 +236,4 @@ class Engine:
 
 
 def _reads_tables(driver: Driver) -> bool:
-    return isinstance(driver, StreamDriver) and any(isinstance(s, TableEvents) for s in driver.spec.sources)
+    return isinstance(driver, StreamDriver) and any(isinstance(s, TableEvents) for s in roots_of(driver.sources))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flowkit.record import Closed
-from flowkit.table import State
+from flowkit.table import Result, State
 from flowkit.worker.batches import Batches
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import StepContext
@@ -47,7 +47,7 @@ class Firing:
         """What counts towards the next commit: results, and windows that fired without anyone to take theirs."""
         """How many results may be sent before the firing is cut."""
         self._state: State | None = None
-        self._results: Iterator[Closed[Any, Any]] = iter(())
+        self._results: Iterator[Result] = iter(())
         """The table that is firing just now, and its results to come."""
         self._full: deque[Full] = deque()
 
@@ -112,9 +112,11 @@ class Firing:
         """Send the results of the table that is firing; False if the firing was cut."""
         step = self.step
         name = f"{state.name}.closed"
-        for closed in self._results:
-            step.counters.fired += 1
-            await step.send(name, closed, closed.end - 1, careful, None)
+        for result in self._results:
+            # A list is what one key of an operator sends at once: no commit comes between.
+            for stream, event, t in result if isinstance(result, list) else [(name, result, result.end - 1)]:
+                step.counters.fired += 1
+                await step.send(stream, event, t, careful, None)
             self._count()
             if self._is_enough():
                 self._cut()

@@ -12,17 +12,41 @@ OURS = str(Path(__file__).parent.parent) + os.sep
 
 
 class Origin:
-    """One record of a batch, or (with `data`) an event that a table sent."""
+    """One record of a batch, or (with `data`) an event that a table sent.
 
-    __slots__ = ("batch", "data", "index", "split", "time", "topic")
+    `via` says what was made of it, if anything: the derived stream, and which of the events that came of it.
+    """
+
+    __slots__ = ("batch", "data", "index", "split", "time", "topic", "via")
 
     def __init__(
-        self, topic: str, split: int, batch: Batch | None, index: int, time: int | None, data: Any = None
+        self,
+        topic: str,
+        split: int,
+        batch: Batch | None,
+        index: int,
+        time: int | None,
+        data: Any = None,
+        via: tuple[str, int] | None = None,
     ) -> None:
         self.topic, self.split, self.batch, self.index, self.time, self.data = topic, split, batch, index, time, data
+        self.via = via
+
+    def derived(self, stream: str, number: int) -> "Origin":
+        """Of one of the events that the stream `stream` makes of this one."""
+        return Origin(self.topic, self.split, self.batch, self.index, self.time, self.data, (stream, number))
 
     def save(self) -> list[Any]:
-        """As builtins: topic, split, offset, where, key, value, time."""
+        """As builtins: topic, split, offset, where, key, value, time; for a derived event also stream and number."""
+        return [*self._saved(), *(self.via or ())]
+
+    @classmethod
+    def load(cls, saved: list[Any]) -> "Origin":
+        """What `save` gave."""
+        row, via = saved[:7], saved[7:]
+        return cls(row[0], row[1], None, 0, row[6], row, (via[0], via[1]) if via else None)
+
+    def _saved(self) -> list[Any]:
         if isinstance(self.data, list):
             return self.data
         batch = self.batch
@@ -40,7 +64,7 @@ class Origin:
 
     def letter(self, error: BaseException, agent: str, attempts: int) -> DeadLetter:
         """The dead letter of this event."""
-        topic, split, offset, where, key, value, time = self.save()
+        topic, split, offset, where, key, value, time = self._saved()
         reason = str(error) or type(error).__name__
         _forget_the_callers_errors(error)
         shown = "".join(traceback.format_exception(type(error), error, _users_part(error))) if attempts else ""

@@ -3,9 +3,12 @@
 from typing import Any
 
 from flowkit.codec import Codec, encode_key
+from flowkit.flow import Chain, roots_of
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.origin import Origin
+from flowkit.worker.routes import subscriptions
 from flowkit.worker.step import StepContext
+from flowkit.worker.tap import Tap
 
 
 class Recall:
@@ -14,6 +17,7 @@ class Recall:
     def __init__(self, step: StepContext) -> None:
         self.step = step
         self._codecs: dict[str, Codec] = {}
+        self._chains: dict[tuple[str, str], Chain] = {}
 
     def of_record(self, topic: str, split: int, decoded: Decoded, index: int) -> Origin:
         """Where a record came from."""
@@ -29,16 +33,26 @@ class Recall:
 
     def event(self, origin: Origin) -> Any:
         """The event anew."""
-        saved = origin.save()
-        inlet = self.step.inlets.get((saved[0], saved[1]))
-        codec = self.codec(saved[0]) if inlet is None else inlet.codec
-        return codec.decode(saved[5])
+        topic, split, _, _, _, value, *_ = origin.save()
+        inlet = self.step.inlets.get((topic, split))
+        codec = self.codec(topic) if inlet is None else inlet.codec
+        event = codec.decode(value)
+        if origin.via is None:
+            return event
+        stream, number = origin.via
+        return self._chain(topic, stream).many(event)[number]
+
+    def _chain(self, root: str, stream: str) -> Chain:
+        """What leads from one stream to another that was made of it."""
+        known = self._chains.get((root, stream))
+        if known is None:
+            taps = (driver for driver in self.step.routes[root] if isinstance(driver, Tap))
+            known = self._chains[root, stream] = next(tap.chain for tap in taps if tap.path.name == stream)
+        return known
 
     def codec(self, name: str) -> Codec:
         """How what a table sends under `name` is saved."""
         if name not in self._codecs:
-            group = self.step.group
-            sources = [source for agent in group.agents for source in agent.sources]
-            sources += [table.source for table in group.tables if table.source is not None]
-            self._codecs[name] = Codec("msgpack", next(source.type for source in sources if source.name == name))
+            roots = roots_of(subscriptions(self.step.group))
+            self._codecs[name] = Codec("msgpack", next(root.type for root in roots if root.name == name))
         return self._codecs[name]

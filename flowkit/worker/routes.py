@@ -5,16 +5,22 @@ from typing import Any
 
 from flowkit.agent import AgentSpec, Group
 from flowkit.app import App
+from flowkit.flow import Events, paths_of, roots_of
 from flowkit.store import Store
-from flowkit.table import AnyTable, Cursor, Mode, State, compiled_of, make_state
-from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, StreamDriver
+from flowkit.table import AnyTable, Cursor, Mode, ProcessState, ProcessTable, State, compiled_of, make_state
+from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, ProcessDriver, StreamDriver
+from flowkit.worker.tap import Tap
 
 
-def subscriptions(group: Group) -> set[str]:
-    """The names of all streams that anything in the group takes."""
-    return {source.name for agent in group.agents for source in agent.sources} | {
-        table.source.name for table in group.tables if table.source is not None
-    }
+def subscriptions(group: Group) -> list[Events[Any]]:
+    """All streams that anything in the group takes."""
+    found = [source for table in group.tables for source in table.sources]
+    return found + [source for agent in group.agents for source in agent.sources]
+
+
+def wanted_of(group: Group) -> set[str]:
+    """The names of all streams from which events come that anything in the group takes."""
+    return {root.name for root in roots_of(subscriptions(group))}
 
 
 def make_states(
@@ -28,7 +34,7 @@ def make_states(
     bounded: bool,
 ) -> dict[str, State]:
     """The states of the group's tables by name, in the order in which they fire."""
-    wanted = subscriptions(group)
+    wanted = wanted_of(group)
     return {
         table.name: make_state(
             table,
@@ -47,6 +53,10 @@ def make_drivers(group: Group, states: dict[str, State], cursor: Cursor) -> list
     """The drivers of declared tables and of agents."""
     drivers: list[Driver] = []
     for table in group.tables:
+        if isinstance(table, ProcessTable):
+            state = states[table.name]
+            assert isinstance(state, ProcessState)
+            drivers += [ProcessDriver(table, side, cursor, state) for side in range(len(table.feeds))]
         compiled = compiled_of(table)
         if compiled is not None:
             declared = AggregateDriver(table, compiled, cursor, states[table.name])
@@ -70,17 +80,13 @@ def _agent_driver(group: Group, agent: AgentSpec, states: dict[str, State], curs
     return driver
 
 
-def make_routes(group: Group, drivers: list[Driver]) -> dict[str, list[Driver]]:
+def make_routes(drivers: list[Driver]) -> dict[str, list[Driver]]:
     """Who is given the events of which stream, in order."""
     routes: dict[str, list[Driver]] = {}
     for driver in drivers:
-        if isinstance(driver, AggregateDriver):
-            assert driver.table.source is not None
-            routes.setdefault(driver.table.source.name, []).append(driver)
-    for agent in group.agents:
-        driver = next(d for d in drivers if d.name == agent.name and not isinstance(d, AggregateDriver))
-        for source in agent.sources:
-            routes.setdefault(source.name, []).append(driver)
+        for source in driver.sources:
+            for path in paths_of(source):
+                routes.setdefault(path.root.name, []).append(Tap(driver, path) if path.steps else driver)
     return {name: _writers_first(takers) for name, takers in routes.items()}
 
 

@@ -183,6 +183,12 @@ class StepContext:
             for state, _ in driver.modes:
                 state.set_mode(Mode.WRITE)
 
+    async def send_on(self) -> None:
+        """Send what operators have made of the present event to those who subscribe to it."""
+        sent, self.cursor.sent = self.cursor.sent, []
+        for name, event, t in sent:
+            await self.send(name, event, t, False, None)
+
     def waited(self) -> None:
         """An event has awaited something."""
         self.beats += 1

@@ -25,17 +25,14 @@ class Subscribers:
             return
         step.unit += 1
         cursor = step.cursor
-        late = [state for driver in drivers for state in driver.drops_late if state.is_late(t)]
+        late = any(state.is_late(t) for driver in drivers for state in driver.drops_late)
         cautious = careful or step.changed or t < step.careful_before or t <= cursor.watermark - step.careful_lag
         if cautious or late:
             source = origin or self.recall.of_table(name, t, event)
-            closed = dict.fromkeys(state.name for state in late)
-            takers = [driver for driver in drivers if not any(state in late for state in driver.drops_late)]
+            takers, closed = self.units.judge(drivers, event, t)
             waiting, event = await self.units.run(takers, event, lambda: self.recall.event(source), t, source, closed)
             await self.batches.add(waiting, event, t, source, careful=True)
-            for table in closed:
-                step.counters.late += 1
-                await self.send(f"{table}.late", self.recall.event(source), t, True, source)
+            await self.units.send_late(closed, lambda: self.recall.event(source), t, source)
             return
         cursor.time = t
         cursor.ordinal += 1
@@ -45,5 +42,7 @@ class Subscribers:
                 await step.feed(driver, event)
             else:
                 waiting.append(driver)
+        if cursor.sent:
+            await step.send_on()
         if waiting:
             await self.batches.add(waiting, event, t, origin or self.recall.of_table(name, t, event), careful=False)

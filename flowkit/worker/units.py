@@ -1,11 +1,14 @@
 """Careful units: an event for some agents that is kept whole, or leaves no trace.
 
-mark ─ agents run on copies ─┬─ keep ─ what follows from it is sent: changes, results of windows fired already
+mark ─ agents run on copies ─┬─ keep ─ what follows from it is sent: what operators make of it, changes, results of
+                             │         windows fired already
                              └─ undo ─ retry, late record or dead letter
 """
 
 from collections.abc import Callable
 from typing import Any
+
+import structlog
 
 from flowkit.agent import EVENT
 from flowkit.errors import WindowClosed
@@ -14,6 +17,13 @@ from flowkit.worker.drivers import Driver
 from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
 from flowkit.worker.step import EventFailed, StepContext
+
+log = structlog.get_logger("flowkit.engine")
+
+NOWHERE = Origin("", 0, None, 0, None)
+
+Late = dict[str, Driver]
+"""Tables for which an event is late, each with the driver that keeps it."""
 
 
 class Units:
@@ -29,7 +39,7 @@ class Units:
         again: Callable[[], Any],
         t: int,
         origin: Origin,
-        late: dict[str, None],
+        late: Late,
     ) -> tuple[list[Driver], Any]:
         """One event for some drivers. Names of tables it is late for go to `late`.
 
@@ -48,7 +58,7 @@ class Units:
             failed = None
             event = again()
             if isinstance(error, WindowClosed):
-                late[error.table] = None
+                late[error.table] = driver
                 left.remove(driver)
                 continue
             attempt += 1
@@ -58,6 +68,34 @@ class Units:
                 return [], event
             await self.step.rest(wait)
         return [driver for driver in left if driver not in takers], event
+
+    def judge(self, drivers: list[Driver], event: Any, t: int) -> tuple[list[Driver], Late]:
+        """Who takes an event of time `t`, and the tables for which it is late."""
+        takers: list[Driver] = []
+        late: Late = {}
+        for driver in drivers:
+            closed = [state.name for state in driver.drops_late if state.is_late(t)]
+            if not closed or self._fails(driver, event):
+                takers.append(driver)
+            else:
+                late.update(dict.fromkeys(closed, driver))
+        return takers, late
+
+    def _fails(self, driver: Driver, event: Any) -> bool:
+        """True if an operator on the way to the driver raises: then that is what becomes of the event."""
+        try:
+            driver.spread(event, NOWHERE)
+        except Exception:
+            return True
+        return False
+
+    async def send_late(self, late: Late, again: Callable[[], Any], t: int, origin: Origin) -> None:
+        """Send an event to the late streams of tables; none if no operator lets it through to them."""
+        for name, driver in late.items():
+            for _, event, source in driver.spread(again(), origin):
+                self.step.counters.late += 1
+                log.debug("late record", table=name, topic=origin.topic, time=t, watermark=self.step.cursor.watermark)
+                await self.step.send(f"{name}.late", event, t, True, source)
 
     def take_failure(self) -> tuple[Driver, Exception] | None:
         """How the present unit failed in the quick way, if it did."""
@@ -80,7 +118,7 @@ class Units:
             for state in step.states.values():
                 state.undo()
             self.output.undo(emitted)
-            cursor.ready = ready
+            cursor.sent, cursor.ready = [], ready
             cursor.ordinal += 1
             if not isinstance(failed.error, WindowClosed):
                 step.counters.failed += 1
@@ -99,6 +137,7 @@ class Units:
     async def keep(self, t: int) -> None:
         """The unit went well: keep it, and send what follows from it."""
         step = self.step
+        sent, step.cursor.sent = step.cursor.sent, []
         changes: list[tuple[str, Any]] = []
         fired: list[tuple[int, int, bytes, str, Closed[Any, Any]]] = []
         for state in step.changed:
@@ -107,6 +146,8 @@ class Units:
             if state.lateness:
                 fired += [(end, order, key, f"{state.name}.closed", event) for end, key, event in state.fire_late()]
             state.keep()
+        for name, event, at in sent:
+            await step.send(name, event, at, True, None)
         for name, change in changes:
             await step.send(name, change, t, True, None)
         fired.sort(key=_firing_order)

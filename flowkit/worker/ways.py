@@ -25,6 +25,7 @@ from flowkit.worker.inlet import Decoded
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import EventFailed, StepContext
+from flowkit.worker.tap import Tap
 from flowkit.worker.units import Units
 
 log = structlog.get_logger("flowkit.engine")
@@ -80,8 +81,10 @@ class Ways:
         if careful or len(drivers) != 1 or self.step.moving or self._is_timed():
             return self._step
         (driver,) = drivers
-        if isinstance(driver, AggregateDriver):
-            return self._step_fused if driver.loop is not None else self._step
+        if isinstance(driver, AggregateDriver | Tap) and driver.loop is not None:
+            return self._step_fused
+        if isinstance(driver, Tap) and driver.chain.one is not None:
+            driver = driver.inner
         simple = isinstance(driver, StreamDriver) and driver.need is EVENT and not driver.modes
         return self._step_one_agent if simple else self._step
 
@@ -100,8 +103,10 @@ class Ways:
         self, drivers: list[Driver], split: Split, decoded: Decoded, start: int, stop: int, topic: str, careful: bool
     ) -> int:
         """One agent over decoded records."""
-        (driver,) = drivers
+        (taker,) = drivers
+        driver = taker.inner if isinstance(taker, Tap) else taker
         assert isinstance(driver, StreamDriver)
+        assert isinstance(taker, StreamDriver | Tap)
         # Everything in locals: one send and two comparisons an event. Whatever may change a local is followed by
         # looking it up again; the event's number is worked out only where someone needs it.
         step, cursor, times, records = self.step, self.step.cursor, decoded.times, decoded.records
@@ -109,7 +114,7 @@ class Ways:
         base = step.event_number - start
         # The watermark itself is not computed: `due` is the event time from which on it would matter.
         high, due, careful_before = split.high, self._due_time(split), step.careful_before
-        send, index = driver.send, start
+        send, index = taker.send, start
         try:
             while index < stop:
                 t = times[index]
@@ -117,7 +122,7 @@ class Ways:
                     split.high = high
                     step.event_number, step.unit = base + index, 0
                     await self._careful_event(drivers, split, decoded, index, topic)
-                    cursor.agent, send = driver, driver.send
+                    cursor.agent, send = driver, taker.send
                 else:
                     cursor.time = t
                     # The agent is driven by hand, without an asyncio task or an await between. Mostly it suspends
@@ -129,19 +134,19 @@ class Ways:
                         if done is not None:
                             await done
                             step.waited()
-                        send = driver.send
+                        send = taker.send
                     except StopAsyncIteration:
                         done = driver.returned()
                         if done is not None:
                             await done
-                        send = driver.send
+                        send = taker.send
                     else:
                         if got is not EVENT:
                             done = driver.after(got)
                             if done is not None:
                                 await done
                                 step.waited()
-                            send = driver.send
+                            send = taker.send
                 if t > high:
                     high = t
                     if t >= due:
@@ -149,14 +154,14 @@ class Ways:
                         step.event_number, step.unit = base + index, 0
                         await self.firing.advance(False)
                         due, careful_before = self._due_time(split), step.careful_before
-                        cursor.agent, send = driver, driver.send
+                        cursor.agent, send = driver, taker.send
                 index += 1
                 if step.link_hit or driver.need is not EVENT:
                     break
         except EventFailed:
             raise
         except Exception as error:
-            raise EventFailed((base + index, 0), driver, error) from error
+            raise EventFailed((base + index, 0), taker, error) from error
         split.high = high
         step.event_number = base + index
         if index < stop and not step.link_hit:
@@ -168,10 +173,11 @@ class Ways:
     ) -> int:
         """A declared table alone: its generated loop, from one move of the watermark that matters to the next."""
         (driver,) = drivers
-        assert isinstance(driver, AggregateDriver)
+        assert isinstance(driver, AggregateDriver | Tap)
         assert driver.loop is not None
-        step = self.step
-        base, space_at = step.event_number - start, driver.state.space_at
+        step, inner = self.step, driver.inner if isinstance(driver, Tap) else driver
+        assert isinstance(inner, AggregateDriver)
+        base, space_at = step.event_number - start, inner.state.space_at
         index = start
         while index < stop:
             # Mostly the whole batch: no copy of its lists then.
@@ -188,7 +194,7 @@ class Ways:
 
             # How far the loop has come is what the iterator has left: no counter in the loop.
             try:
-                split.high = driver.loop(zip(rest, times, strict=False), split.high, switch)
+                split.high = driver.loop(zip(rest, times, strict=False), split.high, switch, due)
                 index = stop - length_hint(rest)
                 step.event_number, step.unit = base + index - 1, 0
             except _Careful:
@@ -235,6 +241,8 @@ class Ways:
                         await step.feed(driver, records[index])
                     else:
                         waiting = [*(waiting or ()), driver]
+                if cursor.sent:
+                    await step.send_on()
                 if waiting:
                     origin = self.recall.of_record(topic, split.number, decoded, index)
                     await self.batches.add(waiting, records[index], t, origin, careful=False)
@@ -283,13 +291,7 @@ class Ways:
         cursor.ordinal += 1
         for state in step.states.values():
             state.watermark = max(state.watermark, cursor.watermark)
-        late: dict[str, None] = {}
-        takers: list[Driver] = []
-        for driver in drivers:
-            closed = [state.name for state in driver.drops_late if state.is_late(t)]
-            late.update(dict.fromkeys(closed))
-            if not closed:
-                takers.append(driver)
+        takers, late = self.units.judge(drivers, decoded.records[index], t)
         origin = self.recall.of_record(topic, split.number, decoded, index)
         inlet = step.inlets[(topic, split.number)]
 
@@ -298,7 +300,4 @@ class Ways:
 
         waiting, event = await self.units.run(takers, decoded.records[index], again, t, origin, late)
         await self.batches.add(waiting, event, t, origin, careful=True)
-        for name in late:
-            step.counters.late += 1
-            log.debug("late record", table=name, topic=topic, time=t, watermark=cursor.watermark)
-            await step.send(f"{name}.late", again(), t, True, origin)
+        await self.units.send_late(late, again, t, origin)

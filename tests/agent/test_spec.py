@@ -19,7 +19,8 @@ import pytest
 from flowkit.agent import AgentSpec, Outlet, Retry, Sink, Stream, Topic
 from flowkit.agent.spec import accepts, undeclared_tables
 from flowkit.errors import ConfigError
-from flowkit.record import Change, Closed, DeadLetter, Events, Record
+from flowkit.flow import Events
+from flowkit.record import Change, Closed, DeadLetter, Record
 from flowkit.table import AnyTable, Table, WindowedTable
 from flowkit.window import Tumbling
 

@@ -1,0 +1,21 @@
+"""Flows as they are declared: streams, what operators make of them, and the ways that events take."""
+
+from flowkit.flow.events import By, Derived, Events, Keyed, Owner, Step, check_by
+from flowkit.flow.paths import DROPPED, Chain, Path, chain_of, nested, paths_of, roots_of
+
+__all__ = [
+    "DROPPED",
+    "By",
+    "Chain",
+    "Derived",
+    "Events",
+    "Keyed",
+    "Owner",
+    "Path",
+    "Step",
+    "chain_of",
+    "check_by",
+    "nested",
+    "paths_of",
+    "roots_of",
+]
