@@ -1,6 +1,6 @@
 """Flows as they are declared: streams, what operators make of them, and the ways that events take."""
 
-from flowkit.flow.events import By, Derived, Events, Keyed, Owner, Step, check_by
+from flowkit.flow.events import By, Derived, Events, Keyed, Owner, Step, Windowing, Windows, check_by, key_of
 from flowkit.flow.paths import DROPPED, Chain, Path, chain_of, nested, paths_of, roots_of
 
 __all__ = [
@@ -13,8 +13,11 @@ __all__ = [
     "Owner",
     "Path",
     "Step",
+    "Windowing",
+    "Windows",
     "chain_of",
     "check_by",
+    "key_of",
     "nested",
     "paths_of",
     "roots_of",

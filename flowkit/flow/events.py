@@ -15,11 +15,14 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from flowkit.codec import has_field, type_name
 from flowkit.errors import ConfigError
+from flowkit.record import Change, Closed
+from flowkit.window import Window
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
+V = TypeVar("V")
 
 By = str | Callable[[Any], Any]
 """A field's name, or a function of the event."""
@@ -35,6 +38,18 @@ class Owner(Protocol):
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or with the first number behind it that makes it free."""
+
+    def table(self, name: str, *, of: "Events[Any]", by: Any, window: Any, **options: Any) -> Any:
+        """A table that counts by itself."""
+
+
+class Windows(Protocol[K, V]):
+    """What the windows of a declared table send: itself a table, to be named in `reads=` or seen by its name."""
+
+    name: str
+    closed: "Events[Closed[K, V]]"
+    changes: "Events[Change[K, V]]"
+    late: "Events[Any]"
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,28 @@ class Events(Generic[T_co]):
 
     key_by = group_by
 
+    def window(
+        self,
+        window: Window,
+        *,
+        name: str | None = None,
+        allowed_lateness: int = 0,
+        early: int | None = None,
+        close_after_idle: int | None = None,
+    ) -> "Windowing":
+        """Windows of the events of each key, to be followed by `.aggregate(n=Count(), …)`.
+
+        The key is that of `group_by`, or of the topic. The keywords are those of `app.table`.
+        """
+        owner = self._owner("window")
+        by = key_of(self)
+        if by is None:
+            raise ConfigError(
+                f"{self.name!r}.window: by which key? Say .group_by(…) before it, or give the topic a key="
+            )
+        options = {"allowed_lateness": allowed_lateness, "early": early, "close_after_idle": close_after_idle}
+        return Windowing(self, by, window, name or owner.free_name(f"{self.name}.windows"), options)
+
     def _owner(self, operator: str) -> Owner:
         if self.owner is None:
             raise ConfigError(f"{self.name!r}.{operator}: this stream belongs to no app: make it with app.topic")
@@ -154,6 +191,34 @@ class Keyed(Derived[T_co], Generic[K, T_co]):
     ) -> None:
         super().__init__(name, type_, owner, parents, step)
         self.key = key
+
+
+class Windowing:
+    """A stream cut into windows by key, before it is said what is to be known of each."""
+
+    def __init__(self, stream: Events[Any], by: By, window: Window, name: str, options: dict[str, Any]) -> None:
+        self.stream, self.by, self.window, self.name, self.options = stream, by, window, name, options
+
+    def aggregate(self, **aggregates: Any) -> Windows[Any, Any]:
+        """A table of the windows, each with one field for every aggregate: `.aggregate(n=Count(), sum=Sum("amount"))`.
+
+        Take its `closed` windows as a stream. It is the same as `app.table(…, of=stream, by=…, window=…, n=Count())`.
+        """
+        assert self.stream.owner is not None
+        made: Windows[Any, Any] = self.stream.owner.table(
+            self.name, of=self.stream, by=self.by, window=self.window, **self.options, **aggregates
+        )
+        return made
+
+
+def key_of(stream: Events[Any]) -> By | None:
+    """The key by which the events of a stream are together, as far as operators have left them as they were."""
+    while isinstance(stream, Derived) and not isinstance(stream, Keyed):
+        if stream.step.kind not in ("filter", "pass") or len(stream.parents) > 1:
+            return None
+        (stream,) = stream.parents
+    key: By | None = getattr(stream, "key", None)
+    return key
 
 
 def check_by(where: str, by: object, type_: Any) -> None:

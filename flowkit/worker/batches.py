@@ -4,11 +4,11 @@ from typing import Any
 
 from flowkit.errors import WindowClosed
 from flowkit.table import NEVER, State
-from flowkit.worker.drivers import Driver, StreamDriver
+from flowkit.worker.drivers import StreamDriver
 from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
-from flowkit.worker.step import StepContext
+from flowkit.worker.step import Row, StepContext
 from flowkit.worker.units import Units
 
 
@@ -18,10 +18,10 @@ class Batches:
     def __init__(self, step: StepContext, units: Units, output: Output, recall: Recall) -> None:
         self.step, self.units, self.output, self.recall = step, units, output, recall
 
-    async def add(self, drivers: list[Driver], event: Any, t: int, origin: Origin, *, careful: bool) -> None:
-        """Add an event to the batches of agents; hand over those that are full."""
+    async def add(self, rows: list[Row], t: int, *, careful: bool) -> None:
+        """Add what has come of an event of time `t` to the batches of agents; hand over those that are full."""
         step = self.step
-        for driver, value, source in [row for taker in drivers for row in taker.spread(event, origin)]:
+        for driver, value, source in rows:
             assert isinstance(driver, StreamDriver)
             if not driver.buffer:
                 driver.since = step.now()
@@ -97,7 +97,7 @@ class Batches:
             if failed is None:
                 self._number(rows)
                 try:
-                    failed = await units.attempt([driver], [event for event, _, _ in rows], NEVER)
+                    failed = await units.attempt([driver], [event for event, _, _ in rows], NEVER, [], rows[0][2])
                 finally:
                     cursor.batch = None
             if failed is None:

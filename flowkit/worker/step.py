@@ -29,6 +29,10 @@ Send = Callable[[str, Any, int, bool, Origin | None], Awaitable[None]]
 """Gives an event of a table (stream, event, time, carefully, where a late record came from) to its subscribers."""
 
 
+Row = tuple[Driver, Any, Origin]
+"""Who is given what, and where it came from."""
+
+
 class EventFailed(Exception):
     """A driver raised. `key` is the number of the unit."""
 
@@ -182,6 +186,16 @@ class StepContext:
         finally:
             for state, _ in driver.modes:
                 state.set_mode(Mode.WRITE)
+
+    def spread(self, drivers: list[Driver], event: Any, origin: Origin) -> list[Row]:
+        """What an event comes to for drivers that take batches. Raises EventFailed."""
+        rows: list[Row] = []
+        for driver in drivers:
+            try:
+                rows += driver.spread(event, origin)
+            except Exception as error:
+                raise EventFailed((self.event_number, self.unit), driver, error) from error
+        return rows
 
     async def send_on(self) -> None:
         """Send what operators have made of the present event to those who subscribe to it."""

@@ -74,5 +74,7 @@ class Tap(Driver):
             self.inner.abandon()
 
     def spread(self, event: Any, origin: Origin) -> list[tuple[Driver, Any, Origin]]:
+        self.failing = True
         values = self.chain.many(event)
+        self.failing = False
         return [(self.inner, value, origin.derived(self.path.name, n)) for n, value in enumerate(values)]

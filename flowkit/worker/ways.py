@@ -245,7 +245,7 @@ class Ways:
                     await step.send_on()
                 if waiting:
                     origin = self.recall.of_record(topic, split.number, decoded, index)
-                    await self.batches.add(waiting, records[index], t, origin, careful=False)
+                    await self.batches.add(step.spread(waiting, records[index], origin), t, careful=False)
             if t > split.high:
                 split.high = t
                 watermark = max(splits.floor, min(t - out_of_order - 1, others))
@@ -298,6 +298,6 @@ class Ways:
         def again() -> Any:
             return inlet.codec.decode(decoded.batch.values[index])  # type: ignore[arg-type]
 
-        waiting, event = await self.units.run(takers, decoded.records[index], again, t, origin, late)
-        await self.batches.add(waiting, event, t, origin, careful=True)
+        rows = await self.units.run(takers, decoded.records[index], again, t, origin, late)
+        await self.batches.add(rows, t, careful=True)
         await self.units.send_late(late, again, t, origin)
