@@ -63,6 +63,8 @@ class IntervalCell(msgspec.Struct, Generic[L, R], array_like=True):
 
     left: Rows[L]
     right: Rows[R]
+    due: int = NEVER
+    """When a row must be sent alone, exactly; or, later than it could be, when rows are to be forgotten (ms)."""
 
 
 class IntervalJoin:
@@ -95,7 +97,7 @@ class IntervalJoin:
         self.lower, self.upper, self.how = lower, upper, how
         self.keep = (max(upper, 0), max(-lower, 0))
         """How long after its own time a row of each side can find partners (ms)."""
-        self.slack = max(max(self.keep) // 8, LEAST_SLACK)
+        self.slack = max(max(self.keep) // 2, LEAST_SLACK)
         """A row is forgotten at most so long after that (ms): a wake costs more than a row."""
         self.outer = (how in ("left", "outer"), how in ("right", "outer"))
         self._linger = (self.keep[LEFT] + self.slack, self.keep[RIGHT] + self.slack)
@@ -130,26 +132,43 @@ class IntervalJoin:
                 own.settled.insert(place, stop > start)
             if self.outer[1 - side]:
                 other.settled[start:stop] = b"\1" * (stop - start)
+            cell.due = self._next(cell)
+        elif not place:  # the first to be forgotten: all others are later
+            cell.due = min(cell.due, t + self._linger[side], END_OF_TIME)
         if start == stop:
             return ()
-        events = other.events
+        if stop - start == 1:
+            partner = other.events[start]
+            joined = Joined(event, partner) if side == LEFT else Joined(partner, event)
+            return (("", joined, max(partners[start], t)),)
+        found = zip(other.events[start:stop], partners[start:stop], strict=True)
         if side == LEFT:
-            return [("", Joined(event, events[n]), max(partners[n], t)) for n in range(start, stop)]
-        return [("", Joined(events[n], event), max(partners[n], t)) for n in range(start, stop)]
+            return [("", Joined(event, partner), max(time, t)) for partner, time in found]
+        return [("", Joined(partner, event), max(time, t)) for partner, time in found]
 
     def wake(self, key: Any, cell: IntervalCell[Any, Any], at: int) -> Sequence[Sent]:
+        left, right = cell.left, cell.right
+        sweep = bool(left.times and left.times[0] + self._linger[LEFT] <= at) or (
+            bool(right.times) and right.times[0] + self._linger[RIGHT] <= at
+        )
         sent: list[Sent] = []
-        left, right = cell.left.times, cell.right.times
-        sweep = (left and left[0] + self._linger[LEFT] <= at) or (right and right[0] + self._linger[RIGHT] <= at)
-        for side, rows in ((LEFT, cell.left), (RIGHT, cell.right)):
+        for side in (LEFT, RIGHT):
+            rows = right if side else left
             times = rows.times
-            gone = bisect_right(times, at - self.keep[side]) if at < END_OF_TIME else len(times)
+            past = at - self.keep[side] if at < END_OF_TIME else END_OF_TIME
+            if not times or times[0] > past:
+                continue
+            gone = bisect_right(times, past)
             if self.outer[side]:
                 sent.extend(self._left_alone(side, rows, gone))
             # Moving the others up costs as much as there are of them: wait until half can go, or some row must.
             if sweep or 2 * gone >= len(times):
-                del times[:gone], rows.events[:gone], rows.settled[:gone]
-        sent.sort(key=_time_sent)
+                del times[:gone], rows.events[:gone]
+                if self.outer[side]:
+                    del rows.settled[:gone]
+        cell.due = self._next(cell)
+        if len(sent) > 1:
+            sent.sort(key=_time_sent)
         return sent
 
     def _left_alone(self, side: int, rows: Rows[Any], gone: int) -> list[Sent]:
@@ -165,23 +184,21 @@ class IntervalJoin:
             n = settled.find(0, n + 1, gone)
         return sent
 
+    def _next(self, cell: IntervalCell[Any, Any]) -> int:
+        left, right = cell.left, cell.right
+        due = NEVER
+        if left.times:
+            due = min(left.times[0] + self._linger[LEFT], END_OF_TIME)
+            if self.outer[LEFT] and (n := left.settled.find(0)) >= 0:
+                due = min(due, left.times[n] + self.keep[LEFT])
+        if right.times:
+            due = min(due, right.times[0] + self._linger[RIGHT], END_OF_TIME)
+            if self.outer[RIGHT] and (n := right.settled.find(0)) >= 0:
+                due = min(due, right.times[n] + self.keep[RIGHT])
+        return due
+
     def due(self, cell: IntervalCell[Any, Any]) -> int:
-        """The moment when a row must be sent alone, exactly; or, later than it could be, one when rows can go."""
-        left, right = cell.left.times, cell.right.times
-        if left:
-            due = left[0] + self._linger[LEFT]
-            if right and right[0] + self._linger[RIGHT] < due:
-                due = right[0] + self._linger[RIGHT]
-        elif right:
-            due = right[0] + self._linger[RIGHT]
-        else:
-            return NEVER
-        if self._alone:
-            if (n := cell.left.settled.find(0)) >= 0:
-                due = min(due, left[n] + self.keep[LEFT])
-            if (n := cell.right.settled.find(0)) >= 0:
-                due = min(due, right[n] + self.keep[RIGHT])
-        return min(due, END_OF_TIME)
+        return cell.due
 
     def over(self, cell: IntervalCell[Any, Any]) -> bool:
-        return not cell.left.times and not cell.right.times
+        return cell.due == NEVER
