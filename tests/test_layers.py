@@ -26,6 +26,7 @@ GROUND = {"errors", "clock", "record", "codec", "options"}
 FLOORS = {
     **dict.fromkeys(GROUND, 0),
     "window": 1,
+    "pattern": 1,
     "store": 1,
     "source": 2,
     "sink": 2,
