@@ -27,6 +27,7 @@ FLOORS = {
     **dict.fromkeys(GROUND, 0),
     "window": 1,
     "join": 1,
+    "pattern": 1,
     "store": 1,
     "source": 2,
     "sink": 2,
