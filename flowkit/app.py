@@ -10,10 +10,25 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeV
 
 import msgspec
 
-from flowkit.agent import AgentSpec, Getter, Outlet, Plan, Retry, Sink, Stream, Topic, check_name, make_plan
+from flowkit.agent import (
+    AgentSpec,
+    Getter,
+    Outlet,
+    Plan,
+    Retry,
+    Sink,
+    Stream,
+    Topic,
+    check_name,
+    key_type,
+    make_plan,
+    merge_rows,
+    process_table,
+    windows_of,
+)
 from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
 from flowkit.errors import ConfigError, NoEvent
-from flowkit.flow import Derived, Events
+from flowkit.flow import Derived, Events, Keeping
 from flowkit.record import DeadLetter
 from flowkit.table import (
     Aggregate,
@@ -160,6 +175,16 @@ class App:
         table.belong_to(self)
         self.tables[table.name] = table
         return table
+
+    def keep(self, operator: Keeping) -> Events[Any]:
+        """The main stream of an operator that keeps something. Raises ConfigError."""
+        if operator.pairs is None:
+            return self.add_operator(process_table(operator)).main
+        options: dict[str, Any] = {"window": operator.window, "default": operator.pairs.new}
+        if isinstance(operator.window, Session):
+            options["merge"] = merge_rows
+        table = self.table(f"{operator.name}.windows", key_type(operator), operator.pairs.value_type, **options)
+        return windows_of(operator, table)
 
     def topic(
         self,

@@ -1,5 +1,6 @@
 """Agents: what users write, how it is declared, checked and arranged into tasks. Nothing here runs anything."""
 
+from flowkit.agent.operators import key_type, merge_rows, process_table, windows_of
 from flowkit.agent.plan import Group, Plan, make_plan
 from flowkit.agent.spec import AgentSpec, Retry
 from flowkit.agent.stream import END, EVENT, Need, Stream
@@ -19,5 +20,9 @@ __all__ = [
     "Stream",
     "Topic",
     "check_name",
+    "key_type",
     "make_plan",
+    "merge_rows",
+    "process_table",
+    "windows_of",
 ]

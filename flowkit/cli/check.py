@@ -17,7 +17,8 @@ from flowkit.cli.load import find_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
 from flowkit.cli.show import count, duration
 from flowkit.errors import ConfigError
-from flowkit.table import AnyTable, check_schema
+from flowkit.flow import Derived, Events, roots_of
+from flowkit.table import AnyTable, ProcessTable, check_schema
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 
 Severity = Literal["error", "warning", "note"]
@@ -73,7 +74,11 @@ def check_app(app: App) -> Iterator[Finding]:
 
 
 def _growth(table: AnyTable[Any, Any], app: App) -> Iterator[Finding]:
-    """Tables whose keys nothing ever removes."""
+    """Tables whose keys nothing ever removes, and operators that keep without bound."""
+    if table.grows:
+        yield Finding("warning", f"{table.name!r} ({table.words}) may keep more and more: {table.grows}")
+    if isinstance(table, ProcessTable):
+        return
     if not isinstance(table.window, Count | Global | None) or table.ttl is not None or table.broadcast or table.local:
         return
     if has_few_values(table.key_type) or any(_deletes(agent, table) for agent in app.agents.values()):
@@ -126,7 +131,7 @@ def _times(app: App) -> Iterator[Finding]:
             table.name
             for table in app.tables.values()
             if isinstance(table.window, Tumbling | Sliding | Cumulative | Session)
-            and (table.source is topic or any(topic in a.sources and table in a.tables for a in app.agents.values()))
+            and topic in roots_of((*table.sources, *_written_from(app, table)))
         ]
         if fed:
             yield Finding(
@@ -134,6 +139,11 @@ def _times(app: App) -> Iterator[Finding]:
                 f"topic {topic.name!r}: feeds the windows of {', '.join(fed)} without time=: on a broker they go by "
                 "the time of arrival, and in files everything falls into one window",
             )
+
+
+def _written_from(app: App, table: AnyTable[Any, Any]) -> list[Events[Any]]:
+    """The streams from which agents write a table."""
+    return [source for agent in app.agents.values() if table in agent.tables for source in agent.sources]
 
 
 def _variables(agent: AgentSpec) -> Iterator[Finding]:
@@ -150,8 +160,9 @@ def _variables(agent: AgentSpec) -> Iterator[Finding]:
 
 def _unused(app: App) -> Iterator[Finding]:
     agents = list(app.agents.values())
-    sources = {source.name for agent in agents for source in agent.sources}
-    sources |= {table.source.name for table in app.tables.values() if table.source is not None}
+    taken = [source for agent in agents for source in agent.sources]
+    taken += [source for table in app.tables.values() for source in table.sources]
+    sources = {root.name for root in roots_of(taken)}
     written = {sink.name for agent in agents for sink in agent.sinks}
     for topic in app.topics.values():
         if topic.name not in sources | written:
@@ -159,15 +170,33 @@ def _unused(app: App) -> Iterator[Finding]:
     for sink in app.sinks.values():
         if sink.name not in written:
             yield Finding("warning", f"sink {sink.name!r}: no agent sends to it")
+    used = _streams_on_the_way(taken)
+    for stream in app.derived.values():
+        if stream.name not in used:
+            yield Finding("warning", f"stream {stream.name!r}: nothing takes what it makes")
     for table in app.tables.values():
-        subscribed = any(f"{table.name}.{kind}" in sources for kind in ("closed", "changes", "late"))
+        subscribed = any(stream.name in sources for stream in table.streams)
         read = subscribed or any(table in agent.reads for agent in agents)
-        if table.source is None and not any(table in agent.tables for agent in agents):
+        if not table.sources and not any(table in agent.tables for agent in agents):
             if not read:
                 yield Finding("warning", f"table {table.name!r}: no agent writes or reads it")
-        elif table.source is not None and not read:
+        elif table.words and not read:
+            yield Finding("note", f"{table.name!r} ({table.words}): nothing takes what it sends")
+        elif table.sources and not read:
             end = f"{table.name}.closed" if table.window is not None else f"{table.name}.changes"
             yield Finding("note", f"table {table.name!r}: counts, but no agent reads it or subscribes to {end}")
+
+
+def _streams_on_the_way(taken: Iterable[Events[Any]]) -> set[str]:
+    """The names of all derived streams that lead to what is taken."""
+    names: set[str] = set()
+    left = list(taken)
+    while left:
+        stream = left.pop()
+        if isinstance(stream, Derived):
+            names.add(stream.name)
+            left += stream.parents
+    return names
 
 
 # Against the outside

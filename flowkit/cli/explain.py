@@ -11,9 +11,9 @@ from flowkit.cli.arguments import Module, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.outcome import EXIT_CODES, OK, out
 from flowkit.cli.show import duration, type_name, window_words
-from flowkit.flow import Events
+from flowkit.flow import Events, Step, paths_of, roots_of
 from flowkit.sink import FileSink
-from flowkit.table import AnyTable, TableEvents
+from flowkit.table import AnyTable, ProcessTable, TableEvents
 from flowkit.window import Cumulative, Session, Sliding, Tumbling
 
 TOPIC_GUARANTEE = (
@@ -66,12 +66,13 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
             yield from _readers(group, topic.name, "    ")
         for table in group.tables:
             yield f"  table {table.name}: {table_words(table)}"
-            for kind in ("closed", "changes", "late"):
-                readers = list(_readers(group, f"{table.name}.{kind}", "      "))
+            for stream in table.streams:
+                readers = list(_readers(group, stream.name, "      "))
                 if readers:
-                    yield f"    {EVENT_WORDS[kind]}"
+                    too_late = stream.kind == "late" and isinstance(table, ProcessTable)
+                    yield "    what came when its time had passed" if too_late else f"    {EVENT_WORDS[stream.kind]}"
                     yield from readers
-        if any(source.name == app.dead_letters.name for agent in group.agents for source in agent.sources):
+        if app.dead_letters in roots_of(source for agent in group.agents for source in agent.sources):
             yield "  dead letters of this app"
             yield from _readers(group, app.dead_letters.name, "    ")
     yield ""
@@ -88,6 +89,8 @@ EVENT_WORDS = {
     "closed": "closed windows",
     "changes": "changes, event by event",
     "late": "late records, whose windows are all closed",
+    "": "what it sends",
+    "timed_out": "partial matches whose time ran out",
 }
 
 
@@ -114,9 +117,13 @@ def _topic_words(topic: Topic[Any]) -> str:
 def table_words(table: AnyTable[Any, Any]) -> str:
     """What a table keeps, for how long, in words."""
     words = [f"keyed by {type_name(table.key_type)}"]
+    if isinstance(table, ProcessTable):
+        return ", ".join([table.words, *words, table.grows or "kept as long as the watermark asks for"])
     if table.source is not None:
         counted = ", ".join(f"{name} = {aggregate!r}" for name, aggregate in table.aggregates.items())
         words = [f"counts {table.source.name} by {_getter(table.by)}: {counted}"]
+    elif table.words:
+        words.insert(0, table.words)
     else:
         words.append(f"values {type_name(table.value_type)}")
     if table.window is not None:
@@ -142,11 +149,24 @@ def table_words(table: AnyTable[Any, Any]) -> str:
 
 def _readers(group: Group, source: str, indent: str) -> Iterator[str]:
     for agent in group.agents:
-        if any(events.name == source for events in agent.sources):
-            yield f"{indent}-> agent {agent.name}{_agent_words(agent)}"
+        for way in _ways(source, agent.sources):
+            yield f"{indent}{way}-> agent {agent.name}{_agent_words(agent)}"
     for table in group.tables:
-        if table.source is not None and table.source.name == source:
-            yield f"{indent}-> table {table.name}"
+        for way in _ways(source, table.sources):
+            yield f"{indent}{way}-> table {table.name}"
+
+
+def _ways(root: str, streams: Iterable[Events[Any]]) -> Iterator[str]:
+    """The ways from a stream to those that are taken, each as the operators on it."""
+    for path in (path for stream in streams for path in paths_of(stream)):
+        if path.root.name == root:
+            yield "".join(f"-> {step_words(step)} " for step in path.steps)
+
+
+def step_words(step: Step) -> str:
+    """An operator as it was written, more or less."""
+    name = getattr(step.function, "__name__", "")
+    return f"{step.kind}({name})" if name.isidentifier() else step.kind
 
 
 def _agent_words(agent: AgentSpec) -> str:
@@ -228,18 +248,21 @@ def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]
     def table_id(table: AnyTable[Any, Any]) -> str:
         return str(id_of("table_of", f"{number} {table.name}"))
 
-    def arrow(source: Events[Any], target: str) -> str:
-        if isinstance(source, TableEvents):
-            return f"  {table_id(source.table)} -- {source.kind} --> {target}"
-        return f"  {outside(source)} --> {target}"
+    def arrows(source: Events[Any], target: str) -> Iterator[str]:
+        for path in paths_of(source):
+            root = path.root
+            words = [root.kind] if isinstance(root, TableEvents) and root.kind else []
+            label = _quoted(", ".join([*words, *map(step_words, path.steps)]))
+            start = table_id(root.table) if isinstance(root, TableEvents) else outside(root)
+            yield f"  {start} -- {label} --> {target}" if label else f"  {start} --> {target}"
 
     for table in group.tables:
-        if table.source is not None:
-            yield arrow(table.source, table_id(table))
+        for source in table.sources:
+            yield from arrows(source, table_id(table))
     for agent in group.agents:
         target = id_of("agent", f"{number} {agent.name}")
         for source in agent.sources:
-            yield arrow(source, target)
+            yield from arrows(source, target)
         for table in agent.tables:
             yield f"  {target} <--> {table_id(table)}"
         for table in agent.reads:

@@ -1,6 +1,7 @@
 """Flows as they are declared: streams, what operators make of them, and the ways that events take."""
 
-from flowkit.flow.events import By, Derived, Events, Keyed, Owner, Step, Windowing, Windows, check_by, key_of
+from flowkit.flow.events import Derived, Events, Kept, Keyed, Matches, Owner, Step, Windowing, Windows, check_by, key_of
+from flowkit.flow.keeping import By, Feed, Keeping
 from flowkit.flow.paths import DROPPED, Chain, Path, chain_of, nested, paths_of, roots_of
 
 __all__ = [
@@ -9,7 +10,11 @@ __all__ = [
     "Chain",
     "Derived",
     "Events",
+    "Feed",
+    "Keeping",
+    "Kept",
     "Keyed",
+    "Matches",
     "Owner",
     "Path",
     "Step",

@@ -26,7 +26,7 @@ from flowkit.table.definition import (
     overlaps,
 )
 from flowkit.table.fused import BatchLoop, Compiled, batch_loop
-from flowkit.table.process import FeedOf, Process, ProcessState, ProcessTable, Sent
+from flowkit.table.process import Process, ProcessState, ProcessTable, Sent, key_type_of
 from flowkit.table.state import NEVER, Open, Result, State
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "CountDistinct",
     "Cursor",
     "Custom",
-    "FeedOf",
     "First",
     "Last",
     "Max",
@@ -66,6 +65,7 @@ __all__ = [
     "compiled_of",
     "current",
     "default_factory",
+    "key_type_of",
     "make_state",
     "migrate_cell",
     "overlaps",

@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from flowkit.codec import has_field
 from flowkit.errors import ConfigError, NoEvent, UndeclaredTable
-from flowkit.flow import Events, Owner
+from flowkit.flow import Events, Feed, Owner
 from flowkit.record import Change, Closed
 from flowkit.table.cursor import current
 from flowkit.table.state import Open, State
@@ -52,6 +52,14 @@ class AnyTable(Generic[K, V]):
         self.name, self.key_type, self.value_type = name, key_type, value_type
         self.ttl, self.default, self.broadcast, self.local, self.version = ttl, default, broadcast, local, version
         self.source, self.by, self.aggregates = source, by, dict(aggregates or {})
+        self.feeds: tuple[Feed, ...] = ()
+        """What an operator takes, and by which key."""
+        self.add: Callable[[Any, int, Any], None] | None = None
+        """How an operator puts an event of one of its inputs into the value of a window."""
+        self.words = ""
+        """What an operator does, for people."""
+        self.grows = ""
+        """Why its state has no bound, if it has none."""
         self.migrations: dict[int, Callable[[Any], Any]] = {}
         self.allowed_lateness = 0
         self.early: int | None = None
@@ -82,7 +90,8 @@ class AnyTable(Generic[K, V]):
     @property
     def sources(self) -> tuple[Events[Any], ...]:
         """The streams that the table takes by itself, without an agent."""
-        return () if self.source is None else (self.source,)
+        fed = tuple(feed.stream for feed in self.feeds)
+        return fed if self.source is None else (self.source, *fed)
 
     @property
     def streams(self) -> tuple["TableEvents", ...]:

@@ -8,15 +8,15 @@ it sends; `ProcessState` is one task's part of it, a cell for each key and timer
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flowkit.errors import ConfigError, FlowkitError
-from flowkit.flow import By, Events
+from flowkit.flow import By, Feed, Matches
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.table.cells import Cells, Shape, no_event
 from flowkit.table.cursor import Cursor, Mode
 from flowkit.table.definition import AnyTable, TableEvents
+from flowkit.table.fields import value_of
 from flowkit.table.state import Open, Result, State
 from flowkit.table.stored import Stored
 from flowkit.table.timers import Timers
@@ -29,6 +29,11 @@ Row = tuple[str, Any, int]
 
 TIMER_BUCKET = 60_000
 """The width (ms) of the buckets in which timers are stored and dropped."""
+
+
+def key_type_of(type_: Any, by: By) -> Any:
+    """The type of the key `by` of events of `type_`; Any if it is not known."""
+    return value_of(type_, by).type
 
 
 class Process(Protocol):
@@ -52,12 +57,8 @@ class Process(Protocol):
         """True if there is nothing left worth keeping: the key is forgotten."""
 
 
-@dataclass(frozen=True)
-class FeedOf:
-    """One input of a process: a stream, and the key by which its events are given."""
-
-    stream: Events[Any]
-    by: By
+class Sends(TableEvents, Matches[Any, Any]):
+    """The main stream of a process, with the others as attributes."""
 
 
 class ProcessTable(AnyTable[Any, Any]):
@@ -68,23 +69,25 @@ class ProcessTable(AnyTable[Any, Any]):
         name: str,
         key_type: Any,
         process: Process,
-        feeds: tuple[FeedOf, ...],
+        feeds: tuple[Feed, ...],
         sends: Mapping[str, Any],
         *,
         words: str,
         signature: str = "",
+        grows: str = "",
     ) -> None:
         super().__init__(name, key_type, process.cell_type)
-        self.process, self.feeds = process, feeds
-        self.words = words
-        """What it does, for people."""
+        self.process, self.feeds, self.words = process, feeds, words
         self.signature = signature
         """What must not change while there is state."""
-        self.sends = {kind: TableEvents(self, kind, type_) for kind, type_ in sends.items()}
-
-    @property
-    def sources(self) -> tuple[Events[Any], ...]:
-        return tuple(feed.stream for feed in self.feeds)
+        self.grows = grows
+        """Why its state has no bound, if it has none."""
+        self.main = Sends(self, "", sends[""])
+        self.sends: dict[str, TableEvents] = {"": self.main}
+        for kind, type_ in sends.items():
+            if kind:
+                self.sends[kind] = TableEvents(self, kind, type_)
+                setattr(self.main, kind, self.sends[kind])
 
     @property
     def streams(self) -> tuple[TableEvents, ...]:

@@ -8,7 +8,7 @@ from flowkit.app import App
 from flowkit.flow import Events, paths_of, roots_of
 from flowkit.store import Store
 from flowkit.table import AnyTable, Cursor, Mode, ProcessState, ProcessTable, State, compiled_of, make_state
-from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, ProcessDriver, StreamDriver
+from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, ProcessDriver, StreamDriver, WindowFeedDriver
 from flowkit.worker.tap import Tap
 
 
@@ -57,6 +57,8 @@ def make_drivers(group: Group, states: dict[str, State], cursor: Cursor) -> list
             state = states[table.name]
             assert isinstance(state, ProcessState)
             drivers += [ProcessDriver(table, side, cursor, state) for side in range(len(table.feeds))]
+        elif table.feeds:
+            drivers += [WindowFeedDriver(table, side, cursor, states[table.name]) for side in range(len(table.feeds))]
         compiled = compiled_of(table)
         if compiled is not None:
             declared = AggregateDriver(table, compiled, cursor, states[table.name])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from flowkit import App, Closed, Record, Retry, Session, Stream, Tumbling, WindowClosed
 from flowkit import table as aggregates
-from flowkit.flow import Events
-from flowkit.table import FeedOf, ProcessTable
+from flowkit.flow import Events, Feed
+from flowkit.table import ProcessTable
 from tests.depth import examples
 from tests.model import flink
 from tests.model.apps import Broken, Event, Values, records
@@ -240,7 +240,7 @@ def delaying(by: int, out_of_order: int) -> App:
     app = App("delaying")
     topic = app.topic("events", Event, key="key", time="at", out_of_order=out_of_order)
     out = app.sink("out", Out)
-    feeds = (FeedOf(topic, "key"), FeedOf(topic.filter(lambda event: event.value % 2), "key"))
+    feeds = (Feed(topic, "key"), Feed(topic.filter(lambda event: event.value % 2), "key"))
     table = ProcessTable("delay", str, Delay(by), feeds, {"": Out, "again": Out, "late": Any}, words="", signature="")
     app.add_operator(table)
 
