@@ -193,7 +193,7 @@ def test_an_older_row_makes_the_cell_due_earlier() -> None:
 
 
 def test_one_wake_may_come_for_many_dues() -> None:
-    """A left and a right row of the same due are partners, so that no two rows are sent alone at one time but of a side."""
+    """Rows alone go out in order of time; a left and a right one of the same due are partners."""
     join = IntervalJoin(Order, Payment, -2, 3, "outer")
     cell = join.new()
     for n, (side, t) in enumerate(((LEFT, 100), (LEFT, 0), (RIGHT, 11), (RIGHT, 51), (LEFT, 10), (RIGHT, 1_000))):
@@ -209,6 +209,15 @@ def test_one_wake_may_come_for_many_dues() -> None:
         (None, 1, 1_106),
     ]
     assert join.over(cell)
+
+
+def test_a_pair_of_the_last_moment_of_all() -> None:
+    driver = Driver(IntervalJoin(Order, Payment, 0, 1_000))
+    driver.row(0, ("row", LEFT, "a", END_OF_TIME - 1, False))
+    driver.row(1, ("row", RIGHT, "a", END_OF_TIME - 1, False))
+    driver.advance(END_OF_TIME)
+    assert tell(driver.out) == [(0, 1, END_OF_TIME - 1)]
+    assert driver.cells == {}
 
 
 @pytest.mark.parametrize("how", HOWS)
