@@ -175,7 +175,7 @@ def test_interval_join_beside_a_hand_written_loop(keys: int, capsys: pytest.Capt
     assert pairs == told(by_hand(rows, -within, within))
     hand, *took = best(
         lambda: timed(by_hand, rows, -within, within),
-        *(lambda join=join: timed(joined, join, rows) for join in joins),  # type: ignore[misc]
+        *(lambda join=join: timed(joined, join, rows) for join in joins),
         rounds=3,
     )
     per = 1e6 / len(rows)

@@ -192,6 +192,41 @@ def test_one_old_version_of_a_quiet_key_wakes_no_one() -> None:
     assert driver.wakes == 1
 
 
+def test_an_old_version_does_not_wait_for_the_next_one_to_be_forgotten() -> None:
+    join = AsOfJoin(Order, Payment, tolerance=5_000)
+    cell = join.new()
+    for n, t in enumerate((0, 90_000)):
+        join.event("a", cell, RIGHT, Payment(n), t)
+    assert join.due(cell) == 5_000 + join.slack
+    assert join.wake("a", cell, join.due(cell)) == []
+    assert cell.since == [90_000]
+
+
+def test_one_wake_may_come_for_many_dues() -> None:
+    join = AsOfJoin(Order, Payment, "left")
+    cell = join.new()
+    for n, (side, t) in enumerate(((LEFT, 30), (RIGHT, 20), (LEFT, 10), (RIGHT, 40), (LEFT, 30), (LEFT, 60))):
+        join.event("a", cell, side, Order(n) if side == LEFT else Payment(n), t)
+    assert tell([("a", joined, time) for _, joined, time in join.wake("a", cell, 50)]) == [
+        (2, None, 10),
+        (0, 1, 30),
+        (4, 1, 30),
+    ]
+    assert join.due(cell) == 60
+    assert cell.since == [40]
+
+
+@pytest.mark.parametrize("tolerance", [0, 5_000])
+def test_rows_of_the_last_moment_of_all(tolerance: int) -> None:
+    """Events of a window without an end have the last time but one; a version's use goes beyond the end of time."""
+    driver = Driver(AsOfJoin(Order, Payment, tolerance=tolerance))
+    driver.row(0, ("row", RIGHT, "a", END_OF_TIME - 1, False))
+    driver.row(1, ("row", LEFT, "a", END_OF_TIME - 1, False))
+    driver.advance(END_OF_TIME)
+    assert tell(driver.out) == [(1, 0, END_OF_TIME - 1)]
+    assert driver.cells == {}
+
+
 @pytest.mark.parametrize(
     "options, problems",
     [

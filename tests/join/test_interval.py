@@ -184,13 +184,51 @@ def test_an_inner_join_does_not_wake_for_each_row() -> None:
     assert driver.cells == {}
 
 
-def test_a_partner_of_the_last_moment_of_all() -> None:
+def test_an_older_row_makes_the_cell_due_earlier() -> None:
+    join = IntervalJoin(Order, Payment, -1_000, 3_000)
+    cell = join.new()
+    for side, t, due in ((LEFT, 9_000, 13_500), (LEFT, 8_000, 12_500), (RIGHT, 9_999, 12_499), (RIGHT, 20_000, 12_499)):
+        join.event("a", cell, side, Order(0) if side == LEFT else Payment(0), t)
+        assert join.due(cell) == due
+
+
+def test_one_wake_may_come_for_many_dues() -> None:
+    """Rows alone go out in order of time; a left and a right one of the same due are partners."""
+    join = IntervalJoin(Order, Payment, -2, 3, "outer")
+    cell = join.new()
+    for n, (side, t) in enumerate(((LEFT, 100), (LEFT, 0), (RIGHT, 11), (RIGHT, 51), (LEFT, 10), (RIGHT, 1_000))):
+        join.event("a", cell, side, Order(n) if side == LEFT else Payment(n), t)
+    sent = [("a", joined, time) for _, joined, time in join.wake("a", cell, 500)]
+    assert tell(sent) == [(1, None, 3), (None, 3, 53), (0, None, 103)]
+    assert join.due(cell) == 1_002
+    for n, (side, t) in enumerate(((LEFT, 1_100), (RIGHT, 1_101 + 3))):
+        join.event("a", cell, side, Order(n) if side == LEFT else Payment(n), t)
+    assert tell([("a", joined, time) for _, joined, time in join.wake("a", cell, 2_000)]) == [
+        (None, 5, 1_002),
+        (0, None, 1_103),
+        (None, 1, 1_106),
+    ]
+    assert join.over(cell)
+
+
+def test_a_pair_of_the_last_moment_of_all() -> None:
+    driver = Driver(IntervalJoin(Order, Payment, 0, 1_000))
+    driver.row(0, ("row", LEFT, "a", END_OF_TIME - 1, False))
+    driver.row(1, ("row", RIGHT, "a", END_OF_TIME - 1, False))
+    driver.advance(END_OF_TIME)
+    assert tell(driver.out) == [(0, 1, END_OF_TIME - 1)]
+    assert driver.cells == {}
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_rows_of_the_last_moment_of_all(how: How) -> None:
     """Events of a window without an end have the last time but one; their reach goes beyond the end of time."""
-    driver = Driver(IntervalJoin(Order, Payment, 0, 1_000, "outer"))
+    driver = Driver(IntervalJoin(Order, Payment, 0, 1_000, how))
     driver.row(0, ("row", LEFT, "a", END_OF_TIME - 1, False))
     driver.row(1, ("row", RIGHT, "b", END_OF_TIME - 1, False))
     driver.advance(END_OF_TIME)
-    assert tell(driver.out) == [(None, 1, END_OF_TIME - 1), (0, None, END_OF_TIME)]
+    alone = {"right": (None, 1, END_OF_TIME - 1), "left": (0, None, END_OF_TIME)}
+    assert tell(driver.out) == [sent for side, sent in alone.items() if how in (side, "outer")]
     assert driver.cells == {}
 
 
