@@ -25,12 +25,13 @@ from flowkit.errors import (
     WindowClosed,
     WrongPartition,
 )
-from flowkit.flow import Events, Keyed
+from flowkit.flow import Events, Kept, Keyed, Matches
 from flowkit.options import Settings
 from flowkit.record import (
     Change,
     Closed,
     DeadLetter,
+    Joined,
     Record,
     days,
     hours,
@@ -77,8 +78,11 @@ __all__ = [
     "FlowkitError",
     "Global",
     "InputError",
+    "Joined",
+    "Kept",
     "Keyed",
     "Last",
+    "Matches",
     "Max",
     "Mean",
     "Min",

@@ -72,6 +72,20 @@ class Change(msgspec.Struct, Generic[K, V]):
     end: int = END_OF_TIME
 
 
+class Joined(msgspec.Struct, Generic[K, V]):
+    """A left and a right event that belong together.
+
+    The stream of an outer join says in its type which side may be missing: `Joined[Order, Payment | None]` of a left
+    join, `Joined[Order | None, Payment]` of a right one.
+
+    >>> Joined("order 7", "payment 7")
+    Joined(left='order 7', right='payment 7')
+    """
+
+    left: K
+    right: V
+
+
 class DeadLetter(msgspec.Struct):
     """A record that could not be used, as it came in, with where it lay and what was wrong with it.
 

@@ -5,7 +5,6 @@ from typing import Any
 from flowkit.codec import type_name
 from flowkit.errors import ConfigError
 from flowkit.flow import Events, Keeping, check_by
-from flowkit.join import WindowRows
 from flowkit.table import ProcessTable, key_type_of
 
 
@@ -40,9 +39,9 @@ def process_table(keeping: Keeping) -> ProcessTable:
     )
 
 
-def merge_rows(a: WindowRows[Any, Any], b: WindowRows[Any, Any]) -> WindowRows[Any, Any]:
+def merge_rows(a: Any, b: Any) -> Any:
     """The rows of two sessions that have become one."""
-    return WindowRows(a.left + b.left, a.right + b.right)
+    return type(a)(a.left + b.left, a.right + b.right)
 
 
 def windows_of(keeping: Keeping, table: Any) -> Events[Any]:

@@ -11,7 +11,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 from flowkit.codec import has_field, type_name
 from flowkit.errors import ConfigError
@@ -24,12 +24,14 @@ from flowkit.flow.keeping import (
     versions_join,
     window_join,
 )
-from flowkit.join import Joined
-from flowkit.pattern import AfterMatch, Match, Pattern, TimedOut
-from flowkit.record import Change, Closed
+from flowkit.record import Change, Closed, Joined
 from flowkit.window import Window
 
+if TYPE_CHECKING:
+    from flowkit.pattern import AfterMatch, Match, Pattern, TimedOut
+
 T_co = TypeVar("T_co", covariant=True)
+U_co = TypeVar("U_co", covariant=True)
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
@@ -326,8 +328,13 @@ class Events(Generic[T_co]):
         return owner.keep(versions_join(label, self, changes, on, how, keep_for))
 
     def match(
-        self, pattern: Pattern[T_co], *, by: By | None = None, after: AfterMatch | None = None, name: str | None = None
-    ) -> "Matches[Any, T_co]":
+        self,
+        pattern: "Pattern[T_co]",
+        *,
+        by: By | None = None,
+        after: "AfterMatch | None" = None,
+        name: str | None = None,
+    ) -> "Matches[Match[Any, T_co], TimedOut[Any, T_co]]":
         """Where `pattern` is found in the events of each key, in the order of their times. See `flowkit.pattern`.
 
         `by` is the key (a field, or a function), else that of `group_by` or of the topic. `after` says where to go on
@@ -335,11 +342,10 @@ class Events(Generic[T_co]):
         """
         owner, label = self._kept("match", self, name)
         key = by if by is not None else key_of(self)
-        if not isinstance(pattern, Pattern):
-            raise ConfigError(f"{label}: {pattern!r} is no pattern: begin one with Pattern.begin(…)")
         if key is None:
             raise ConfigError(f"{label}: by which key? Say by=, .group_by(…) before it, or give the topic a key=")
-        matches: Matches[Any, T_co] = owner.keep(pattern_match(label, self, pattern, key, after))
+        matches: Matches[Match[Any, T_co], TimedOut[Any, T_co]]
+        matches = owner.keep(pattern_match(label, self, pattern, key, after))
         return matches
 
     def _kept(self, operator: str, other: "Events[Any]", name: str | None) -> tuple[Owner, str]:
@@ -396,10 +402,10 @@ class Kept(Events[T_co]):
     late: Events[Any]
 
 
-class Matches(Kept[Match[K, T_co]], Generic[K, T_co]):
+class Matches(Kept[T_co], Generic[T_co, U_co]):
     """Where a pattern was found. `timed_out` are partial matches that ran out of the pattern's `within`."""
 
-    timed_out: Events[TimedOut[K, T_co]]
+    timed_out: Events[U_co]
 
 
 class Versions(Protocol[V]):

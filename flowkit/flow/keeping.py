@@ -7,13 +7,15 @@ right ─┘
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flowkit.errors import ConfigError
-from flowkit.join import AsOfJoin, How, IntervalJoin, WindowJoin
-from flowkit.pattern import TIMED_OUT, AfterMatch, Match, Pattern, PatternProcess, TimedOut, unbounded_because
 from flowkit.record import Change
 from flowkit.window import Cumulative, Session, Sliding, Tumbling, Window
+
+if TYPE_CHECKING:  # and where they are used: an app without joins and patterns does not wait for them
+    from flowkit.join import AsOfJoin, How, WindowJoin
+    from flowkit.pattern import AfterMatch, Pattern
 
 By = str | Callable[[Any], Any]
 """A field's name, or a function of the event."""
@@ -52,12 +54,12 @@ class Keeping:
     sends: Callable[[Any], Mapping[str, Any]]
     process: Any = None
     window: Window | None = None
-    pairs: WindowJoin | None = None
+    pairs: "WindowJoin | None" = None
     signature: str = ""
     grows: str = ""
 
 
-def interval_join(name: str, left: Named, right: Named, on: Any, within: int | tuple[int, int], how: How) -> Keeping:
+def interval_join(name: str, left: Named, right: Named, on: Any, within: int | tuple[int, int], how: "How") -> Keeping:
     """Pairs whose right event comes `within` (earliest, latest) ms of the left one. Raises ConfigError."""
     feeds = _sides(name, left, right, on)
     if not isinstance(within, tuple):
@@ -65,16 +67,20 @@ def interval_join(name: str, left: Named, right: Named, on: Any, within: int | t
     if len(within) != 2:
         raise ConfigError(f"{name}: within={within!r}: give (earliest, latest), in ms from the left event's time")
     lower, upper = within
+    from flowkit.join import IntervalJoin
+
     join = IntervalJoin(left.type, right.type, lower, upper, how, name=name)
     words = f"{how} join: each {left.name} with the {right.name} from {lower} to {upper} ms after it"
     return _process(name, feeds, words, join, lambda _key: {"": join.type}, f"interval join {how} {lower} {upper}")
 
 
-def window_join(name: str, left: Named, right: Named, on: Any, window: Window, how: How) -> Keeping:
+def window_join(name: str, left: Named, right: Named, on: Any, window: Window, how: "How") -> Keeping:
     """Pairs that fall in the same window. Raises ConfigError."""
     feeds = _sides(name, left, right, on)
     if not isinstance(window, Tumbling | Sliding | Cumulative | Session):
         raise ConfigError(f"{name}: window={window!r}: join in Tumbling, Sliding, Cumulative or Session windows")
+    from flowkit.join import WindowJoin
+
     pairs = WindowJoin(left.type, right.type, how, name=name)
     words = f"{how} join of {left.name} and {right.name}"
     return Keeping(name, feeds, words, lambda _key: {"": pairs.type}, window=window, pairs=pairs)
@@ -91,6 +97,8 @@ def as_of_join(
 ) -> Keeping:
     """Each left event with the latest right one up to its time. Raises ConfigError."""
     feeds = _sides(name, left, right, on)
+    from flowkit.join import AsOfJoin
+
     join = AsOfJoin(left.type, right.type, how, tolerance, keep_for, name=name)
     words = f"each {left.name} with the latest {right.name} up to its time"
     return _process(
@@ -102,6 +110,8 @@ def versions_join(name: str, left: Named, changes: Named, on: By, how: Any, keep
     """Each left event with the value that a table had for its key at its time. Raises ConfigError."""
     feeds = (Feed(left, on), Feed(changes, "key"))
     value_type = _value_of_change(changes.type)
+    from flowkit.join import AsOfJoin
+
     join = AsOfJoin(left.type, value_type, how, keep_for=keep_for, value=_new_value, tombstone=_is_deleted, name=name)
     words = f"each {left.name} with what {changes.name.removesuffix('.changes')} was at its time"
     return _process(
@@ -109,8 +119,12 @@ def versions_join(name: str, left: Named, changes: Named, on: By, how: Any, keep
     )
 
 
-def pattern_match(name: str, stream: Named, pattern: Pattern[Any], by: By, after: AfterMatch | None) -> Keeping:
+def pattern_match(name: str, stream: Named, pattern: "Pattern[Any]", by: By, after: "AfterMatch | None") -> Keeping:
     """Where a pattern is found in the events of each key. Raises ConfigError."""
+    from flowkit.pattern import TIMED_OUT, Match, Pattern, PatternProcess, TimedOut, unbounded_because
+
+    if not isinstance(pattern, Pattern):
+        raise ConfigError(f"{name}: {pattern!r} is no pattern: begin one with Pattern.begin(…)")
     process: PatternProcess[Any, Any] = PatternProcess(pattern, stream.type, after)
     match: Any = Match
     timed_out: Any = TimedOut
@@ -148,7 +162,7 @@ def _sides(name: str, left: Named, right: Named, on: Any) -> tuple[Feed, ...]:
     return Feed(left, both[0]), Feed(right, both[1])
 
 
-def _versions_grow(join: AsOfJoin, right: Named) -> str:
+def _versions_grow(join: "AsOfJoin", right: Named) -> str:
     if join.bounded:
         return ""
     return f"the newest {right.name} of each key stays for ever: give tolerance= or keep_for="

@@ -46,8 +46,18 @@ class Chain:
     many: Callable[[Any], list[Any]]
 
 
-def chain_of(steps: Sequence[Step]) -> Chain:
-    """Fuse steps: one generated function that calls theirs, so that a chain costs one call more than its parts."""
+def chain_of(*ways: Sequence[Step]) -> Chain:
+    """Fuse steps: one generated function that calls theirs, so that a chain costs one call more than its parts.
+
+    Of several ways, what an event comes to on each is put one after the other.
+    """
+    if len(ways) == 1:
+        return _chain(ways[0])
+    chains = [_chain(steps).many for steps in ways]
+    return Chain(None, lambda event: [value for many in chains for value in many(event)])
+
+
+def _chain(steps: Sequence[Step]) -> Chain:
     names = {f"f{n}": step.function for n, step in enumerate(steps)}
     one = None
     if not any(step.kind == "flat_map" for step in steps):

@@ -8,7 +8,7 @@ between any two calls, given the cell type.
 
 from flowkit.join.asof import AsOfCell, AsOfJoin
 from flowkit.join.interval import IntervalCell, IntervalJoin
-from flowkit.join.joined import LEFT, NEVER, RIGHT, How, Joined, Sent
+from flowkit.join.joined import LEFT, NEVER, RIGHT, How, Sent
 from flowkit.join.window import WindowJoin, WindowRows
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "How",
     "IntervalCell",
     "IntervalJoin",
-    "Joined",
     "Sent",
     "WindowJoin",
     "WindowRows",

@@ -23,7 +23,6 @@ from flowkit.join.joined import (
     LEFT,
     NEVER,
     How,
-    Joined,
     L,
     R,
     Sent,
@@ -31,7 +30,7 @@ from flowkit.join.joined import (
     how_problems,
     joined_type,
 )
-from flowkit.record import END_OF_TIME, MIN_TIME
+from flowkit.record import END_OF_TIME, MIN_TIME, Joined
 
 MANY_VERSIONS = 16
 """So many are forgotten as soon as they can be; of fewer, some are kept a little longer rather than waking for each."""

@@ -31,7 +31,6 @@ from flowkit.join.joined import (
     NEVER,
     RIGHT,
     How,
-    Joined,
     L,
     R,
     Sent,
@@ -39,7 +38,7 @@ from flowkit.join.joined import (
     how_problems,
     joined_type,
 )
-from flowkit.record import END_OF_TIME
+from flowkit.record import END_OF_TIME, Joined
 
 E = TypeVar("E")
 

@@ -1,11 +1,9 @@
 """What a join sends, and what all joins are told alike: the sides, and which rows count without a partner."""
 
 from collections.abc import Iterator
-from typing import Any, Generic, Literal, Optional, TypeVar
+from typing import Any, Literal, Optional, TypeVar
 
-import msgspec
-
-from flowkit.record import END_OF_TIME
+from flowkit.record import END_OF_TIME, Joined
 
 L = TypeVar("L")
 R = TypeVar("R")
@@ -20,20 +18,6 @@ How = Literal["inner", "left", "right", "outer"]
 
 Sent = tuple[str, Any, int]
 """An output's suffix ("" is the main one), what is sent, and its event time (ms)."""
-
-
-class Joined(msgspec.Struct, Generic[L, R]):
-    """A left and a right event that belong together.
-
-    The stream of an outer join says in its type which side may be missing: `Joined[Order, Payment | None]` of a left
-    join, `Joined[Order | None, Payment]` of a right one.
-
-    >>> Joined("order 7", "payment 7")
-    Joined(left='order 7', right='payment 7')
-    """
-
-    left: L
-    right: R
 
 
 def joined_type(left_type: Any, right_type: Any, how: How) -> Any:

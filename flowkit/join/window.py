@@ -13,8 +13,8 @@ from typing import Any, Generic
 import msgspec
 
 from flowkit.errors import ConfigError
-from flowkit.join.joined import LEFT, How, Joined, L, R, how_problems, joined_type
-from flowkit.record import Closed
+from flowkit.join.joined import LEFT, How, L, R, how_problems, joined_type
+from flowkit.record import Closed, Joined
 
 
 class WindowRows(msgspec.Struct, Generic[L, R], array_like=True):

@@ -47,7 +47,7 @@ class Recall:
         known = self._chains.get((root, stream))
         if known is None:
             taps = (driver for driver in self.step.routes[root] if isinstance(driver, Tap))
-            known = self._chains[root, stream] = next(tap.chain for tap in taps if tap.path.name == stream)
+            known = self._chains[root, stream] = next(tap.chain for tap in taps if tap.stream == stream)
         return known
 
     def codec(self, name: str) -> Codec:

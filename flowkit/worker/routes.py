@@ -5,7 +5,7 @@ from typing import Any
 
 from flowkit.agent import AgentSpec, Group
 from flowkit.app import App
-from flowkit.flow import Events, paths_of, roots_of
+from flowkit.flow import Events, Path, paths_of, roots_of
 from flowkit.store import Store
 from flowkit.table import AnyTable, Cursor, Mode, ProcessState, ProcessTable, State, compiled_of, make_state
 from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, ProcessDriver, StreamDriver, WindowFeedDriver
@@ -87,8 +87,12 @@ def make_routes(drivers: list[Driver]) -> dict[str, list[Driver]]:
     routes: dict[str, list[Driver]] = {}
     for driver in drivers:
         for source in driver.sources:
+            by_root: dict[str, list[Path]] = {}
             for path in paths_of(source):
-                routes.setdefault(path.root.name, []).append(Tap(driver, path) if path.steps else driver)
+                by_root.setdefault(path.root.name, []).append(path)
+            for root, paths in by_root.items():
+                straight = len(paths) == 1 and not paths[0].steps
+                routes.setdefault(root, []).append(driver if straight else Tap(driver, source.name, paths))
     return {name: _writers_first(takers) for name, takers in routes.items()}
 
 

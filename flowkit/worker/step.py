@@ -17,7 +17,7 @@ from flowkit.errors import FlowkitError
 from flowkit.record import MIN_TIME
 from flowkit.table import NEVER, Cursor, Mode, State
 from flowkit.window import Splits
-from flowkit.worker.drivers import Driver, StreamDriver
+from flowkit.worker.drivers import Done, Driver, StreamDriver
 from flowkit.worker.inlet import Inlet
 from flowkit.worker.origin import Origin
 from flowkit.worker.outlets import BoundOutlet
@@ -186,6 +186,26 @@ class StepContext:
         finally:
             for state, _ in driver.modes:
                 state.set_mode(Mode.WRITE)
+
+    def give(self, driver: Driver, event: Any) -> Done:
+        """`feed` for a driver that may do anything with all tables: a call, where that is a coroutine (0.2 µs)."""
+        self.cursor.agent = driver
+        try:
+            done = driver.feed(event)
+        except EventFailed:
+            raise
+        except Exception as error:
+            raise EventFailed((self.event_number, self.unit), driver, error) from error
+        return None if done is None else self._follow(driver, done)
+
+    async def _follow(self, driver: Driver, done: Awaitable[None]) -> None:
+        try:
+            await done
+            self.waited()
+        except EventFailed:
+            raise
+        except Exception as error:
+            raise EventFailed((self.event_number, self.unit), driver, error) from error
 
     def spread(self, drivers: list[Driver], event: Any, origin: Origin) -> list[Row]:
         """What an event comes to for drivers that take batches. Raises EventFailed."""

@@ -238,7 +238,10 @@ class Ways:
                 waiting = None
                 for driver in drivers:
                     if driver.need is EVENT:
-                        await step.feed(driver, records[index])
+                        if driver.modes:
+                            await step.feed(driver, records[index])
+                        elif (done := step.give(driver, records[index])) is not None:
+                            await done
                     else:
                         waiting = [*(waiting or ()), driver]
                 if cursor.sent:

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from flowkit.join import NEVER, AsOfJoin, How, IntervalJoin, Joined, Sent
-from flowkit.record import END_OF_TIME, Record
+from flowkit.join import NEVER, AsOfJoin, How, IntervalJoin, Sent
+from flowkit.record import END_OF_TIME, Joined, Record
 from tests.benchmarks.workload import best, show
 
 ROWS = 200_000

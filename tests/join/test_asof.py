@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import ConfigError
-from flowkit.join import NEVER, AsOfJoin, How, Joined
+from flowkit.join import NEVER, AsOfJoin, How
 from flowkit.join.asof import MANY_VERSIONS
-from flowkit.record import END_OF_TIME, MIN_TIME, Change
+from flowkit.record import END_OF_TIME, MIN_TIME, Change, Joined
 from tests.depth import examples
 from tests.join.driver import LEFT, RIGHT, Driver, Order, Out, Payment, Step, event, in_time, steps
 

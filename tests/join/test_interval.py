@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import ConfigError
-from flowkit.join import NEVER, How, IntervalJoin, Joined
+from flowkit.join import NEVER, How, IntervalJoin
 from flowkit.join.interval import LEAST_SLACK
-from flowkit.record import END_OF_TIME, MIN_TIME
+from flowkit.record import END_OF_TIME, MIN_TIME, Joined
 from tests.depth import examples
 from tests.join.driver import LEFT, RIGHT, Driver, Order, Out, Payment, Step, event, in_time, steps
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import ConfigError
-from flowkit.join import How, Joined, WindowJoin
-from flowkit.record import Closed
+from flowkit.join import How, WindowJoin
+from flowkit.record import Closed, Joined
 from tests.depth import examples
 from tests.join.driver import LEFT, RIGHT, Order, Payment
 
