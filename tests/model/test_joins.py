@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from tests.model import flink
 from tests.model.apps import Event, records
 from tests.model.strategies import events as event_streams
 from tests.model.test_engine import Cuts, cuts, numbered
-from tests.model.world import Crash, World, lines, play
+from tests.model.world import World, lines, with_crash
 
 How = Literal["inner", "left", "right", "outer"]
 
@@ -63,29 +62,13 @@ class Ran:
         left, right = numbered(inputs[0]), numbered(inputs[1], first=1000)
         world = World([("left", lines(records(left))), ("right", lines(records(right)))])
         app = app_of(made, out_of_order)
-        with_crash(world, app, cut, crash)
+        with_crash(world, app, cut._asdict(), crash)
         assert world.letters() == []
         late = {row.event.value for row in world.out("late", Late)}
         self.left = [event for event in left if event[2] not in late]
         self.right = [event for event in right if event[2] not in late]
         self.late = late
         self.pairs = [(row.left and row.left.value, row.right and row.right.value) for row in world.out("pairs", Pair)]
-
-
-def with_crash(world: World, app: App, cut: Cuts, crash: int) -> None:
-    """Run to the end; before that, if `crash` is not 0, a run that dies at that step of its commits."""
-    left = crash
-
-    async def pull(_step: str) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            raise Crash
-
-    if crash:
-        with contextlib.suppress(Crash):
-            play(world.run(app, hook=pull, **cut._asdict()))
-    play(world.run(app, **cut._asdict()))
 
 
 def outer(
@@ -271,7 +254,7 @@ def test_pattern(events: list[flink.Event], within: int, ooo: int, cut: Cuts, cr
     app = App("patterns")
     pairs_of_values(app, app.topic("events", Event, key="key", time="at", out_of_order=ooo), within)
     world = World([("events", lines(records(events)))])
-    with_crash(world, app, cut, crash)
+    with_crash(world, app, cut._asdict(), crash)
     assert world.letters() == []
     out = world.out("out", Found)
     late = {row.values[0] for row in out if row.what == "late"}

@@ -19,7 +19,7 @@ from tests.model import flink
 from tests.model.apps import Broken, Event, Values, records
 from tests.model.strategies import events as event_streams
 from tests.model.test_engine import Cuts, cuts, numbered
-from tests.model.world import World, lines, play
+from tests.model.world import World, lines, play, with_crash
 
 Taker = Literal["stream", "each", "batches", "tumbling", "session"]
 TAKERS: list[Taker] = ["stream", "each", "batches", "tumbling", "session"]
@@ -186,15 +186,16 @@ def by_hand(steps: list[str], taker: Taker, out_of_order: int, *, merged: bool) 
     out_of_order=st.sampled_from([0, 5, 30]),
     merged=st.booleans(),
     cut=cuts(),
+    crash=st.sampled_from([0, 0, 1, 2, 3, 5, 8]),
 )
 def test_a_chain_of_operators_is_what_an_agent_would_do(
-    taker: Taker, steps: list[str], events: list[flink.Event], out_of_order: int, merged: bool, cut: Cuts
+    taker: Taker, steps: list[str], events: list[flink.Event], out_of_order: int, merged: bool, cut: Cuts, crash: int
 ) -> None:
     if merged and "boom" in steps and taker in ("batches", "tumbling", "session"):
         merged = False  # two ways into one taker are two units of one event: each fails by itself
     given = [("events", lines(records(numbered(events))))]
     ours, theirs = World(given), World(given)
-    play(ours.run(with_operators(steps, taker, out_of_order, merged=merged), **cut._asdict()))
+    with_crash(ours, with_operators(steps, taker, out_of_order, merged=merged), cut._asdict(), crash)
     play(theirs.run(by_hand(steps, taker, out_of_order, merged=merged)))
     assert ours.out("out", Out) == theirs.out("out", Out)
     assert [(x.position, x.error, x.reason) for x in ours.letters()] == [
