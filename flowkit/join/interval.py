@@ -42,8 +42,10 @@ from flowkit.record import END_OF_TIME, Joined
 
 E = TypeVar("E")
 
-LEAST_SLACK = 1_000
-"""Forgetting in steps of at least a second (ms), so that a narrow join does not wake for every row."""
+LEAST_SLACK = 30_000
+"""Forgetting in steps of at least so long (ms), so that a narrow join does not wake for every row."""
+MANY_ROWS = 64
+"""After so many more rows of a key it looks at once what can be forgotten."""
 
 _time_sent = itemgetter(2)
 
@@ -134,6 +136,8 @@ class IntervalJoin:
             cell.due = self._next(cell)
         elif not place:  # the first to be forgotten: all others are later
             cell.due = min(cell.due, t + self._linger[side], END_OF_TIME)
+        elif place % MANY_ROWS == 0:
+            cell.due = min(cell.due, max(times[0] + self.keep[side], t), END_OF_TIME)
         if start == stop:
             return ()
         if stop - start == 1:

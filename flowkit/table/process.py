@@ -17,7 +17,7 @@ from flowkit.table.cells import Cells, Shape, no_event
 from flowkit.table.cursor import Cursor, Mode
 from flowkit.table.definition import AnyTable, TableEvents
 from flowkit.table.fields import value_of
-from flowkit.table.state import Open, Result, State
+from flowkit.table.state import NEVER, Open, Result, State
 from flowkit.table.stored import Stored
 from flowkit.table.timers import Timers
 
@@ -26,6 +26,9 @@ Sent = tuple[str, Any, int]
 
 Row = tuple[str, Any, int]
 """The same with the stream's full name."""
+
+GLANCE = 64
+"""After so many keys that had nothing to send the firing may be cut."""
 
 TIMER_BUCKET = 60_000
 """The width (ms) of the buckets in which timers are stored and dropped."""
@@ -121,12 +124,10 @@ class ProcessState(State):
 
     def expect(self, key: Any, cell: Any, before: int) -> None:
         """A cell has changed, which wanted to be woken at `before`: forget it, or come back to it."""
-        process = self.process
-        if process.over(cell):
+        due = self.process.due(cell)
+        if due >= NEVER and self.process.over(cell):
             self.cells.delete(key)
-            return
-        due = process.due(cell)
-        if due < before:  # else the timer that there is comes early, and is set again then
+        elif due < before:  # else the timer that there is comes early, and is set again then
             self.timers.arm(due, self.shape.encode_key(key))
             self.due = min(self.due, due)
 
@@ -136,42 +137,59 @@ class ProcessState(State):
         return t <= self.watermark
 
     def peek(self, watermark: int) -> int | None:
-        while (entry := self.timers.first) is not None and entry[0] <= watermark:
-            due = self._due_of(entry[1])
+        timers = self.timers
+        while (entry := timers.first) is not None and entry[0] <= watermark:
+            cell = self.cells.find(self.shape.decode_key(entry[1]))
+            due = NEVER if cell is None else self.process.due(cell)
             if due <= entry[0]:
                 return entry[0] + 1
-            self.timers.pop()
-            if due <= END_OF_TIME:
-                self.timers.arm(due, entry[1])
+            timers.pop()
+            if due < NEVER:
+                timers.arm(due, entry[1])
         return None
 
-    def _due_of(self, key_bytes: bytes) -> int:
-        cell = self.cells.find(self.shape.decode_key(key_bytes))
-        return END_OF_TIME + 1 if cell is None else self.process.due(cell)
-
     def fire(self, end: int, watermark: int) -> Iterator[Result]:
-        """What the processes send that are due at `end - 1`: for each key a list, which no commit may cut."""
-        return self._wake(end - 1)
+        """What the first process sends that is due and has something to send: a list, which no commit may cut."""
+        return self._wake(min(watermark, self.limit - 1))
 
     def resume(self, watermark: int) -> Iterator[Result]:
         """After a commit the timers tell what is left."""
         return iter(())
 
-    def _wake(self, at: int) -> Iterator[Result]:
-        timers, process, names = self.timers, self.process, self.names
-        while (entry := timers.first) is not None and entry[0] == at:
-            key_bytes = timers.pop()[1]
-            key = self.shape.decode_key(key_bytes)
-            if self._due_of(key_bytes) > at:
-                if self.cells.find(key) is not None:
-                    self.expect(key, self.cells.find(key), END_OF_TIME + 1)
+    def _wake(self, until: int) -> Iterator[Result]:
+        """Wake those that are due, in order, until one sends something: that may make others due in between.
+
+        Most have only something to forget, and no one sees when. Going on to the next of these without a look at other
+        tables: 4 µs each.
+        """
+        timers, process, names, cells = self.timers, self.process, self.names, self.cells
+        decode_key = self.shape.decode_key
+        silent = 0
+        while (entry := timers.first) is not None and (at := entry[0]) <= until:
+            timers.pop()
+            key_bytes = entry[1]
+            key = decode_key(key_bytes)
+            cell = cells.find(key)
+            due = NEVER if cell is None else process.due(cell)
+            if due > at:
+                if due < NEVER:
+                    timers.arm(due, key_bytes)
                 continue
-            cell = self.cells.load(key)
+            cell = cells.load(key)
             sent = process.wake(key, cell, at)
-            if process.due(cell) <= at and not process.over(cell):
-                raise FlowkitError(f"{self.name!r}: woken at {at}, and wants to be woken at {process.due(cell)} again")
-            self.expect(key, cell, END_OF_TIME + 1)
-            yield [(names[kind], value, t) for kind, value, t in sent]
+            due = process.due(cell)
+            if due <= at:
+                raise FlowkitError(f"{self.name!r}: woken at {at}, and wants to be woken at {due} again")
+            if due < NEVER:
+                timers.arm(due, key_bytes)
+            elif process.over(cell):
+                cells.delete(key)
+            if sent:
+                yield [(names[kind], value, t) for kind, value, t in sent]
+                return
+            silent += 1
+            if silent % GLANCE == 0:
+                yield []
 
     def settle(self, watermark: int) -> None:
         super().settle(watermark)

@@ -63,6 +63,8 @@ class State:
         """The watermark at the last `settle`: what lies above is new."""
         self.firing: Firing | None = None
         """The firing that is under way."""
+        self.limit = NEVER
+        """Before this watermark no other table has anything to fire (set whenever this one is to)."""
         self.due = NEVER
         self.moving = False
         self.careful_before = MIN_TIME

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flowkit.record import Closed
-from flowkit.table import Result, State
+from flowkit.table import NEVER, Result, State
 from flowkit.worker.batches import Batches
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import StepContext
@@ -99,6 +99,7 @@ class Firing:
                     return
             elif first is not None:
                 self._state = states[first[1]]
+                self._state.limit = min((end - 1 for end, n in ends if n != first[1]), default=NEVER)
                 self._results = self._state.fire(first[0], watermark)
                 if not self._state.wants_closed:
                     self._count()  # its windows go, which the commit must save
