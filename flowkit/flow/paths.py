@@ -89,6 +89,6 @@ def nested(steps: Sequence[Step], indent: str) -> tuple[list[str], str]:
 
 def _made(text: str, names: dict[str, Any]) -> Callable[[Any], Any]:
     space = dict(names)
-    exec(compile(text, "<chain>", "exec"), space)  # noqa: S102  our own text, without anything from outside in it
+    exec(compile(text, "<flowkit chain>", "exec"), space)  # noqa: S102  our own text, without anything from outside in it
     made: Callable[[Any], Any] = space["chain"]
     return made
