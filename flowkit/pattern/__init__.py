@@ -5,9 +5,10 @@ process.py makes a keyed process of it. Pure: no I/O, no clock.
 """
 
 from flowkit.pattern.builder import Matched, Pattern
+from flowkit.pattern.cell import Cell, Run
 from flowkit.pattern.checks import check_pattern, pattern_shape, unbounded_because
 from flowkit.pattern.element import Condition, Contiguity, Element, RowPattern
-from flowkit.pattern.engine import Cell, Engine, Found
+from flowkit.pattern.engine import Engine, Found
 from flowkit.pattern.process import TIMED_OUT, Match, PatternProcess, TimedOut
 from flowkit.pattern.program import Program, compile_pattern
 from flowkit.pattern.skip import AfterMatch, NoSkip, SkipPastLast, SkipToFirst, SkipToLast, SkipToNext
@@ -28,6 +29,7 @@ __all__ = [
     "PatternProcess",
     "Program",
     "RowPattern",
+    "Run",
     "SkipPastLast",
     "SkipToFirst",
     "SkipToLast",

@@ -58,10 +58,6 @@ class Option:
     stops: tuple[int, ...] = ()
     next_stops: tuple[int, ...] = ()
 
-    def released(self) -> "Option":
-        """Itself once what it waits behind was seen: `until` was, or the first event."""
-        return replace(self, guards=(), next_stops=())
-
 
 @dataclass(slots=True)
 class Position:
@@ -75,7 +71,7 @@ class Position:
 
 @dataclass
 class Program:
-    """What the engine runs. Later parts of the pattern have lower numbers. `start` are the options of a new match."""
+    """What the engine runs. `start` are the options of a new match; options that come first are preferred."""
 
     names: tuple[str, ...]
     within: int
@@ -192,7 +188,7 @@ def _not_next(option: Option, test: int) -> Option:
 
 
 def _not_followed_by(option: Option, test: int) -> Option:
-    target = PENDING if option.target == NOW else option.target
+    target = PENDING if option.target in {NOW, NEXT} else option.target
     return replace(option, target=target, stops=(*option.stops, test))
 
 

@@ -208,7 +208,9 @@ def run(process: PatternProcess[str, Event], events: list[tuple[str, int]], seed
     return sent
 
 
-def agree(items: tuple[Item, ...], within: int, events: list[tuple[str, int]], after: tuple[str, str], seed: int) -> None:
+def agree(
+    items: tuple[Item, ...], within: int, events: list[tuple[str, int]], after: tuple[str, str], seed: int
+) -> None:
     strategy: AfterMatch = AFTER[after[0]](after[1])
     process: PatternProcess[str, Event] = PatternProcess(build(items, within), Event, after=strategy)
     assert run(process, events, seed) == Model(items, within, history(events), after).run()
@@ -241,7 +243,9 @@ def test_groups_mean_what_they_mean_written_out(
 
 @settings(max_examples=round(100 * SCALE), deadline=None)
 @given(patterns(), arrivals())
-def test_one_wake_at_the_end_finds_what_many_do(pattern: tuple[tuple[Item, ...], int], events: list[tuple[str, int]]) -> None:
+def test_one_wake_at_the_end_finds_what_many_do(
+    pattern: tuple[tuple[Item, ...], int], events: list[tuple[str, int]]
+) -> None:
     process: PatternProcess[str, Event] = PatternProcess(build(*pattern), Event)
     cell: Cell[Event] = process.new()
     for event, t in numbered(events):
