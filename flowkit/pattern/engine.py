@@ -23,9 +23,13 @@ class Found(NamedTuple, Generic[T]):
 
 
 class Engine(Generic[T]):
-    """Feeds a key's events to a program. It keeps nothing between two calls."""
+    """Feeds a key's events to a program. It keeps nothing between two calls.
 
-    def __init__(self, program: Program, after: AfterMatch) -> None:
+    A key's nodes are swept once there are `spare` more than twice those that the last sweep left.
+    """
+
+    def __init__(self, program: Program, after: AfterMatch, spare: int = 16) -> None:
+        self.spare = spare
         self.program = program
         self.after = after
         self.skips = not isinstance(after, NoSkip)
@@ -101,7 +105,7 @@ class Engine(Generic[T]):
         run.partials = kept
         found = self._settle(run, done) if done or run.held else ()
         cell.run = run if run.partials else None
-        if len(run.nodes) > 2 * run.swept + 16:
+        if len(run.nodes) > 2 * run.swept + self.spare:
             sweep(run)
         return found
 

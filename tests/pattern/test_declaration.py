@@ -62,7 +62,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "within nothing": (lambda: begin("a").within(0), r"within\(0\) must be positive"),
     "no condition": (lambda: begin("a").where("b"), "a condition is a function of the event, not 'b'"),  # type: ignore[call-overload]
-    "condition of nothing": (lambda: begin("a").where(lambda: True), r"takes \(event\) or \(event, matched\)"),  # type: ignore[arg-type]
+    "condition of nothing": (lambda: begin("a").where(lambda: True), r"takes \(event\) or \(event, matched\)"),  # type: ignore[arg-type, misc]
     "last not_followed_by": (
         lambda: process(begin("a").not_followed_by("x", X)),
         r"element 'x': not_followed_by at the end is decided when time is up: add within\(ms\)",
