@@ -36,11 +36,11 @@ class Engine(Generic[T]):
         self.names = [position.name for position in program.positions]
         self.tests: list[Callable[..., Any]] = [c.test if c else bool for c in program.conditions]
         self.iterative = [bool(c and c.iterative) for c in program.conditions]
-        self.blank: list[bool | None] = [None] * len(program.conditions)
+        self.blank: list[bool | None] = [None] * (len(program.conditions) + 1)  # the last is for -1: not known
         self.blank[ALWAYS], self.blank[NEVER] = True, False
         self.memo = self.blank.copy()  # what conditions say of the event at hand: none is asked twice
         self.states = States(program)
-        self.quiet = [state.quiet for state in self.states.of]
+        self.quiet = [-1 if way is None else way.test for way in self.states.simple]
         self.first = [way.test for way in self.states.start.ways]
         self.sole = self._sole()
         self.rank = {(ROOT, option.target): rank for rank, option in enumerate(program.start)}
@@ -52,7 +52,7 @@ class Engine(Generic[T]):
         ways = self.states.start.ways
         if len(ways) != 1 or self.states.start.careful or ways[0].until != NEVER:
             return -1
-        return -1 if self.states.of[ways[0].target].complete or self.iterative[ways[0].test] else ways[0].target
+        return -1 if ways[0].complete or self.iterative[ways[0].test] else ways[0].target
 
     # --- an event ---------------------------------------------------------------------------------------------------
 
@@ -64,48 +64,63 @@ class Engine(Generic[T]):
         memo = self.memo
         memo[:] = self.blank
         run = cell.run
-        starts = False
+        starts = met = False
         for test in self.first:
             if self._holds(test, event, None, ROOT):
                 starts = True
                 break
-        if run is None:
-            if starts:
-                return self._begin(cell, t, event)
-            return ()
-        if not starts:
+        if run is not None:
             quiet = self.quiet
             for partial in run.partials:
                 test = quiet[partial[0]]
-                if test < 0 or self._holds(test, event, None, ROOT):
+                known = memo[test]
+                if known is None and test >= 0:
+                    known = self._holds(test, event, None, ROOT)
+                if known is not False:
+                    met = True
                     break
+        if met or (starts and self.sole < 0):
+            return self._feed(cell, run or Run(), t, event, starts=starts)
+        if starts:
+            partial = (self.states.enter[self.sole], len(run.nodes) if run else 0, len(run.events) if run else 0, t)
+            if run is None:
+                cell.run = Run([partial], [(ROOT, 0, self.sole)], [(t, event)])
             else:
-                return ()
-        return self._feed(cell, run, t, event, starts=starts)
-
-    def _begin(self, cell: Cell[T], t: int, event: T) -> Sequence[Found[T]]:
-        """The first event of a match, where there is no other."""
-        if self.sole < 0:
-            return self._feed(cell, Run(), t, event, starts=True)
-        cell.run = Run([(self.states.enter[self.sole], 0, 0, t)], [(ROOT, 0, self.sole)], [(t, event)])
+                run.partials.append(partial)
+                run.nodes.append((ROOT, len(run.events), self.sole))
+                run.events.append((t, event))
         return ()
 
     def _feed(self, cell: Cell[T], run: Run[T], t: int, event: T, *, starts: bool) -> Sequence[Found[T]]:
         number = len(run.events)
         kept: list[Partial] = []
         done: list[Complete] = []
-        states = self.states.of
+        states, simple, memo, nodes = self.states.of, self.states.simple, self.memo, run.nodes
         run.events.append((t, event))
         for partial in run.partials:
-            self._step(run, states[partial[0]], partial, event, kept, done)
+            way = simple[partial[0]]
+            if way is None:
+                self._step(run, states[partial[0]], partial, event, kept, done)
+                continue
+            known = memo[way.test]
+            if known is None:
+                known = self._holds(way.test, event, None, ROOT)
+            if known:
+                if way.complete:
+                    done.append((len(nodes), partial[2], partial[3]))
+                if way.enter >= 0:
+                    kept.append((way.enter, len(nodes), partial[2], partial[3]))
+                nodes.append((partial[1], number, way.target))
+            if way.free or not known:
+                kept.append(partial)
         if starts:
             self._step(run, self.states.start, (-1, ROOT, number, t), event, kept, done)
-        if not run.nodes or run.nodes[-1][1] != number:  # nobody took it
+        if not nodes or nodes[-1][1] != number:  # nobody took it
             run.events.pop()
         run.partials = kept
         found = self._settle(run, done) if done or run.held else ()
         cell.run = run if run.partials else None
-        if len(run.nodes) > 2 * run.swept + self.spare:
+        if len(nodes) > 2 * run.swept + self.spare:
             sweep(run)
         return found
 
@@ -128,11 +143,10 @@ class Engine(Generic[T]):
             if hit and not over and target >= 0:
                 taken = len(run.nodes)
                 run.nodes.append((node, len(run.events) - 1, target))
-                reached = self.states.of[target]
-                if reached.complete:
+                if way.complete:
                     done.append((taken, first, since))
-                if reached.ways:
-                    kept.append((self.states.enter[target], taken, first, since))
+                if way.enter >= 0:
+                    kept.append((way.enter, taken, first, since))
             waiting = way.waiting
             if waiting < 0 or (hit and not way.free) or (over and way.inner):
                 continue
@@ -203,7 +217,7 @@ class Engine(Generic[T]):
 
     def _in_order(self, run: Run[T], done: list[Complete]) -> list[Complete]:
         """By first event; then, at the first event that only one took, it first; or the one earlier in the pattern."""
-        if len(done) < 2:
+        if all(one[1] < other[1] for one, other in itertools.pairwise(done)):
             return done
         end = (len(run.events), 0)
 

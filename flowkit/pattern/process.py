@@ -18,7 +18,7 @@ import msgspec
 from flowkit.pattern.builder import Pattern
 from flowkit.pattern.cell import Cell
 from flowkit.pattern.checks import check_pattern, pattern_shape
-from flowkit.pattern.engine import Engine, Found
+from flowkit.pattern.engine import Engine
 from flowkit.pattern.program import compile_pattern
 from flowkit.pattern.skip import AfterMatch, NoSkip
 from flowkit.record import END_OF_TIME
@@ -92,19 +92,22 @@ class PatternProcess(Generic[K, T]):
         waiting = cell.waiting
         while waiting and waiting[0][0] <= at:
             t, event = waiting.pop(0)
-            if within and cell.run is not None and cell.run.partials[0][3] + within <= t:
+            run = cell.run
+            if run is not None and within and run.partials[0][3] + within <= t:
                 self._expire(key, cell, t, sent)
-            if matches := self._feed(cell, t, event):
-                sent.extend(("", _match(key, found), t) for found in matches)
-        if within and cell.run is not None and cell.run.partials[0][3] + within <= at:
+            matches = self._feed(cell, t, event)
+            if matches:
+                sent.extend([("", Match(key, *found), t) for found in matches])
+        run = cell.run
+        if run is not None and within and run.partials[0][3] + within <= at:
             self._expire(key, cell, at, sent)
         return sent
 
     def _expire(self, key: K, cell: Cell[T], until: int, sent: list[Sent]) -> None:
         while (run := cell.run) is not None and (due := run.partials[0][3] + self._within) <= until:
             matches, timed_out = self._engine.expire(cell, run)
-            sent.extend(("", _match(key, found), due) for found in matches)
-            sent.extend((TIMED_OUT, TimedOut(key, found.events, found.start, due), due) for found in timed_out)
+            sent.extend([("", Match(key, *found), due) for found in matches])
+            sent.extend([(TIMED_OUT, TimedOut(key, found.events, found.start, due), due) for found in timed_out])
 
     def due(self, cell: Cell[T]) -> int:
         run = cell.run
@@ -116,7 +119,3 @@ class PatternProcess(Generic[K, T]):
 
     def over(self, cell: Cell[T]) -> bool:
         return cell.run is None and not cell.waiting
-
-
-def _match(key: K, found: Found[T]) -> Match[K, T]:
-    return Match(key, found.events, found.start, found.end)

@@ -15,7 +15,8 @@ from flowkit.pattern.program import ALWAYS, NEVER, NEXT, NOW, PENDING, Option, P
 class Way:
     """An option: to take an event for `target`, or to ignore it and be in the state `waiting` (-1: it does not wait).
 
-    `free`: it may ignore events that it could take.
+    `free`: it may ignore events that it could take. `complete`: taking one makes a match. `enter` is the state to be in
+    then (-1: none, the match cannot become longer).
     """
 
     target: int
@@ -27,6 +28,8 @@ class Way:
     guards: tuple[tuple[int, int], ...]
     next_stops: tuple[int, ...]
     option: Option
+    complete: bool = False
+    enter: int = -1
 
 
 @dataclass(slots=True)
@@ -34,33 +37,31 @@ class State:
     """Ways to go on. `careful` if one of them is guarded or may be stopped by the first event."""
 
     ways: tuple[Way, ...]
-    complete: bool  # a match as soon as the state is reached
     pending: bool  # a match when `within` is over
     goes_on: bool  # waits for an event
     stops: tuple[int, ...]
     careful: bool
-    quiet: int = -1
-    """The condition without which an event changes nothing here; -1 if that hangs on more than one."""
 
 
 class States:
-    """`of[n]` is the state n; `enter[p]` the number of the state after position p."""
+    """`of[n]` is the state n, and `enter[p]` the number of the state after position p.
+
+    `simple[n]` is the way of a state that does nothing but wait for it, and hangs on nothing but its test.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.waits = _waits(program)
+        self.enter = [self._entered(number, position.options) for number, position in enumerate(program.positions)]
         self.start = self.state(program.start)
         self.of = [self.state(position.options) for position in program.positions]
         self.of += [self.state((option,)) for option in self.waits]
-        self.enter = [self._entered(number) for number in range(len(program.positions))]
-        for number, state in enumerate(self.of):
-            state.quiet = self._quiet(number, state)
+        self.simple = [self._simple(number, state) for number, state in enumerate(self.of)]
 
     def state(self, options: tuple[Option, ...]) -> State:
         ways = tuple(self.way(option) for option in options if option.target != NOW)
         return State(
             ways,
-            complete=any(o.target == NOW for o in options),
             pending=any(o.target == PENDING for o in options),
             goes_on=any(way.target != PENDING for way in ways),
             stops=tuple(dict.fromkeys(stop for option in options for stop in option.stops)),
@@ -69,6 +70,7 @@ class States:
 
     def way(self, option: Option) -> Way:
         position = self.program.positions[option.target] if option.target >= 0 else None
+        after = position.options if position else ()
         return Way(
             option.target,
             position.test if position else ALWAYS,
@@ -79,21 +81,21 @@ class States:
             option.guards,
             option.next_stops,
             option,
+            complete=any(o.target == NOW for o in after),
+            enter=self.enter[option.target] if any(o.target != NOW for o in after) else -1,
         )
 
-    def _entered(self, number: int) -> int:
-        state = self.of[number]
-        if len(state.ways) != 1 or state.complete or state.ways[0].next_stops or state.ways[0].waiting < 0:
-            return number
-        return state.ways[0].waiting
+    def _entered(self, number: int, options: tuple[Option, ...]) -> int:
+        options = tuple(option for option in options if option.target != NOW)
+        return self.waits.get(options[0], number) if len(options) == 1 else number
 
-    def _quiet(self, number: int, state: State) -> int:
+    def _simple(self, number: int, state: State) -> Way | None:
         if len(state.ways) != 1 or state.stops or state.careful:
-            return -1
+            return None
         way = state.ways[0]
         condition = self.program.conditions[way.test]
         alone = way.waiting == number and way.until == NEVER and way.target >= 0
-        return way.test if alone and condition is not None and not condition.iterative else -1
+        return way if alone and condition is not None and not condition.iterative else None
 
 
 def _waits(program: Program) -> dict[Option, int]:
