@@ -24,6 +24,8 @@ Known departures from Flink, each where its behaviour hangs on how states were c
 - a not_followed_by behind a loop ends the match on any event between the loop's first and the next element's (Flink
   forgets it while it waits for the optional repetitions of `times(lo, hi)`);
 - a guard holds while waiting also behind a not_next, and is lifted by `until` also while waiting;
+- partial matches that took the same events and wait for different elements time out as one;
+- matches of one first event found at one event have an order (Flink's is that of a heap);
 - negations with nothing but optional elements, or nothing, behind them are decided by the next event (not_next) or at
   the end of `within` (not_followed_by), also after a loop and also if no event came in between.
 """
@@ -76,7 +78,7 @@ class Program:
     names: tuple[str, ...]
     within: int
     start: tuple[Option, ...] = ()
-    positions: list[Position] = field(default_factory=list)
+    positions: list[Position] = field(default_factory=list[Position])
     conditions: list[Condition | None] = field(default_factory=lambda: [None, None])
 
 

@@ -167,3 +167,17 @@ GROUPS: dict[str, tuple[P, str, list[str]]] = {
 @pytest.mark.parametrize("pattern, events, found", GROUPS.values(), ids=GROUPS)
 def test_groups_are_quantified_as_a_whole(pattern: P, events: str, found: list[str]) -> None:
     assert matches(pattern, events) == found
+
+
+DRAWN: list[tuple[Callable[[P], P], list[str]]] = [
+    (lambda p: p, ["a b1 b2 b3 c", "a b1 b2 c", "a b1 c"]),
+    (P.greedy, ["a b1 b2 b3 c"]),
+    (lambda p: p.until(of("u")), ["a b1 b2 c", "a b1 c"]),
+    (lambda p: p.greedy().until(of("u")), ["a b1 b2 c"]),
+]
+
+
+@pytest.mark.parametrize("more, found", DRAWN, ids=["loop", "greedy", "until", "greedy, until"])
+def test_loops_as_the_room_draws_them(more: Callable[[P], P], found: list[str]) -> None:
+    loop = more(begin("a").followed_by("b", B).one_or_more())
+    assert matches(loop.followed_by("c", C), "a b1 b2 u b3 c") == found

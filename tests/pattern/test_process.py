@@ -131,7 +131,9 @@ def test_cells_keep_the_type_of_events() -> None:
     process.wake(1, cell, 1)
     cell = msgspec.msgpack.decode(msgspec.msgpack.encode(cell), type=process.cell_type)
     events = {"low": [Reading("x")], "high": [Reading("x", 10.0)]}
-    assert process.wake(1, cell, 2) == [("", Match(1, events, 1, 2), 2)]
+    sent = process.wake(1, cell, 2)
+    assert sent == [("", Match(1, events, 1, 2), 2)]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent[0][1]), type=Match[int, Reading]) == sent[0][1]
 
 
 @pytest.mark.parametrize("iterative", [False, True])
