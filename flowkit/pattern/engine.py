@@ -22,6 +22,11 @@ class Found(NamedTuple, Generic[T]):
     end: int
 
 
+def _always(event: object) -> bool:
+    """The test of an element without a condition."""
+    return True
+
+
 class Engine(Generic[T]):
     """Feeds a key's events to a program. It keeps nothing between two calls.
 
@@ -34,7 +39,7 @@ class Engine(Generic[T]):
         self.after = after
         self.skips = not isinstance(after, NoSkip)
         self.names = [position.name for position in program.positions]
-        self.tests: list[Callable[..., Any]] = [c.test if c else bool for c in program.conditions]
+        self.tests: list[Callable[..., Any]] = [c.test if c else _always for c in program.conditions]
         self.iterative = [bool(c and c.iterative) for c in program.conditions]
         self.blank: list[bool | None] = [None] * (len(program.conditions) + 1)  # the last is for -1: not known
         self.blank[ALWAYS], self.blank[NEVER] = True, False
@@ -61,13 +66,16 @@ class Engine(Generic[T]):
 
         Most events start nothing and meet nothing that waits for them: that is told as cheaply as can be.
         """
-        memo = self.memo
+        memo, tests = self.memo, self.tests
         memo[:] = self.blank
         run = cell.run
         starts = met = False
         for test in self.first:
-            if self._holds(test, event, None, ROOT):
-                starts = True
+            if self.iterative[test]:
+                starts = self._holds(test, event, None, ROOT)
+            else:
+                starts = memo[test] = bool(tests[test](event))
+            if starts:
                 break
         if run is not None:
             quiet = self.quiet
@@ -75,7 +83,7 @@ class Engine(Generic[T]):
                 test = quiet[partial[0]]
                 known = memo[test]
                 if known is None and test >= 0:
-                    known = self._holds(test, event, None, ROOT)
+                    known = memo[test] = bool(tests[test](event))
                 if known is not False:
                     met = True
                     break
@@ -104,7 +112,7 @@ class Engine(Generic[T]):
                 continue
             known = memo[way.test]
             if known is None:
-                known = self._holds(way.test, event, None, ROOT)
+                known = memo[way.test] = bool(self.tests[way.test](event))
             if known:
                 if way.complete:
                     done.append((len(nodes), partial[2], partial[3]))
