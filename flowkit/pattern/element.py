@@ -30,24 +30,46 @@ class Condition:
 
     def both(self, other: "Condition") -> "Condition":
         """This one and `other`, which is not asked if this one says no."""
+        if self.iterative or other.iterative:
+            first, second = _with_matched(self), _with_matched(other)
+
+            def matched_too(event: Any, matched: Any) -> Any:
+                return first(event, matched) and second(event, matched)
+
+            return Condition(matched_too, iterative=True)
         one, two = self.test, other.test
-        if not (self.iterative or other.iterative):
-            return Condition(lambda event: one(event) and two(event))
-        one, two = _with_matched(self), _with_matched(other)
-        return Condition(lambda event, matched: one(event, matched) and two(event, matched), iterative=True)
+
+        def both(event: Any) -> Any:
+            return one(event) and two(event)
+
+        return Condition(both)
 
     def either(self, other: "Condition") -> "Condition":
         """This one or `other`, which is not asked if this one says yes."""
+        if self.iterative or other.iterative:
+            first, second = _with_matched(self), _with_matched(other)
+
+            def matched_too(event: Any, matched: Any) -> Any:
+                return first(event, matched) or second(event, matched)
+
+            return Condition(matched_too, iterative=True)
         one, two = self.test, other.test
-        if not (self.iterative or other.iterative):
-            return Condition(lambda event: one(event) or two(event))
-        one, two = _with_matched(self), _with_matched(other)
-        return Condition(lambda event, matched: one(event, matched) or two(event, matched), iterative=True)
+
+        def either(event: Any) -> Any:
+            return one(event) or two(event)
+
+        return Condition(either)
 
 
 def _with_matched(condition: Condition) -> Callable[[Any, Any], Any]:
     test = condition.test
-    return test if condition.iterative else lambda event, matched: test(event)
+    if condition.iterative:
+        return test
+
+    def without(event: Any, matched: Any) -> Any:
+        return test(event)
+
+    return without
 
 
 @dataclass(frozen=True)

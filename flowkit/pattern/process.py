@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from flowkit.pattern.builder import Pattern
+from flowkit.pattern.cell import Cell
 from flowkit.pattern.checks import check_pattern, pattern_shape
-from flowkit.pattern.engine import Cell, Engine, Found
+from flowkit.pattern.engine import Engine
 from flowkit.pattern.program import compile_pattern
 from flowkit.pattern.skip import AfterMatch, NoSkip
 from flowkit.record import END_OF_TIME
@@ -71,6 +72,7 @@ class PatternProcess(Generic[K, T]):
         self.cell_type: Any = Cell[event_type]
         self.shape = pattern_shape(pattern.row_pattern, after)
         self._engine: Engine[T] = Engine(compile_pattern(pattern.row_pattern), after)
+        self._feed = self._engine.feed
         self._within = pattern.row_pattern.within
 
     def new(self) -> Cell[T]:
@@ -86,33 +88,34 @@ class PatternProcess(Generic[K, T]):
 
     def wake(self, key: K, cell: Cell[T], at: int) -> Sequence[Sent]:
         sent: list[Sent] = []
-        waiting = cell.waiting
         within = self._within
+        waiting = cell.waiting
         while waiting and waiting[0][0] <= at:
             t, event = waiting.pop(0)
-            if within and cell.partials and cell.partials[0][3] + within <= t:
+            run = cell.run
+            if run is not None and within and run.partials[0][3] + within <= t:
                 self._expire(key, cell, t, sent)
-            if matches := self._engine.feed(cell, t, event):
-                sent.extend(("", _match(key, found), t) for found in matches)
-        if within and cell.partials and cell.partials[0][3] + within <= at:
+            matches = self._feed(cell, t, event)
+            if matches:
+                sent.extend([("", Match(key, *found), t) for found in matches])
+        run = cell.run
+        if run is not None and within and run.partials[0][3] + within <= at:
             self._expire(key, cell, at, sent)
         return sent
 
     def _expire(self, key: K, cell: Cell[T], until: int, sent: list[Sent]) -> None:
-        while (due := self._engine.deadline(cell)) is not None and due <= until:
-            matches, timed_out = self._engine.expire(cell)
-            sent.extend(("", _match(key, found), due) for found in matches)
-            sent.extend((TIMED_OUT, TimedOut(key, found.events, found.start, due), due) for found in timed_out)
+        while (run := cell.run) is not None and (due := run.partials[0][3] + self._within) <= until:
+            matches, timed_out = self._engine.expire(cell, run)
+            sent.extend([("", Match(key, *found), due) for found in matches])
+            sent.extend([(TIMED_OUT, TimedOut(key, found.events, found.start, due), due) for found in timed_out])
 
     def due(self, cell: Cell[T]) -> int:
-        due = cell.waiting[0][0] if cell.waiting else NEVER
-        if self._within and cell.partials:
-            return min(due, cell.partials[0][3] + self._within)
-        return due
+        run = cell.run
+        if run is None or not self._within:
+            return cell.waiting[0][0] if cell.waiting else NEVER
+        due = run.partials[0][3] + self._within
+        waiting = cell.waiting
+        return waiting[0][0] if waiting and waiting[0][0] < due else due
 
     def over(self, cell: Cell[T]) -> bool:
-        return not (cell.waiting or cell.partials)
-
-
-def _match(key: K, found: Found[T]) -> Match[K, T]:
-    return Match(key, found.events, found.start, found.end)
+        return cell.run is None and not cell.waiting

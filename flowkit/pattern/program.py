@@ -24,6 +24,8 @@ Known departures from Flink, each where its behaviour hangs on how states were c
 - a not_followed_by behind a loop ends the match on any event between the loop's first and the next element's (Flink
   forgets it while it waits for the optional repetitions of `times(lo, hi)`);
 - a guard holds while waiting also behind a not_next, and is lifted by `until` also while waiting;
+- partial matches that took the same events and wait for different elements time out as one;
+- matches of one first event found at one event have an order (Flink's is that of a heap);
 - negations with nothing but optional elements, or nothing, behind them are decided by the next event (not_next) or at
   the end of `within` (not_followed_by), also after a loop and also if no event came in between.
 """
@@ -58,10 +60,6 @@ class Option:
     stops: tuple[int, ...] = ()
     next_stops: tuple[int, ...] = ()
 
-    def released(self) -> "Option":
-        """Itself once what it waits behind was seen: `until` was, or the first event."""
-        return replace(self, guards=(), next_stops=())
-
 
 @dataclass(slots=True)
 class Position:
@@ -75,12 +73,12 @@ class Position:
 
 @dataclass
 class Program:
-    """What the engine runs. Later parts of the pattern have lower numbers. `start` are the options of a new match."""
+    """What the engine runs. `start` are the options of a new match; options that come first are preferred."""
 
     names: tuple[str, ...]
     within: int
     start: tuple[Option, ...] = ()
-    positions: list[Position] = field(default_factory=list)
+    positions: list[Position] = field(default_factory=list[Position])
     conditions: list[Condition | None] = field(default_factory=lambda: [None, None])
 
 
@@ -192,7 +190,7 @@ def _not_next(option: Option, test: int) -> Option:
 
 
 def _not_followed_by(option: Option, test: int) -> Option:
-    target = PENDING if option.target == NOW else option.target
+    target = PENDING if option.target in {NOW, NEXT} else option.target
     return replace(option, target=target, stops=(*option.stops, test))
 
 

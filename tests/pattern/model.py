@@ -182,11 +182,7 @@ class Flat:
         if repetition < self.items[here].lo or not self.skippable(here, len(self.items)):
             return ""
         hows = {item.how for item in self.nots(here)}
-        return "time" if NOT_FOLLOWED in hows and self.ends_late(here) else "next" if NOT_NEXT in hows else "now"
-
-    def ends_late(self, here: int) -> bool:
-        """With a not_next as the very last, the next event decides, whatever else is forbidden."""
-        return self.nots(here)[-1].how == NOT_FOLLOWED or len(self.nots(here)) < len(self.items) - here - 1
+        return "time" if NOT_FOLLOWED in hows else "next" if NOT_NEXT in hows else "now"
 
     def complete_at(self, taking: Taking) -> int | None:
         """The event at which it is a match; None if none is."""

@@ -179,6 +179,7 @@ def seen(sent: tuple[str, Any, int]) -> Sent:
 def run(process: PatternProcess[str, Event], events: list[tuple[str, int]], seed: int) -> list[Sent]:
     """The process's output, with watermarks and stored cells where `seed` puts them."""
     chance = random.Random(seed)
+    process._engine.spare = chance.choice([0, 16])  # such short histories would hardly ever be swept
     cell: Cell[Event] = process.new()
     sent: list[Sent] = []
 
