@@ -100,6 +100,7 @@ class Firing:
             elif first is not None:
                 self._state = states[first[1]]
                 self._results = self._state.fire(first[0], watermark)
+                step.counters.tally.fired[self._state.name] += 1
                 if not self._state.wants_closed:
                     self._count()  # its windows go, which the commit must save
             else:
@@ -111,9 +112,10 @@ class Firing:
     async def _send_results(self, state: State, careful: bool) -> bool:
         """Send the results of the table that is firing; False if the firing was cut."""
         step = self.step
-        name = f"{state.name}.closed"
+        name, results = f"{state.name}.closed", step.counters.tally.results
         for closed in self._results:
             step.counters.fired += 1
+            results[state.name] += 1
             await step.send(name, closed, closed.end - 1, careful, None)
             self._count()
             if self._is_enough():
@@ -155,6 +157,7 @@ class Firing:
         """Send the result of the next full count window; False if the firing was cut."""
         _, _, _, name, closed = self._full.popleft()
         self.step.counters.fired += 1
+        self.step.counters.tally.results[name.removesuffix(".closed")] += 1
         await self.step.send(name, closed, closed.end - 1, careful, None)
         self._count()
         if self._is_enough():

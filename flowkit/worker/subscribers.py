@@ -35,6 +35,7 @@ class Subscribers:
             await self.batches.add(waiting, event, t, source, careful=True)
             for table in closed:
                 step.counters.late += 1
+                step.counters.tally.late[table] += 1
                 await self.send(f"{table}.late", self.recall.event(source), t, True, source)
             return
         cursor.time = t

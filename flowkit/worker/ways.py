@@ -73,6 +73,7 @@ class Ways:
             if step.link_hit:
                 break
         step.counters.records += index - start
+        step.counters.tally.took(topic, decoded.batch, start, index)
         return index - start
 
     def _choose(self, drivers: list[Driver], careful: bool) -> Way:
@@ -300,5 +301,6 @@ class Ways:
         await self.batches.add(waiting, event, t, origin, careful=True)
         for name in late:
             step.counters.late += 1
+            step.counters.tally.late[name] += 1
             log.debug("late record", table=name, topic=topic, time=t, watermark=cursor.watermark)
             await step.send(f"{name}.late", again(), t, True, origin)
