@@ -1,16 +1,21 @@
 """`flowkit run`: a bounded run over files, to the end of the input and of time."""
 
 import signal
-from typing import Annotated
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowkit.cli.arguments import LogLevel, Module, pairs
+from flowkit.cli.arguments import Http, LogLevel, Module, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.logging import set_up_logs
 from flowkit.cli.loop import Stop, run_loop
 from flowkit.cli.outcome import EXIT_CODES, OK
 from flowkit.options import WorkerOptions
+
+if TYPE_CHECKING:
+    from flowkit.worker import Task
 
 HELP = """Run an app over files to their end: all windows close, everything is written.
 
@@ -20,7 +25,8 @@ or DIR/dead-letters.jsonl), see flowkit dlq.
 
 With --state a run that was stopped or killed goes on from its last commit when the same command is given again; the
 outputs then equal those of an unbroken run, byte for byte. With FLOWKIT_STORE_KEY_FILE (a file with a key of 32 bytes;
-or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
+or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest. --http lets a long run be looked at
+meanwhile, as a worker: see flowkit worker --help.
 
 \b
 Examples:
@@ -54,6 +60,7 @@ def run(
         int | None,
         typer.Option("--commit-every", metavar="N", envvar="FLOWKIT_COMMIT_EVERY", help="Records a commit [5000]."),
     ] = None,
+    http: Http = None,
     log_level: LogLevel = None,
 ) -> int:
     """Run a bounded run and say how it went; the exit code."""
@@ -65,6 +72,7 @@ def run(
     inputs = pairs("--input", input_ or [], "TOPIC=FILE")
     outputs = pairs("--output", output or [], "NAME=FILE")
     options = WorkerOptions.from_environment(batch_size=batch_size, commit_every=commit_every)
+    beside = beside_run(http) if http else None
     app = load_app(module)
     from flowkit.cli.progress import Bar, say_summary
     from flowkit.worker import run as run_bounded
@@ -80,6 +88,7 @@ def run(
                 options=options,
                 on_progress=bar if bar.shown else None,
                 should_stop=stop,
+                beside=beside,
             )
         )
     letters = {app.dead_letters.name}
@@ -90,3 +99,13 @@ def run(
     stopped = signal.Signals(stop.signal).name if stop.signal is not None and summary.stopped else None
     say_summary(app.name, summary, bound, unbound, empty, stopped)
     return OK if stopped is None or stop.signal is None else 128 + stop.signal
+
+
+def beside_run(http: str) -> "Callable[[Task], AbstractAsyncContextManager[object]]":
+    """The server that shows a run."""
+    from flowkit.clock import SystemClock
+    from flowkit.web import address_of, serve_http
+    from flowkit.worker import RunView
+
+    address = address_of(http)
+    return lambda task: serve_http(RunView(task, SystemClock()), address)

@@ -26,6 +26,7 @@ from flowkit.table.definition import (
     overlaps,
 )
 from flowkit.table.fused import BatchLoop, Compiled, batch_loop
+from flowkit.table.look import Held, look, look_up
 from flowkit.table.state import NEVER, Open, State
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Cursor",
     "Custom",
     "First",
+    "Held",
     "Last",
     "Max",
     "Mean",
@@ -59,6 +61,8 @@ __all__ = [
     "compiled_of",
     "current",
     "default_factory",
+    "look",
+    "look_up",
     "make_state",
     "migrate_cell",
     "overlaps",

@@ -78,6 +78,8 @@ class Meter:
         self.opened = 0
         """How often the task was opened."""
         self.rollbacks = 0
+        self.taken = 0
+        """Records in commits that are through."""
         self.committed_at: int | None = None
         """When (ms) the last commit was through."""
         self.measured = False
@@ -85,7 +87,7 @@ class Meter:
         self.tracing: Tracing | None = None
         self._past = Stats()
         """What stores have done that are closed by now."""
-        self._seen: deque[tuple[float, list[float]]] = deque()
+        self._seen: deque[tuple[float, list[float], int]] = deque()
 
     # Time
 
@@ -113,18 +115,24 @@ class Meter:
     def look(self) -> None:
         """Note how it stands, for `per_second`. Called about once a second."""
         spent = self.seconds()
-        self._seen.append((self.since, spent))
+        self._seen.append((self.since, spent, self.taken))
         while len(self._seen) > 2 and self._seen[1][0] <= self.since - SPAN:
             self._seen.popleft()
 
     def per_second(self) -> list[float]:
-        """ms a second by phase, over the last `SPAN` seconds, or since the first look."""
+        """Ms a second by phase, over the last `SPAN` seconds, or since the first look."""
         spent = self.seconds()
-        at, before = self._seen[0] if self._seen else (self.since, spent)
+        at, before, _ = self._seen[0] if self._seen else (self.since, spent, 0)
         passed = self.since - at
         if passed <= 0:
             return [1000.0 * (phase == self.phase) for phase in range(3)]
         return [1000 * (now - then) / passed for now, then in zip(spent, before, strict=True)]
+
+    def rate(self) -> float:
+        """Records a second, over the same time."""
+        at, _, before = self._seen[0] if self._seen else (self.since, None, self.taken)
+        passed = self._clock() - at
+        return (self.taken - before) / passed if passed > 0 else 0.0
 
     def traced(self, task: str, topic: str, split: str, records: int, took: float) -> None:
         """A batch was handled, in `took` seconds up to now."""
@@ -136,9 +144,7 @@ class Meter:
     def stats(self, store: Store | None) -> Stats:
         """What the task's stores have done, those before `store` too; its sizes are those of `store` alone."""
         now = getattr(store, "stats", Stats)()
-        return msgspec.structs.replace(
-            now, **{name: getattr(now, name) + getattr(self._past, name) for name in _DONE}
-        )
+        return msgspec.structs.replace(now, **{name: getattr(now, name) + getattr(self._past, name) for name in _DONE})
 
     def closes(self, store: Store) -> None:
         """The store goes: keep what it has done."""
@@ -172,6 +178,7 @@ class CommitWatch:
             meter.commit_seconds.observe(time.perf_counter() - self._began)
             if size is not None:
                 meter.commit_bytes.observe(size)
+            meter.taken += self.records
             meter.committed_at = time.time_ns() // 1_000_000
         if meter.tracing is not None:
             meter.tracing.commit(self.name, self.number, self.records, size, self._began_ns, error)

@@ -6,7 +6,6 @@ two scrapes, and no scrape reads a table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -14,10 +13,9 @@ from prometheus_client.registry import Collector
 
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import table_sizes
-from flowkit.window import Split
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Histogram
 from flowkit.worker.tally import counts_of
-from flowkit.worker.view import TaskView, Watched, watermark_of
+from flowkit.worker.view import TaskView, Watched, behind, topic_of, watermark_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -182,15 +180,6 @@ def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], histogr
     family.add_metric(labels, list(histogram.buckets()), histogram.sum)
 
 
-def topic_of(split: Split) -> str:
-    """The topic whose split it is.
-
-    >>> topic_of(Split("orders[12]", 12, 0))
-    'orders'
-    """
-    return split.name.removesuffix(f"[{split.number}]")
-
-
 def _highs(view: TaskView) -> dict[str, int]:
     """The newest event time (ms) of each topic that has had any."""
     found: dict[str, int] = {}
@@ -199,16 +188,4 @@ def _highs(view: TaskView) -> dict[str, int]:
             if split.high > MIN_TIME:
                 topic = topic_of(split)
                 found[topic] = max(found.get(topic, MIN_TIME), split.high)
-    return found
-
-
-def behind(view: TaskView, ends: Mapping[str, int]) -> dict[str, int]:
-    """By topic, how many records there are that the task has not done, where positions are offsets."""
-    found: dict[str, Any] = {}
-    for engine in view.engines:
-        for split in engine.splits.by_name.values():
-            position = view.positions.get(split.name, 0)
-            if split.name in ends and isinstance(position, int):
-                topic = topic_of(split)
-                found[topic] = found.get(topic, 0) + max(0, ends[split.name] - position)
     return found

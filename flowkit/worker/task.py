@@ -298,7 +298,11 @@ class Task:
         outs, staged = self._stage(final)
         counts = self.counters.tally.cut()
         meta = {
-            **{"app": self.app.name, "groups": groups, "sinks": staged, "schemas": self.schemas, "counts": counts},
+            "app": self.app.name,
+            "groups": groups,
+            "sinks": staged,
+            "schemas": self.schemas,
+            "counts": counts,
             **fed,
         }
         frame = Frame(self.store.number + 1, self.new_id(), self.store.commit_id, self.epoch, meta, changes, drops)

@@ -4,7 +4,7 @@ A `Watched` is a worker or a bounded run. It shows its tasks as `TaskView`s, tho
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from flowkit.clock import Clock
 from flowkit.errors import FlowkitError
 from flowkit.record import MIN_TIME
 from flowkit.store import Store
-from flowkit.window import Splits
+from flowkit.window import Split, Splits
 from flowkit.worker.engine import Engine
 from flowkit.worker.meter import Meter
 from flowkit.worker.task import Task
@@ -79,6 +79,27 @@ def watermark_of(splits: Splits) -> int:
     """How far event time has come (ms), without moving anything."""
     marks = [split.watermark for split in splits.by_name.values() if split.counts]
     return max(splits.floor, min(marks, default=MIN_TIME))
+
+
+def topic_of(split: Split) -> str:
+    """The topic whose split it is.
+
+    >>> topic_of(Split("orders[12]", 12, 0))
+    'orders'
+    """
+    return split.name.removesuffix(f"[{split.number}]")
+
+
+def behind(view: TaskView, ends: Mapping[str, int]) -> dict[str, int]:
+    """By topic, how many records there are that the task has not done, where positions are offsets."""
+    found: dict[str, Any] = {}
+    for engine in view.engines:
+        for split in engine.splits.by_name.values():
+            position = view.positions.get(split.name, 0)
+            if split.name in ends and isinstance(position, int):
+                topic = topic_of(split)
+                found[topic] = found.get(topic, 0) + max(0, ends[split.name] - position)
+    return found
 
 
 class WorkerView:
@@ -154,6 +175,7 @@ class RunView:
 
     def tasks(self) -> list[TaskView]:
         task = self.task
+        task.meter.look()  # a run has no watchdog that looks each second
         return [TaskView("run", [engine.group for engine in task.engines], task.meter, None, task, task.engines)]
 
     def trouble(self) -> str:
