@@ -129,11 +129,13 @@ def _held(holders: list[SplitFacts], window: WindowFacts | None, task: TaskFacts
     if never:
         names = ", ".join(split.name for split in never)
         has = "has" if len(never) == 1 else "have"
-        return f"Split {names} {has} sent nothing yet, and {verb} the watermark until then. {_cure(never, task, facts)}"
+        cure = _cure(never, window, task, facts)
+        return f"Split {names} {has} sent nothing yet, and {verb} the watermark until then. {cure}"
     silent = min((facts.now - split.heard for split in holders if split.heard is not None), default=None)
     if silent is not None and silent >= SILENT:
         since = f"has been silent for {duration(_round(silent))}"
-        return f"Split {names} {verb} the watermark and {since}. {_needed(window, first)} {_cure(holders, task, facts)}"
+        cure = _cure(holders, window, task, facts)
+        return f"Split {names} {verb} the watermark and {since}. {_needed(window, first)} {cure}"
     if first.out_of_order and window is not None and first.high is not None and first.high >= window.end:
         return (
             f"Its events are past the end already, but split {names} may be out of order by "
@@ -143,7 +145,7 @@ def _held(holders: list[SplitFacts], window: WindowFacts | None, task: TaskFacts
     return f"Event time has not come so far: split {names} {verb} the watermark. {_needed(window, first)}"
 
 
-def _cure(holders: list[SplitFacts], task: TaskFacts, facts: Facts) -> str:
+def _cure(holders: list[SplitFacts], window: WindowFacts | None, task: TaskFacts, facts: Facts) -> str:
     others = [split for split in task.splits if split not in holders and not split.ended]
     alone = not others
     without = [split for split in holders if split.idle_after is None]
@@ -156,23 +158,23 @@ def _cure(holders: list[SplitFacts], task: TaskFacts, facts: Facts) -> str:
         )
     if facts.close_after_idle is None:
         return (
-            "Event time moves by events only: send one, or set close_after_idle=, which lets the watermark go on by the "
-            "clock when all inputs are silent."
+            "Event time moves by events only: send one, or set close_after_idle=, which lets the watermark go on by "
+            "the clock when all inputs are silent."
         )
-    return _will_close(holders, facts)
+    return _will_close(window, task, facts)
 
 
-def _will_close(holders: list[SplitFacts], facts: Facts) -> str:
+def _will_close(window: WindowFacts | None, task: TaskFacts, facts: Facts) -> str:
     assert facts.close_after_idle is not None
-    if not facts.running:
-        return "With close_after_idle= it closes by the clock, once a worker runs."
-    if any(split.high is None for split in holders):
-        return (
-            "close_after_idle= goes on from the highest time seen, and there is none yet in any split, or not in all."
-        )
+    marks = [split.watermark for split in task.splits if split.watermark is not None]
+    if not marks:
+        return "close_after_idle= goes on from the highest time seen, and there is none yet: it takes a first event."
+    # The watermark goes on from the highest split's, as long as all are silent.
+    short = 0 if window is None else window.end - 1 - max(marks)
+    when = "" if facts.running else ", once a worker runs"
     return (
-        f"With close_after_idle= it closes by the clock: all inputs must be silent for {duration(facts.close_after_idle)}, "
-        "and the silence as long as event time is short of the window's end."
+        "With close_after_idle= it closes by the clock when all inputs have been silent for "
+        f"{duration(_round(max(facts.close_after_idle, short)))}{when}."
     )
 
 
@@ -180,4 +182,4 @@ def _all_quiet(window: WindowFacts | None, task: TaskFacts, facts: Facts) -> str
     quiet = "All splits are idle or have ended, so the watermark stands still until one sends something."
     if facts.close_after_idle is None:
         return f"{quiet} Set close_after_idle=, and windows close by the clock meanwhile."
-    return f"{quiet} {_will_close([s for s in task.splits if s.high is not None], facts)}"
+    return f"{quiet} {_will_close(window, task, facts)}"

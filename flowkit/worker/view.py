@@ -59,8 +59,10 @@ class TaskView:
 class Watched(Protocol):
     """A worker, or a bounded run."""
 
-    app: App
-    clock: Clock
+    @property
+    def app(self) -> App: ...
+    @property
+    def clock(self) -> Clock: ...
 
     def tasks(self) -> list[TaskView]:
         """All its tasks, by name."""
