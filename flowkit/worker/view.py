@@ -151,7 +151,7 @@ class WorkerView:
 
     async def ends(self) -> dict[str, int]:
         now = time.monotonic()
-        if now - self._asked >= ENDS_EVERY:
+        if now - self._asked >= ENDS_EVERY or not self._ends:
             self._asked, self._ends = now, await self._ask()
         return self._ends
 

@@ -1,19 +1,19 @@
-"""What is told of a task is what it has done: each metric, by known inputs, through rollbacks, restarts and handovers."""
+"""What is told of a task is what it has done: each metric, by known inputs, through rollbacks and restarts."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flowkit import App, Closed, Count, Record, Retry, Tumbling, seconds
+from flowkit import App, Closed, Record, Retry, Tumbling, seconds
 from flowkit.clock import VirtualClock
 from flowkit.errors import OutcomeUnknown
 from flowkit.options import WorkerOptions
 from flowkit.source import MemoryBroker
-from flowkit.store import Store, open_store
+from flowkit.store import open_store
 from flowkit.worker import IDLE, LiveTask, Meter, TaskView, exposition, random_ids
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, Histogram
 
@@ -367,9 +367,6 @@ async def test_times_are_exposed_under_flinks_names() -> None:
 
 
 async def test_waiting_for_the_commit_before_is_back_pressure_and_work_is_busy() -> None:
-    class Slow(VirtualClock):
-        """Time passes while the broker commits."""
-
     async with one() as watched:
         assert watched.live is not None
         before = list(watched.meter.seconds())
@@ -415,5 +412,3 @@ def test_a_histogram_counts_each_value_once() -> None:
         histogram.observe(value)
     assert list(histogram.buckets()) == [("1.0", 1), ("2.0", 3), ("+Inf", 4)]
     assert (histogram.sum, histogram.count) == (13.5, 4)
-
-
