@@ -6,6 +6,7 @@ of the user's one trace in a hundred is taken: a busy task has hundreds of batch
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 RATIO = 0.01
+LAST_SECONDS = 2.0
 _NO = ("", "0", "false", "no", "off")
 
 
@@ -75,7 +77,10 @@ def tracing_from_environment(app: str, environ: Mapping[str, str] | None = None)
     try:
         yield Tracing(provider)
     finally:
-        provider.shutdown()  # sends what is left
+        # It sends what is left; a collector that does not answer must not use up the time that a stop may take.
+        ending = threading.Thread(target=provider.shutdown, name="flowkit-traces", daemon=True)
+        ending.start()
+        ending.join(LAST_SECONDS)
 
 
 def _installed() -> bool:
@@ -95,6 +100,6 @@ def _provider(app: str, found: Mapping[str, str]) -> Any:
     # What the environment says of service and sampler counts more than what we would take.
     service = {} if found.get("OTEL_SERVICE_NAME") else {"service.name": app}
     sampler = None if found.get("OTEL_TRACES_SAMPLER") else ParentBased(TraceIdRatioBased(RATIO))
-    provider = TracerProvider(resource=Resource.create(service), sampler=sampler)
+    provider = TracerProvider(resource=Resource.create(service), sampler=sampler, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
