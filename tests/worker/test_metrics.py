@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flowkit import App, Closed, Record, Retry, Tumbling, seconds
+from flowkit import App, Closed, Count, Record, Retry, Stream, Tumbling, seconds
 from flowkit.clock import VirtualClock
 from flowkit.errors import OutcomeUnknown
 from flowkit.options import WorkerOptions
 from flowkit.source import MemoryBroker
-from flowkit.store import open_store
+from flowkit.store import Checkpoints, DirectoryBlobs, LsmStore, Reading, open_store, table_sizes
 from flowkit.worker import IDLE, LiveTask, Meter, TaskView, exposition, random_ids
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, Histogram
 
@@ -412,3 +412,114 @@ def test_a_histogram_counts_each_value_once() -> None:
         histogram.observe(value)
     assert list(histogram.buckets()) == [("1.0", 1), ("2.0", 3), ("+Inf", 4)]
     assert (histogram.sum, histogram.count) == (13.5, 4)
+
+
+def keys_by_table(store: Reading) -> dict[str, int]:
+    return {name: size.keys for name, size in table_sizes(store).items()}
+
+
+async def test_a_space_that_was_dropped_is_no_longer_counted(tmp_path: Any) -> None:
+    async with open_store(tmp_path / "store") as store:
+        await store.commit({("t", 10): {b"a": b"x"}, ("t", 20): {b"b": b"x", b"c": b"x"}, ("u", None): {b"d": b"x"}})
+        await store.flush()  # type: ignore[union-attr]
+        await store.commit({("t", 20): {b"c": b"y"}})
+        assert keys_by_table(store) == {"t": 4, "u": 1}  # one of them twice, until it is merged
+        await store.commit({}, [("t", 20)])
+        assert keys_by_table(store) == {"t": 1, "u": 1}
+        await store.flush()  # type: ignore[union-attr]
+        assert keys_by_table(store) == {"t": 1, "u": 1}
+
+
+async def test_checkpoints_are_counted_with_what_they_uploaded(tmp_path: Any) -> None:
+    async with open_store(tmp_path / "store") as store:
+        await store.commit({("t", None): {b"a": b"x" * 1000}})
+        checkpoints = Checkpoints(DirectoryBlobs(tmp_path / "blobs"))
+        await checkpoints.claim()
+        assert isinstance(store, LsmStore)
+        first, second = await checkpoints.publish(store), await checkpoints.publish(store)
+        stats = store.stats()
+        assert stats.checkpoints == 2
+        assert stats.checkpoint_uploaded == first.uploaded_bytes + second.uploaded_bytes > 0
+        assert 0 < stats.checkpoint_seconds < 60
+
+
+# --- every way in which windows give results and records are late -----------------------------------------------------
+
+
+async def tally_of(app: App, *events: dict[str, Any]) -> dict[str, Any]:
+    """What a run over `events` has counted."""
+    clock = VirtualClock(1_700_000_000_000)
+    async with MemoryBroker(clock) as broker:
+        for topic in ("events", "dead-letters"):
+            await broker.create(topic, 1)
+        (group,) = app.plan().groups
+        claim = await broker.claim(f"{app.name}/{group.name}/0", "")
+        live = LiveTask(
+            app, group, 0, 1,
+            broker=broker, topics={"dead-letters": 1}, sinks={}, store=open_store(None), epoch=claim.epoch,
+            clock=clock, options=WorkerOptions(), new_id=random_ids(1),
+        )  # fmt: skip
+        await live.open()
+        await broker.put("events", [(b"k", json.dumps(event).encode(), 0) for event in events])
+        await live.fetch(1_000)
+        while await live.step():
+            pass
+        await live.finish(10)
+        saved: dict[str, Any] = live.task.store.meta["counts"]
+        await live.close()
+        return {name: sorted(rows) for name, rows in saved.items()}
+
+
+def take(closed: Closed[str, int]) -> None:
+    """Somebody wants the results."""
+
+
+async def test_late_results_and_what_is_late_for_the_next_table_are_counted() -> None:
+    app = App("lateness")
+    events = app.topic("events", Event, key="key", time="at")
+    first = app.table("first", str, int, window=Tumbling(10), allowed_lateness=1_000)
+    second = app.table("second", str, int, window=Tumbling(10))
+
+    @app.each(events, tables=[first])
+    def add(event: Event) -> None:
+        first[event.key] += 1
+
+    @app.each(first.closed, tables=[second])
+    def count(w: Closed[str, int]) -> None:
+        second[w.key] += 1
+
+    app.each(second.closed)(take)
+    found = await tally_of(app, *({"key": "k", "at": at} for at in (5, 35, 6)))
+    assert found["results"] == [["first", 2], ["second", 1]]  # on time, and late; the latter is late for the second
+    assert found["late"] == [["second", 1]]
+
+
+async def test_results_of_full_count_windows_are_counted() -> None:
+    app = App("full")
+    events = app.topic("events", Event, key="key", time="at")
+    pairs = app.table("pairs", str, int, window=Count(2))
+
+    @app.each(events, tables=[pairs])
+    def add(event: Event) -> None:
+        pairs[event.key] += 1
+
+    app.each(pairs.closed)(take)
+    found = await tally_of(app, *({"key": "k", "at": at} for at in range(5)))
+    assert found["results"] == [["pairs", 2]]
+
+
+async def test_what_is_late_within_a_batch_is_counted() -> None:
+    app = App("batches")
+    events = app.topic("events", Event, key="key", time="at")
+    sums = app.table("sums", str, int, window=Tumbling(10), late="deliver")
+
+    @app.agent(events, tables=[sums])
+    async def add(stream: Stream[Event]) -> None:
+        async for batch in stream.batches(1):
+            for event in batch:
+                sums.at(event)[event.key] += 1
+
+    found = await tally_of(app, *({"key": "k", "at": at} for at in (5, 35, 6)))
+    assert found["late"] == [["sums", 1]]
+    assert found["records"] == [["events", 3]]
+    assert "failed" not in found  # to be late is no failure
