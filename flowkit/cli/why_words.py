@@ -1,13 +1,18 @@
 """What the facts about a window mean, in words: what it waits for, on whom, since when, and the cure."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from flowkit.cli.show import columns, count, duration, iso
+from flowkit.cli.show import columns, count, duration, iso, window_words
 from flowkit.record import END_OF_TIME
+from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 from flowkit.worker import Facts, SplitFacts, TaskFacts, WindowFacts
 
 SILENT = 5_000
 """A split that has sent nothing for so long (ms) is called silent."""
+
+SPLITS = 3
+"""So many splits are named."""
 
 TASKS = 20
 """So many tasks are shown, those with a window to close first."""
@@ -17,7 +22,7 @@ def say_why(facts: Facts) -> str:
     """All of it."""
     of = f" for key {facts.key}" if facts.key is not None else ""
     who = "its worker is running" if facts.running else "no worker is running with it"
-    lines = [f"table {facts.table}{of}: {facts.kind}, app {facts.app}, {who}"]
+    lines = [f"table {facts.table}{of}: {_kind(facts.kind)}, app {facts.app}, {who}"]
     if not facts.tasks:
         lines += ["", "Nothing has been committed yet: no record has come, or this is not the state of that worker.",
                   "Look whether the topics hold records: flowkit topics list --broker URL."]  # fmt: skip
@@ -28,6 +33,21 @@ def say_why(facts: Facts) -> str:
     if len(tasks) > TASKS:
         lines += ["", f"… and {count(len(tasks) - TASKS, 'more task')}: --json shows all"]
     return "\n".join(lines)
+
+
+def _kind(kind: str) -> str:
+    """A kind of windows in words, from how it was declared.
+
+    >>> _kind("Sliding(size=60000, every=10000, offset=0)"), _kind("Count(n=3, every=None)"), _kind("Odd()")
+    ('sliding 1 min every 10 s', 'count 3', 'Odd()')
+    """
+    name, _, given = kind.rstrip(")").partition("(")
+    known: dict[str, Any] = {cls.__name__: cls for cls in (Tumbling, Sliding, Cumulative, Session, Count, Global)}
+    fields = dict(pair.split("=", 1) for pair in given.split(", ") if "=" in pair)
+    try:
+        return window_words(known[name](**{field: None if n == "None" else int(n) for field, n in fields.items()}))
+    except (KeyError, TypeError, ValueError):  # of another version of flowkit
+        return kind
 
 
 def _with_windows_first(task: TaskFacts) -> tuple[bool, str]:
@@ -114,11 +134,18 @@ def _nothing_open(task: TaskFacts, facts: Facts) -> str:
     return "No window is open: everything that came has fired, or nothing has come for this table."
 
 
-def _needed(window: WindowFacts | None, split: SplitFacts) -> str:
-    """Which event in a split would bring the window out."""
+def _needed(window: WindowFacts | None, task: TaskFacts) -> str:
+    """Which events would bring the window out: of all splits that the watermark waits for and that are not so far."""
+    live = [split for split in task.splits if not split.idle and not split.ended]
     if window is None:
-        return f"An event in {split.name} brings the first watermark."
-    return f"An event in {split.name} at {iso(window.end + split.out_of_order)} or later brings it out."
+        names = ", ".join(split.name for split in live if split.high is None)
+        return f"The watermark begins with an event in {names}."
+    short = [split for split in live if split.watermark is None or split.watermark < window.end - 1]
+    told = [f"{split.name} at {iso(window.end + split.out_of_order)} or later" for split in short[:SPLITS]]
+    if len(short) == 1:
+        return f"An event in {told[0]} brings it out."
+    more = f", and in {len(short) - SPLITS} more splits" if len(short) > SPLITS else ""
+    return f"It comes out after events in {', and in '.join(told)}{more}."
 
 
 def _held(holders: list[SplitFacts], window: WindowFacts | None, task: TaskFacts, facts: Facts) -> str:
@@ -135,14 +162,14 @@ def _held(holders: list[SplitFacts], window: WindowFacts | None, task: TaskFacts
     if silent is not None and silent >= SILENT:
         since = f"has been silent for {duration(_round(silent))}"
         cure = _cure(holders, window, task, facts)
-        return f"Split {names} {verb} the watermark and {since}. {_needed(window, first)} {cure}"
+        return f"Split {names} {verb} the watermark and {since}. {_needed(window, task)} {cure}"
     if first.out_of_order and window is not None and first.high is not None and first.high >= window.end:
         return (
             f"Its events are past the end already, but split {names} may be out of order by "
             f"{duration(first.out_of_order)} (out_of_order=), and is waited for that much longer. "
-            f"{_needed(window, first)}"
+            f"{_needed(window, task)}"
         )
-    return f"Event time has not come so far: split {names} {verb} the watermark. {_needed(window, first)}"
+    return f"Event time has not come so far: split {names} {verb} the watermark. {_needed(window, task)}"
 
 
 def _cure(holders: list[SplitFacts], window: WindowFacts | None, task: TaskFacts, facts: Facts) -> str:

@@ -86,6 +86,7 @@ def test_the_splits_the_windows_and_what_they_need_are_told(stopped: Place) -> N
     assert "3 s away" in said
     assert iso(MINUTE - 1) in said
     assert "no worker is running" in said
+    assert said.startswith("table totals: tumbling 1 min, app shop")
 
 
 def test_every_kind_of_window_is_told(stopped: Place) -> None:
@@ -203,6 +204,22 @@ def test_a_silent_split_is_named_with_its_silence_and_the_cure() -> None:
     told = reason_of(split("b[3]", heard=NOW - 12 * MINUTE, holds=True), split("a[0]", 500_000))
     assert told.startswith("Split b[3] holds the watermark and has been silent for 12 min.")
     assert "An event in b[3] at 1970-01-01T00:02:00Z or later brings it out." in told
+    assert "Topic 'b' has no idle_after=: set it" in told
+
+
+def test_every_split_that_is_not_so_far_is_named() -> None:
+    told = reason_of(
+        split("b[0]", heard=NOW - MINUTE, holds=True), split("a[0]", 110_000, out_of_order=1_000), split("c[0]", 10**6)
+    )
+    assert (
+        "It comes out after events in b[0] at 1970-01-01T00:02:00Z or later, and in a[0] at 1970-01-01T00:02:01Z or "
+        "later." in told
+    )
+
+
+def test_a_split_that_has_sent_nothing_is_named() -> None:
+    told = reason_of(split("b[0]", None, heard=None, holds=True), split("a[0]"), watermark=None)
+    assert told.startswith("Split b[0] has sent nothing yet, and holds the watermark until then.")
     assert "Topic 'b' has no idle_after=: set it" in told
 
 
