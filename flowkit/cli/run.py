@@ -1,8 +1,10 @@
 """`flowkit run`: a bounded run over files, to the end of the input and of time."""
 
+import os
 import signal
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ from flowkit.cli.load import load_app
 from flowkit.cli.logging import set_up_logs
 from flowkit.cli.loop import Stop, run_loop
 from flowkit.cli.outcome import EXIT_CODES, OK
+from flowkit.errors import ConfigError
 from flowkit.options import WorkerOptions
 
 if TYPE_CHECKING:
@@ -61,6 +64,10 @@ def run(
         typer.Option("--commit-every", metavar="N", envvar="FLOWKIT_COMMIT_EVERY", help="Records a commit [5000]."),
     ] = None,
     http: Http = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="FILE", help="Where to write Prometheus metrics at the end."),
+    ] = None,
     log_level: LogLevel = None,
 ) -> int:
     """Run a bounded run and say how it went; the exit code."""
@@ -72,7 +79,7 @@ def run(
     inputs = pairs("--input", input_ or [], "TOPIC=FILE")
     outputs = pairs("--output", output or [], "NAME=FILE")
     options = WorkerOptions.from_environment(batch_size=batch_size, commit_every=commit_every)
-    beside = beside_run(http) if http else None
+    beside = beside_run(http, metrics) if http or metrics else None
     app = load_app(module)
     from flowkit.cli.progress import Bar, say_summary
     from flowkit.worker import run as run_bounded
@@ -101,11 +108,36 @@ def run(
     return OK if stopped is None or stop.signal is None else 128 + stop.signal
 
 
-def beside_run(http: str) -> "Callable[[Task], AbstractAsyncContextManager[object]]":
-    """The server that shows a run."""
+def beside_run(http: str | None, metrics: str | None) -> "Callable[[Task], AbstractAsyncContextManager[object]]":
+    """What goes on beside a run: the server that shows it, and its metrics in a file once it has ended."""
     from flowkit.clock import SystemClock
-    from flowkit.web import address_of, serve_http
-    from flowkit.worker import RunView
+    from flowkit.worker import RunView, exposition
 
-    address = address_of(http)
-    return lambda task: serve_http(RunView(task, SystemClock()), address)
+    address = None
+    if http:
+        from flowkit.web import address_of
+
+        address = address_of(http)
+    if metrics and not Path(metrics).absolute().parent.is_dir():
+        raise ConfigError(f"--metrics {metrics}: the directory {Path(metrics).parent} does not exist")
+
+    @asynccontextmanager
+    async def beside(task: "Task") -> AsyncIterator[None]:
+        view = RunView(task, SystemClock())
+        async with AsyncExitStack() as stack:
+            if address is not None:
+                from flowkit.web import serve_http
+
+                await stack.enter_async_context(serve_http(view, address))
+            yield
+            if metrics:
+                _write(Path(metrics), exposition(view))
+
+    return beside
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file in one step: whoever reads it sees all of it, or nothing."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_bytes(data)
+    draft.replace(path)

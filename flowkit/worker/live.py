@@ -88,7 +88,7 @@ class LiveTask:
     async def _open(self) -> None:
         self.meter.opened += 1
         store = await whole(self._stack.enter_async_context(self._store))
-        self._stack.callback(self.meter.closes, store)
+        self._stack.callback(self._closes, store)
         outlets = make_outlets(self.app, [self.group], self.sinks)
         self.engine = make_engine(
             self.app,
@@ -134,6 +134,11 @@ class LiveTask:
         await self.task.start(self.feed, meta)
         self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
+
+    def _closes(self, store: Store) -> None:
+        """The store is about to go: from now on what it has done is the meter's to tell, and nobody else's."""
+        self.opened = False
+        self.meter.closes(store)
 
     def _owns(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition

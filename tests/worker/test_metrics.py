@@ -13,7 +13,7 @@ from flowkit.clock import VirtualClock
 from flowkit.errors import OutcomeUnknown
 from flowkit.options import WorkerOptions
 from flowkit.source import MemoryBroker
-from flowkit.store import Checkpoints, DirectoryBlobs, LsmStore, Reading, open_store, table_sizes
+from flowkit.store import Checkpoints, DirectoryBlobs, LsmStore, Reading, Store, open_store, table_sizes
 from flowkit.worker import IDLE, LiveTask, Meter, TaskView, exposition, random_ids
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, Histogram
 
@@ -523,3 +523,29 @@ async def test_what_is_late_within_a_batch_is_counted() -> None:
     assert found["late"] == [["sums", 1]]
     assert found["records"] == [["events", 3]]
     assert "failed" not in found  # to be late is no failure
+
+
+async def test_what_a_store_has_done_is_told_once_while_its_task_closes(tmp_path: Any) -> None:
+    """Told twice for a moment it would go back, which Prometheus takes for a restart, and for as much again."""
+    seen: list[tuple[bool, int]] = []
+    async with one() as watched:
+        live = watched.live
+        assert live is not None
+        await live.close()
+
+        @asynccontextmanager
+        async def looked_at() -> AsyncIterator[Store]:
+            async with open_store(tmp_path / "store") as store:
+                yield store
+                seen.append((live.opened, watched.meter.stats(None).flushes))
+
+        live._store = looked_at()
+        await live.open()
+        await watched.take(event(1))
+        await watched.commit()
+        await live.task.store.flush()  # type: ignore[union-attr]
+        found = await watched.scrape()
+        assert found["flowkit_store_flushes_total"] == {(): 1}
+        assert found["flowkit_store_files"] == {(): 1}
+        await live.close()
+        assert seen == [(False, 1)]
