@@ -405,7 +405,8 @@ def lines_of(process: subprocess.Popen[str], count: int) -> int:
 
 def finish(process: subprocess.Popen[str]) -> list[int]:
     """The numbers that it told until it died."""
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     with process.stdout, process.stderr:
         # Not communicate(): that reads past what readline() has buffered, and so begins amid a line.
         lines, err = process.stdout.readlines(), process.stderr.read()
