@@ -37,6 +37,7 @@ HEAVY = {
     "cryptography",
     "logging",
     "multiprocessing",
+    "opentelemetry",
     "prometheus_client",
     "rich",
     "river",

@@ -204,7 +204,7 @@ def _streams_on_the_way(taken: Iterable[Events[Any]]) -> set[str]:
 
 def check_state(app: App, root: Path) -> Iterator[Finding]:
     """Stored state that does not fit what the app declares now. Raises ConfigError if it is not the app's."""
-    from flowkit.cli.state import read_tasks
+    from flowkit.worker import read_tasks
 
     told: set[str] = set()
     for store in read_tasks(root, app).values():

@@ -72,6 +72,7 @@ async def compact(core: Core, choice: Choice) -> None:
     core.counts.compactions += 1
     core.counts.compaction_read += done.read
     core.counts.compacted += done.written
+    core.counts.compaction_seconds += done.seconds
     core.counts.background_seconds += done.seconds
     tell("debug", "compacted", path=str(core.path), to_level=choice.level, inputs=len(names), outputs=len(done.files))
 

@@ -26,6 +26,7 @@ from flowkit.table.definition import (
     overlaps,
 )
 from flowkit.table.fused import BatchLoop, Compiled, batch_loop
+from flowkit.table.look import Held, look, look_up
 from flowkit.table.process import Process, ProcessState, ProcessTable, Sent, key_type_of
 from flowkit.table.state import NEVER, Open, Result, State
 
@@ -40,6 +41,7 @@ __all__ = [
     "Cursor",
     "Custom",
     "First",
+    "Held",
     "Last",
     "Max",
     "Mean",
@@ -66,6 +68,8 @@ __all__ = [
     "current",
     "default_factory",
     "key_type_of",
+    "look",
+    "look_up",
     "make_state",
     "migrate_cell",
     "overlaps",

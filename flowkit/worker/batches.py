@@ -115,6 +115,7 @@ class Batches:
                 await self._flush_carefully(driver, [row])
         elif isinstance(error, WindowClosed):
             self.step.counters.late += 1
+            self.step.counters.tally.late[error.table] += 1
             event, t, origin = rows[0]
             await self.step.send(f"{error.table}.late", event, t, True, origin)
         else:

@@ -101,6 +101,7 @@ class Firing:
                 self._state = states[first[1]]
                 self._state.limit = min((end - 1 for end, n in ends if n != first[1]), default=NEVER)
                 self._results = self._state.fire(first[0], watermark)
+                step.counters.tally.fired[self._state.name] += 1
                 if not self._state.wants_closed:
                     self._count()  # its windows go, which the commit must save
             else:
@@ -112,11 +113,12 @@ class Firing:
     async def _send_results(self, state: State, careful: bool) -> bool:
         """Send the results of the table that is firing; False if the firing was cut."""
         step = self.step
-        name = f"{state.name}.closed"
+        name, results = f"{state.name}.closed", step.counters.tally.results
         for result in self._results:
             # A list is what one key of an operator sends at once: no commit comes between.
             for stream, event, t in result if isinstance(result, list) else [(name, result, result.end - 1)]:
                 step.counters.fired += 1
+                results[state.name] += 1
                 await step.send(stream, event, t, careful, None)
             self._count()
             if self._is_enough():
@@ -158,6 +160,7 @@ class Firing:
         """Send the result of the next full count window; False if the firing was cut."""
         _, _, _, name, closed = self._full.popleft()
         self.step.counters.fired += 1
+        self.step.counters.tally.results[name.removesuffix(".closed")] += 1
         await self.step.send(name, closed, closed.end - 1, careful, None)
         self._count()
         if self._is_enough():

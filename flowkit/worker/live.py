@@ -20,6 +20,7 @@ from flowkit.worker.build import make_engine, make_inlet, make_outlets
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Idle, Records, Tick
 from flowkit.worker.live_feed import LiveFeed
+from flowkit.worker.meter import BUSY, IDLE, Meter
 from flowkit.worker.task import Hook, Task, _no_hook
 from flowkit.worker.whole import whole
 
@@ -50,12 +51,14 @@ class LiveTask:
         options: WorkerOptions,
         new_id: Callable[[], bytes],
         hook: Hook = _no_hook,
+        meter: Meter | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
         self.broker, self.topics, self.sinks, self.epoch = broker, topics, sinks, epoch
         self.clock, self.options, self.new_id, self.hook = clock, options, new_id, hook
         self.counters = Counters()
+        self.meter = meter or Meter()
         self.readers: list[tuple[str, Split, Reader]] = []
         self.looked = 0
         """When (ms by the clock) the readers were last asked."""
@@ -83,7 +86,9 @@ class LiveTask:
             raise
 
     async def _open(self) -> None:
+        self.meter.opened += 1
         store = await whole(self._stack.enter_async_context(self._store))
+        self._stack.callback(self._closes, store)
         outlets = make_outlets(self.app, [self.group], self.sinks)
         self.engine = make_engine(
             self.app,
@@ -110,11 +115,12 @@ class LiveTask:
             commit_interval=self.options.commit_interval / 1000,
             new_id=self.new_id,
             hook=self.hook,
+            meter=self.meter,
         )
         self._stack.push_async_callback(self.task.close)
         meta = await whole(self.task.recover())
         self.recovered, self.progress = True, time.monotonic()
-        self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}))
+        self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}), meta.get("heard", {}))
         self._stack.push_async_callback(self.feed.close)
         for topic in self.group.inputs:
             source = self.broker.source(topic.name)
@@ -128,6 +134,11 @@ class LiveTask:
         await self.task.start(self.feed, meta)
         self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
+
+    def _closes(self, store: Store) -> None:
+        """The store is about to go: from now on what it has done is the meter's to tell, and nobody else's."""
+        self.opened = False
+        self.meter.closes(store)
 
     def _owns(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition
@@ -143,9 +154,12 @@ class LiveTask:
             return True
         self.looked = self.clock.now_ms()
         for topic, split, reader in self.readers:
+            self.meter.enter(IDLE)
             batch = await reader.fetch(limit)
+            self.meter.enter(BUSY)
             if batch is not None and len(batch):
                 found = True
+                self.feed.heard[split.name] = self.looked
                 self.quiet_since.pop(split.name, None)
                 decoded = self.engine.inlets[(topic, split.number)].decode(batch)
                 self.feed.give(Records(self.engine, topic, split, decoded, 0, len(decoded)))

@@ -10,11 +10,18 @@ from flowkit.worker.inlet import Decoded, Inlet
 class LiveFeed:
     """Pieces in the order in which the world gave them: that order is an input too, and is kept until the commit."""
 
-    def __init__(self, inlets: dict[tuple[str, int], Inlet], positions: dict[str, Position]) -> None:
+    def __init__(
+        self,
+        inlets: dict[tuple[str, int], Inlet],
+        positions: dict[str, Position],
+        heard: dict[str, int] | None = None,
+    ) -> None:
         self.inlets = inlets
         self.journal: list[Piece] = []
         self.at = 0
         self.positions = dict(positions)
+        self.heard = dict(heard or {})
+        """By split: when (ms by the clock) it last sent something. For people, who ask what holds the watermark."""
         self._committed = dict(positions)
 
     def give(self, piece: Piece) -> None:
@@ -49,7 +56,7 @@ class LiveFeed:
         del self.journal[: self.at]
         self.at = 0
         self._committed = dict(self.positions)
-        return {"positions": dict(self.positions)}
+        return {"positions": dict(self.positions), "heard": dict(self.heard)}
 
     async def rewind(self) -> None:
         # Also the positions: the next commit may come before everything has been given out again.

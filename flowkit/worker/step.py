@@ -21,6 +21,7 @@ from flowkit.worker.drivers import Done, Driver, StreamDriver
 from flowkit.worker.inlet import Inlet
 from flowkit.worker.origin import Origin
 from flowkit.worker.outlets import BoundOutlet
+from flowkit.worker.tally import Tally
 
 STEP_SECONDS = 0.1
 """Once agents that await, or a firing, have taken so long, the task may look around before the rest."""
@@ -42,7 +43,7 @@ class EventFailed(Exception):
 
 
 class Counters(msgspec.Struct):
-    """What a task has done, for people and metrics."""
+    """What a task has done since it was opened, for people; `tally` says it by name, for metrics."""
 
     records: int = 0
     late: int = 0
@@ -50,6 +51,7 @@ class Counters(msgspec.Struct):
     emitted: int = 0
     fired: int = 0
     failed: int = 0
+    tally: Tally = msgspec.field(default_factory=Tally)
 
 
 class StepContext:

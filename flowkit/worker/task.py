@@ -25,6 +25,7 @@ from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
 from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick, Unfinished, Waiting
+from flowkit.worker.meter import BUSY, CommitWatch, Meter
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.whole import whole
 
@@ -72,11 +73,14 @@ class Task:
         commit_interval: float = 1.0,
         new_id: Callable[[], bytes],
         hook: Hook = _no_hook,
+        meter: Meter | None = None,
     ) -> None:
         self.app, self.name, self.engines, self.store, self.outlets = app, name, list(engines), store, outlets
         self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
         self.commit_every, self.commit_interval = commit_every, commit_interval
         self.new_id, self.hook = new_id, hook
+        self.meter = meter or Meter()
+        self.counters.tally.measured = self.meter.measured
         self.feed: Feed
         self.since_commit = 0
         self.careful = False
@@ -86,6 +90,8 @@ class Task:
         self.last_commit = time.monotonic()
         self.schemas: dict[str, Any] = {}
         self._dirty = False
+        self._counted = 0
+        """How many records there were at the last commit."""
         self._slice = 512
         self._round_robin = 0
         self._inflight: asyncio.Task[None] | None = None
@@ -122,6 +128,7 @@ class Task:
     async def start(self, feed: Feed, meta: dict[str, Any]) -> None:
         """Open the engines as `recover` found them, and start the agents; from here on `step` works."""
         self.feed = feed
+        self.counters.tally.load(meta.get("counts", {}))
         for engine in self.engines:
             engine.open(meta.get("groups", {}).get(engine.group.name, {}))
         for engine in self.engines:
@@ -196,6 +203,7 @@ class Task:
         engine = piece.engine
         engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
         engine.allow(self.commit_every - self.since_commit)
+        self.meter.enter(BUSY)
         started, fired = time.perf_counter(), engine.firing.handled
         try:
             count = await self._run(piece)
@@ -213,6 +221,8 @@ class Task:
         self._dirty = True
         self.since_commit += count + engine.firing.handled - fired
         if count:
+            if self.meter.tracing is not None and isinstance(piece, Records):
+                self.meter.traced(self.name, piece.topic, piece.split.name, count, time.perf_counter() - started)
             # A slice of about 50 ms, so that commits, stops and the event loop never wait long for slow agents.
             took = time.perf_counter() - started
             self._slice = max(
@@ -251,6 +261,8 @@ class Task:
             await engine.rollback(groups.get(engine.group.name, {}))
         for outlet in self.outlets.values():
             outlet.records.clear()
+        self.counters.tally.rollback()
+        self.meter.rollbacks += 1
         await self.feed.rewind()
         self.since_commit = 0
         self.careful = self._went_back = True
@@ -284,10 +296,20 @@ class Task:
             return False
         fed = self.feed.commit()
         outs, staged = self._stage(final)
-        meta = {"app": self.app.name, "groups": groups, "sinks": staged, "schemas": self.schemas, **fed}
+        counts = self.counters.tally.cut()
+        meta = {
+            "app": self.app.name,
+            "groups": groups,
+            "sinks": staged,
+            "schemas": self.schemas,
+            "counts": counts,
+            **fed,
+        }
         frame = Frame(self.store.number + 1, self.new_id(), self.store.commit_id, self.epoch, meta, changes, drops)
         handoffs = {name: handoff for name, (_, handoff) in staged.items() if handoff is not None}
-        self._inflight = asyncio.create_task(self._finish(frame, outs, handoffs), name=f"commit {self.name}")
+        records, self._counted = self.counters.records - self._counted, self.counters.records
+        watch = CommitWatch(self.meter, self.name, frame.number, records, self.store)
+        self._inflight = asyncio.create_task(self._finish(frame, outs, handoffs, watch), name=f"commit {self.name}")
         self.since_commit, self._dirty, self.careful, self._went_back = 0, False, False, False
         self.last_commit = time.monotonic()
         if final:
@@ -301,6 +323,7 @@ class Task:
         for name, outlet in self.outlets.items():
             records, outlet.records = outlet.records, []
             outlet.total += len(records)
+            self.counters.tally.gave(name, records)
             if name in self.sinks:
                 handoff = self.sinks[name].stage(records, final)
                 staged[name] = (self.sinks[name].state(), handoff)
@@ -315,7 +338,20 @@ class Task:
                     outs.append(Out(name, partition, key, value, at))
         return outs, staged
 
-    async def _finish(self, frame: Frame, outs: list[Out], handoffs: dict[str, Any]) -> None:
+    async def _finish(
+        self, frame: Frame, outs: list[Out], handoffs: dict[str, Any], watch: CommitWatch | None = None
+    ) -> None:
+        try:
+            await self._carry_out(frame, outs, handoffs)
+        except BaseException as error:
+            if watch is not None:
+                watch.done(error)
+            raise
+        self.commits += 1
+        if watch is not None:
+            watch.done()
+
+    async def _carry_out(self, frame: Frame, outs: list[Out], handoffs: dict[str, Any]) -> None:
         await self.hook("cut")
         await self.store.prepare(frame)
         await self.hook("prepared")
@@ -334,7 +370,6 @@ class Task:
         for name, handoff in handoffs.items():
             await self.sinks[name].deliver(handoff)
             await self.hook("delivered")
-        self.commits += 1
 
     async def _check_still_last(self, frame: Frame) -> None:
         """Raise Fenced if a successor has committed: what a woken zombie delivered late would undo its deliveries."""
@@ -347,7 +382,8 @@ class Task:
         """Wait until the commit under way is through."""
         if self._inflight is not None:
             try:
-                await whole(self._inflight)
+                with self.meter.held_up():
+                    await whole(self._inflight)
             finally:
                 self._inflight = None
 

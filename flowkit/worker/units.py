@@ -99,12 +99,16 @@ class Units:
         for name, driver in late:
             for _, event, source in driver.spread(again(), origin):
                 self.step.counters.late += 1
+                self.step.counters.tally.late[name] += 1
                 log.debug("late record", table=name, topic=origin.topic, time=t, watermark=self.step.cursor.watermark)
                 await self.step.send(f"{name}.late", event, t, True, source)
 
     def take_failure(self) -> tuple[Driver, Exception] | None:
         """How the present unit failed in the quick way, if it did."""
-        return self.step.failures.pop((self.step.event_number, self.step.unit), None)
+        failed = self.step.failures.pop((self.step.event_number, self.step.unit), None)
+        if failed is not None and not isinstance(failed[1], WindowClosed):
+            self.step.counters.tally.failed[failed[0].name] += 1  # the task went back: only now it is counted for good
+        return failed
 
     async def attempt(
         self, takers: list[Driver], event: Any, t: int, waiting: list[Driver], origin: Origin
@@ -133,6 +137,7 @@ class Units:
             cursor.ordinal += 1
             if not isinstance(failed.error, WindowClosed):
                 step.counters.failed += 1
+                step.counters.tally.failed[failed.driver.name] += 1
             await step.restart_agents()
             return failed.driver, failed.error
         return None
@@ -164,6 +169,7 @@ class Units:
         fired.sort(key=_firing_order)
         for _, _, _, name, closed in fired:
             step.counters.fired += 1
+            step.counters.tally.results[name.removesuffix(".closed")] += 1
             await step.send(name, closed, closed.end - 1, True, None)
 
 

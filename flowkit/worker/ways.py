@@ -74,6 +74,7 @@ class Ways:
             if step.link_hit:
                 break
         step.counters.records += index - start
+        step.counters.tally.took(topic, decoded.batch, start, index)
         return index - start
 
     def _choose(self, drivers: list[Driver], careful: bool) -> Way:

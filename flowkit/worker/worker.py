@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import structlog
@@ -21,9 +21,11 @@ from flowkit.store import claim_directory, keys_from_environment, open_directory
 from flowkit.worker.build import random_ids, resources, tuned_collector
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
+from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.placement import share
 from flowkit.worker.state_home import StateHome
+from flowkit.worker.tracing import Tracing, tracing_from_environment
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
 from flowkit.worker.wiring import Wiring
 
@@ -56,6 +58,11 @@ class Worker:
         self.wiring = Wiring(app, app.plan(), binds or {}, self.options.partitions)
         self.owned: dict[str, Ownership] = {}
         """The tasks that it owns or is about to, by name."""
+        self.meters: dict[str, Meter] = {}
+        """Of all tasks that it has owned, by name."""
+        self.measured = False
+        """True if someone will ask how many bytes were read."""
+        self.tracing: Tracing | None = None
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
         self._placed_at = 0.0
@@ -75,6 +82,7 @@ class Worker:
             stack.enter_context(claim_directory(self.state))
             stack.enter_context(tuned_collector())
             options = self.options
+            self.tracing = stack.enter_context(tracing_from_environment(self.app.name))
             host = await stack.enter_async_context(
                 open_host(options.store_memory, bytes_per_second=options.compaction_rate)
             )
@@ -179,7 +187,14 @@ class Worker:
             clock=self.clock,
             options=self.options,
             new_id=random_ids(),
+            meter=self.meter_of(name),
         )
+
+    def meter_of(self, name: str) -> Meter:
+        """The measures of a task, which go on when it is opened again."""
+        meter = self.meters.setdefault(name, Meter())
+        meter.measured, meter.tracing = self.measured, self.tracing
+        return meter
 
     def _ended(self, name: str, job: "asyncio.Task[None]") -> None:
         del self.owned[name]
@@ -197,6 +212,8 @@ class Worker:
         pause = min(1.0, limit / 4)
         while True:
             self._write_health()
+            for meter in self.meters.values():
+                meter.look()
             before = time.monotonic()
             await asyncio.sleep(pause)
             if time.monotonic() - before > pause + limit / 2:
@@ -221,10 +238,11 @@ class Worker:
         else:
             log.warning("task takes long to read its state", task=owned.name, **where)
 
-    def _write_health(self) -> None:
+    def health(self) -> Health:
+        """How it is just now."""
         heard = time.monotonic() - self._placed_at < self.options.lease_ttl / 1000
         owned = self.owned.items()
-        health = Health(
+        return Health(
             os.getpid(),
             self.clock.now_ms(),
             heard and not self._stopping.is_set() and all(task.ready for _, task in owned),
@@ -232,8 +250,10 @@ class Worker:
             list(self.owned),
             {name: task.failing for name, task in owned if task.failing},
         )
+
+    def _write_health(self) -> None:
         try:
-            write_health(self.state, health)
+            write_health(self.state, self.health())
         except OSError as error:
             log.warning("health file not written", error=str(error))
 
@@ -269,8 +289,12 @@ async def serve(
     *,
     state: str | Path,
     options: WorkerOptions | None = None,
+    beside: "Callable[[Worker], AbstractAsyncContextManager[object]] | None" = None,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT, then stop cleanly; a second signal ends the process at once."""
+    """Run a worker until SIGTERM or SIGINT, then stop cleanly; a second signal ends the process at once.
+
+    `beside` makes what is to go on as long as the worker runs, such as a server that shows it.
+    """
     worker = Worker(app, broker_url, state, binds=binds, options=options)
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -284,7 +308,8 @@ async def serve(
     for number in numbers:
         loop.add_signal_handler(number, heard)
     try:
-        await worker.run()
+        async with contextlib.nullcontext() if beside is None else beside(worker):
+            await worker.run()
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
