@@ -1,8 +1,8 @@
 """One series' detector: what it remembers, and how surprising the next value is. One pass, no look ahead.
 
 Each test looks at the value from one side and makes a signal of it; how rare that signal is tells its own history, not
-a table of the normal distribution (see rarity). The surprise of a value is a mean of the three most surprised tests,
-the first of them weighing most: one test alone is easily surprised, three seldom are for nothing.
+a table of the normal distribution (see rarity). The surprise of a value is a weighted mean of the views that are most
+surprised: one view alone is easily surprised, several seldom are for nothing.
 """
 
 import math
@@ -16,40 +16,52 @@ from services.anomaly_detection.rarity import Density, Rarity
 THRESHOLD = 2.9
 """The surprise from which on there is an alert."""
 
-HOLD = 150
-"""Values after an alert in which only a clearly greater surprise is another alert: most anomalies last a while."""
+WEIGHTS = (1.0, 0.4, 0.3, 0.2)
+"""Of the views, the most surprised first."""
 
-ESCALATION = 0.5
-"""How much greater it has to be."""
+HOLD, LONGEST_HOLD, HOLD_SHARE = 150, 300, 0.03
+"""Values after an alert that belong to it, for most anomalies last: a share of those seen, within bounds."""
 
-WEIGHTS = (1.0, 0.5, 0.25)
-MEMORY = 20_000
+ESCALATION = 1.0
+"""How much more surprising a value within these has to be to be another alert: ten times as rare."""
+
+MEMORY = 10_000
 """Values after which counts are halved: a series may change its ways."""
 
-SHORT, LONG, SLOW = 1 / 6, 1 / 24, 1 / 300
-UNREST = 1 / 12
-DAY_SECONDS, SLOT_SECONDS = 86_400, 900
-DAILY = 0.1
+SHORT, LONG, SLOW, UNREST = 1 / 8, 1 / 24, 1 / 300, 1 / 12
+"""Weights of the newest value in moving means."""
 
-TESTS = ("step", "time of day", "time of day, lasting", "level", "level, lasting", "drift", "rare", "unrest", "stuck")
-WORDS = {
-    "step": "a step as large as hardly any before",
+DAY_SECONDS, SLOT_SECONDS, DAILY = 86_400, 900, 0.1
+"""A slot is a time of day; `DAILY` is the newest value's weight in its mean."""
+
+LARGEST = 1e100
+"""Values beyond have squares and ratios that are no numbers any more."""
+
+TINY = 1e-200
+
+TESTS = {
+    "step": "a step larger than nearly all before",
     "time of day": "far from what is usual at this time of day",
     "time of day, lasting": "off what is usual at this time of day for a while",
     "level": "far from the usual level",
     "level, lasting": "off the usual level for a while",
     "drift": "off the usual level for long",
     "rare": "a value that hardly ever came before",
-    "unrest": "changes more than it does usually",
-    "stuck": "the same value for longer than ever",
+    "unrest": "changes more than it usually does",
+    "stuck": "the same value for longer than hardly ever",
+    "calm": "changes less than it usually does",
 }
+"""The tests in the order of their signals, with what they find in words."""
+
+NAMES = tuple(TESTS)
 
 
 class Judgement(NamedTuple):
     """What the detector says of a value.
 
-    `score` (0 … 1) is 0.5 at the threshold, and less where an alert of the same anomaly has just been; `surprise` is
-    the bare number. `expected` is the value that would have been usual, `low` and `high` the range around it.
+    `surprise` is minus the decimal logarithm of a chance. `score` (0 … 1) is made of it: 0.5 at the threshold, and
+    half as much where the value belongs to an alert that has been given. `test` names the most surprised test.
+    `expected` is the usual value at this time of day, `low` and `high` the range around it (three mean deviations).
     """
 
     score: float
@@ -62,7 +74,7 @@ class Judgement(NamedTuple):
 
 
 class Detector(flowkit.Record):
-    """A series' memory. The fields are means of what its name says; `slots` are means by quarter of an hour."""
+    """A series' memory: some moving means, the mean of each time of day, and counts of how large its signals were."""
 
     seen: int = 0
     last: float = 0.0
@@ -70,62 +82,76 @@ class Detector(flowkit.Record):
     short: float = 0.0
     long: float = 0.0
     slow: float = 0.0
-    spread: float = 0.0
     off: float = 0.0
+    spread: float = 0.0
     moves: float = 0.0
-    slots: dict[int, list[float]] = {}
+    slots: dict[int, tuple[float, int]] = {}
     density: Density = msgspec.field(default_factory=Density)
-    rarities: list[Rarity] = msgspec.field(default_factory=lambda: [Rarity() for _ in TESTS])
-    alerted: int = -HOLD
-    alerted_surprise: float = 0.0
+    rarities: list[Rarity] = msgspec.field(default_factory=lambda: [Rarity() for _ in NAMES])
+    held_until: int = 0
+    alerted: float = 0.0
 
-    def observe(self, at: float, value: float) -> Judgement:
-        """Judge a value (time in seconds since the epoch), then learn it."""
-        seen = self.seen
-        if not seen:
+    def observe(self, at: float, value: float, threshold: float = THRESHOLD) -> Judgement:
+        """Judge a value (time in seconds since the epoch), then learn it.
+
+        Values come in the order of the stream; the time only says what time of day it is. Raises ValueError for what is
+        no number, and learns nothing then.
+        """
+        if not -LARGEST < value < LARGEST:  # false for NaN, too
+            raise ValueError(f"value {value} is no finite number between -{LARGEST:g} and {LARGEST:g}")
+        if not self.seen:
             self.last = self.short = self.long = self.slow = value
-        slot = self.slots.setdefault(int(at % DAY_SECONDS // SLOT_SECONDS), [self.slow, 0])
-        expected = slot[0]
+        slot = int(at % DAY_SECONDS // SLOT_SECONDS)
+        expected, times = self.slots.get(slot, (self.slow, 0))
         reach = 3.0 * self.spread
-        surprises = self._surprises(value, value - expected, seen)
-        slot[1] += 1
-        slot[0] += max(1 / slot[1], DAILY) * (value - slot[0])
-        self.seen = seen + 1
+        surprises = self._surprises(value, value - expected)
+        self.slots[slot] = expected + max(1 / (times + 1), DAILY) * (value - expected), times + 1
+        surprise = _agreement(surprises)
+        score = 1.0 - 0.5 ** (surprise / threshold)
+        held = self.seen < self.held_until
+        alert = surprise >= threshold and not (held and surprise < self.alerted + ESCALATION)
+        if alert:
+            self.alerted = surprise
+            self.held_until = self.seen + round(min(max(HOLD, HOLD_SHARE * self.seen), LONGEST_HOLD))
+        elif held:
+            score *= 0.5
+        self.seen += 1
         if self.seen % MEMORY == 0:
             self._forget()
-        order = sorted(surprises, reverse=True)
-        surprise = sum(weight * part for weight, part in zip(WEIGHTS, order, strict=False)) / sum(WEIGHTS)
-        alert = surprise >= THRESHOLD and (
-            seen - self.alerted >= HOLD or surprise >= self.alerted_surprise + ESCALATION
-        )
-        score = 1.0 - 0.5 ** (surprise / THRESHOLD)
-        if alert:
-            self.alerted, self.alerted_surprise = seen, surprise
-        elif seen - self.alerted < HOLD:
-            score *= 0.5
-        test = TESTS[surprises.index(order[0])]
+        test = NAMES[surprises.index(max(surprises))]
         return Judgement(score, surprise, alert, test, expected, expected - reach, expected + reach)
 
-    def _surprises(self, value: float, off: float, seen: int) -> list[float]:
-        """What each of TESTS makes of the value; then learn it."""
+    def _surprises(self, value: float, off: float) -> list[float]:
+        """How surprised each test is by the value, which lies `off` what was expected; then learn it."""
+        seen = self.seen
+        fresh = 1 / (seen + 1)  # moving means are plain ones at first
         step = value - self.last
-        fresh = 1 / (seen + 1)
+        self.last = value
         self.same = 0 if step else self.same + 1
         self.off += SHORT * (off - self.off)
+        self.spread += max(SLOW, fresh) * (abs(off) - self.spread)
         level = value - self.slow
         self.short += SHORT * (value - self.short)
-        short = self.short - self.slow
+        lasting = self.short - self.slow
         self.long += max(LONG, fresh) * (value - self.long)
         drift = self.long - self.slow
         self.slow += max(SLOW, fresh) * level
         self.moves += max(UNREST, fresh) * (abs(step) - self.moves)
-        self.spread += max(SLOW, fresh) * (abs(off) - self.spread)
-        self.last = value
+        calm = 1.0 / self.moves if self.moves > TINY else 0.0
         scarcity = self.density.scarcity(value, seen)
-        signals = (step, off, self.off, level, short, drift, scarcity, self.moves, float(self.same))
+        signals = (step, off, self.off, level, lasting, drift, scarcity, self.moves, float(self.same), calm)
         return [rarity.surprise(signal, seen) for rarity, signal in zip(self.rarities, signals, strict=True)]
 
     def _forget(self) -> None:
         self.density.forget()
         for rarity in self.rarities:
             rarity.forget()
+
+
+def _agreement(surprises: list[float]) -> float:
+    """The weighted mean of the most surprised views; tests that see nearly the same are one view."""
+    step, day, day_lasting, level, level_lasting, drift, rare, unrest, stuck, calm = surprises
+    views = [step, max(day, level), max(day_lasting, level_lasting), drift, rare, max(unrest, stuck), calm]
+    views.sort(reverse=True)
+    a, b, c, d = WEIGHTS
+    return (a * views[0] + b * views[1] + c * views[2] + d * views[3]) / (a + b + c + d)
