@@ -22,8 +22,8 @@ WEIGHTS = (1.0, 0.4, 0.3, 0.2)
 HOLD, LONGEST_HOLD, HOLD_SHARE = 150, 300, 0.03
 """Values after an alert that belong to it, for most anomalies last: a share of those seen, within bounds."""
 
-ESCALATION = 1.0
-"""How much more surprising a value within these has to be to be another alert: ten times as rare."""
+ESCALATION = 0.7
+"""How much more surprising a value within these has to be to be another alert: five times as rare."""
 
 MEMORY = 10_000
 """Values after which counts are halved: a series may change its ways."""
