@@ -46,7 +46,7 @@ MOST_SERIES = 40
 def main(
     input_: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="PATH", help="CSV or JSON lines (.gz too, - for stdin), or a directory of them."),
+        typer.Option("--input", metavar="PATH", help="CSV or JSON lines (.gz too, - for stdin), or a directory."),
     ] = None,
     map_: Annotated[
         list[str] | None,
@@ -69,7 +69,8 @@ def main(
         with _directory(keep) as directory:
             planted: Mapping[str, Simulated] = {}
             if input_:
-                metrics, series = _own(console, directory, input_, map_ or [], TimeReading(time_format, _zone(timezone)))
+                times = TimeReading(time_format, _zone(timezone))
+                metrics, series = _own(console, directory, input_, map_ or [], times)
             else:
                 planted = simulate(seed, days)
                 metrics, series = _simulated(directory, planted)
@@ -113,9 +114,7 @@ def _tell(console: Console, alerts: Sequence[Alert]) -> None:
         console.print(words, markup=False, soft_wrap=True)
 
 
-def _summarise(
-    console: Console, series: Mapping[str, int], done: Finished, planted: Mapping[str, Simulated]
-) -> None:
+def _summarise(console: Console, series: Mapping[str, int], done: Finished, planted: Mapping[str, Simulated]) -> None:
     counts: dict[str, list[Alert]] = {name: [] for name in series}
     for alert in done.alerts:
         counts[alert.name].append(alert)

@@ -5,7 +5,6 @@ a table of the normal distribution (see rarity). The surprise of a value is a we
 surprised: one view alone is easily surprised, several seldom are for nothing.
 """
 
-import math
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +12,7 @@ import msgspec
 import flowkit
 from services.anomaly_detection.rarity import Density, Rarity
 
-THRESHOLD = 2.9
+THRESHOLD = 2.85
 """The surprise from which on there is an alert."""
 
 WEIGHTS = (1.0, 0.4, 0.3, 0.2)

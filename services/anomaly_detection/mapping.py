@@ -75,8 +75,8 @@ def convert(
         file.writelines(f"{line}\n" for _, line in heapq.merge(*reader.values, key=lambda value: value[0]))
     first = min(values[0][0] for values in reader.values)
     last = max(values[-1][0] for values in reader.values)
-    spans = (datetime.fromtimestamp(at, UTC) for at in (first, last))
-    return Converted(path, reader.series, *spans, reader.refused, reader.examples)
+    span = (datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC))
+    return Converted(path, reader.series, *span, reader.refused, reader.examples)
 
 
 class _Reader:
@@ -122,9 +122,7 @@ def _files(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
         if source == "-" or not path.is_dir():
             yield source, "metric" if source == "-" else _bare(path.name)
             continue
-        found = [
-            file for file in sorted(path.rglob("*")) if file.is_file() and file.name.removesuffix(".gz").endswith(SUFFIXES)
-        ]
+        found = [file for file in sorted(path.rglob("*")) if file.name.removesuffix(".gz").endswith(SUFFIXES)]
         if not found:
             raise MappingError(f"{source} has no {', '.join(SUFFIXES)} files (nor .gz of these)")
         for file in found:
@@ -202,7 +200,7 @@ def _json_rows(source: str, first: str, file: IO[str]) -> Iterator[tuple[int, Ro
 def _resolve(source: str, wanted: Columns, row: Row) -> Columns:
     """Which columns each field is read from. Raises MappingError, with what the file has."""
     has = f"{source} has: {', '.join(row)}"
-    columns = {field: (field,) for field in FIELDS if field in row}
+    columns: dict[str, tuple[str, ...]] = {field: (field,) for field in FIELDS if field in row}
     for field, names in wanted.items():
         for name in names:
             if name not in row and name.split(".")[0] not in row:

@@ -1,4 +1,4 @@
-"""The Numenta Anomaly Benchmark's scoring, and `python -m tests.benchmarks.nab DIR`: the anomaly service by it.
+"""The Numenta Anomaly Benchmark: its files, its scoring, and `python -m tests.benchmarks.nab DIR` for the service.
 
 After Lavin and Ahmad, "Evaluating Real-time Anomaly Detection Algorithms: the Numenta Anomaly Benchmark" (2015), in
 the reading of NAB 1.1's own scorer:
@@ -11,9 +11,19 @@ the reading of NAB 1.1's own scorer:
 - One threshold for the whole corpus, the best for the profile. 0 is a detector that never speaks, 100 a perfect one.
 """
 
+import csv
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
+
+from services.anomaly_detection.detector import Detector
+from tests.benchmarks.nab_lookalikes import Series, lookalikes
 
 PROBATION = 0.15
 PROBATION_ROWS = 5000
@@ -152,3 +162,103 @@ def optimise(corpus: Sequence[Scored], profile: Profile = STANDARD) -> Best:
     if raw > best:
         best, best_threshold = raw, at
     return Best(best_threshold, normalised(best, corpus, profile))
+
+
+def load(directory: Path) -> list[Series]:
+    """The labelled files below a directory that holds NAB's `combined_windows.json` (or `labels/` and `data/` of it).
+
+    Files that the labels name and the directory lacks are left out: parts of the corpus can be scored alone. Raises
+    FileNotFoundError with what to do.
+    """
+    nested = (directory / "labels" / "combined_windows.json").is_file()
+    labels, data = (directory / "labels", directory / "data") if nested else (directory, directory)
+    if not (labels / "combined_windows.json").is_file():
+        raise FileNotFoundError(
+            f"{directory} has no combined_windows.json, nor labels/combined_windows.json: give a directory of NAB's "
+            "data (https://github.com/numenta/NAB), as an argument or in FLOWKIT_NAB"
+        )
+    windows = json.loads((labels / "combined_windows.json").read_text(encoding="utf-8"))
+    found = [_file(data, name, windows[name]) for name in sorted(windows) if (data / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{data} has none of the {len(windows)} files that its combined_windows.json names")
+    return found
+
+
+def _file(data: Path, name: str, windows: Sequence[tuple[str, str]]) -> Series:
+    with (data / name).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    times = [datetime.fromisoformat(row["timestamp"]).replace(tzinfo=UTC).timestamp() for row in rows]
+    row_of = {at: row for row, at in reversed(list(enumerate(times)))}  # of equal times the first, as in NAB
+    edges = [[row_of[datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp()] for at in pair] for pair in windows]
+    return Series(name, times, [float(row["value"]) for row in rows], [(first, last) for first, last in edges])
+
+
+def detect(series: Series) -> Scored:
+    """The service's scores: the detector sees times and values, one after the other, and nothing else."""
+    observe = Detector().observe
+    scores = [observe(at, value).score for at, value in zip(series.times, series.values, strict=True)]
+    return Scored(series.name, scores, series.windows)
+
+
+def by_chance(series: Series) -> Scored:
+    """NAB's random detector."""
+    rng = random.Random(series.name)
+    return Scored(series.name, [rng.random() for _ in series.values], series.windows)
+
+
+def held_out(corpus: Sequence[Scored], fold_of: Callable[[int, Scored], object]) -> float:
+    """The standard score where each file is scored at the threshold that is best for the other folds."""
+    folds: dict[object, list[Scored]] = {}
+    for number, file in enumerate(corpus):
+        folds.setdefault(fold_of(number, file), []).append(file)
+    raw = 0.0
+    for fold in folds.values():
+        threshold = optimise([file for file in corpus if file not in fold]).threshold
+        raw += sum(raw_score(file, threshold) for file in fold)
+    return normalised(raw, corpus)
+
+
+OWN = 0.5
+"""The score at the service's own threshold."""
+
+
+def report(directory: Path) -> None:
+    """Print what the README of the service tells."""
+    files = load(directory)
+    started = time.process_time()
+    corpus = [detect(file) for file in files]
+    seconds = time.process_time() - started
+    rows = sum(len(file.scores) for file in corpus)
+    print(f"{len(corpus)} files, {rows:,} values, {rows / seconds:,.0f} values/s of CPU time\n")
+    print(f"{'at the threshold of the service':40}" + "".join(f"{name:>20}" for name in PROFILES))
+    for category in sorted({file.category for file in corpus}):
+        _print(category, [file for file in corpus if file.category == category])
+    _print("together", corpus)
+    chance = [by_chance(file) for file in files]
+    for name, of in (("best threshold (NAB's way)", corpus), ("best threshold of a random detector", chance)):
+        print(f"{name:40}" + "".join(f"{optimise(of, profile).score:20.1f}" for profile in PROFILES.values()))
+    print("\nstandard, the threshold taken from other files:")
+    print(f"{'  from the other categories':40}{held_out(corpus, lambda _, file: file.category):20.1f}")
+    print(f"{'  from the other five sixths':40}{held_out(corpus, lambda number, _: number % 6):20.1f}")
+    print("\nlook-alikes of other kinds, seeds 11 to 15:")
+    alike = [detect(series) for seed in range(11, 16) for series in lookalikes(seed)]
+    for category in sorted({file.category for file in alike}):
+        _print(category, [file for file in alike if file.category == category])
+    _print("together", alike)
+
+
+def _print(name: str, files: Sequence[Scored]) -> None:
+    if not any(file.windows for file in files):
+        false = sum(score >= OWN for file in files for score in file.scores[probation(len(file.scores)) :])
+        print(f"{'  ' + name:40}{false} false alarms in {len(files)} files")
+        return
+    print(f"{'  ' + name:40}" + "".join(f"{score_at(files, OWN, profile):20.1f}" for profile in PROFILES.values()))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(f"{__doc__}\nDIR is a directory of NAB's data, with its combined_windows.json.")
+    try:
+        report(Path(sys.argv[1]))
+    except FileNotFoundError as error:
+        sys.exit(str(error))

@@ -30,7 +30,9 @@ def lookalikes(seed: int) -> Iterator[Series]:
         yield make(f"like-{kind}", random.Random(f"{seed} {kind}"))
 
 
-def _series(name: str, values: Sequence[float], anomalies: Sequence[int], step: float, gaps: random.Random | None = None) -> Series:
+def _series(
+    name: str, values: Sequence[float], anomalies: Sequence[int], step: float, gaps: random.Random | None = None
+) -> Series:
     rows = len(values)
     at = START.timestamp()
     times = []
@@ -85,7 +87,9 @@ def _spike_density(name: str, rng: random.Random) -> Series:
 def _load_balancer(name: str, rng: random.Random) -> Series:
     start = rng.randint(2200, 3400)
     values = [abs(rng.gauss(0, 0.05)) if rng.random() < 0.93 else rng.uniform(0.2, 1.5) for _ in range(14 * DAY_ROWS)]
-    values[start : start + 150] = [rng.uniform(0.2, 3.0) if rng.random() < 0.3 else v for v in values[start : start + 150]]
+    for row in range(start, start + 150):
+        if rng.random() < 0.3:
+            values[row] = rng.uniform(0.2, 3.0)
     return _series(name, values, [start], FIVE_MINUTES)
 
 
@@ -115,7 +119,8 @@ def _traffic(kind: str) -> Callable[[str, random.Random], Series]:
         jam_rows = {row for a in anomalies for row in range(a, a + rng.randint(5, 20))}
         values = []
         for row, at in enumerate(_times(rows, 600)):
-            rush = math.exp(-((at.hour + at.minute / 60 - 8) ** 2) / 2) + math.exp(-((at.hour + at.minute / 60 - 17) ** 2) / 4)
+            hour = at.hour + at.minute / 60
+            rush = math.exp(-((hour - 8) ** 2) / 2) + math.exp(-((hour - 17) ** 2) / 4)
             rush *= (0.3 if at.weekday() >= 5 else 1.0) * rng.uniform(0.5, 1.2)
             if row in jam_rows:
                 rush += rng.uniform(1.5, 3)
