@@ -12,7 +12,7 @@ import msgspec
 import flowkit
 from services.anomaly_detection.rarity import Density, Rarity
 
-THRESHOLD = 2.85
+THRESHOLD = 2.8
 """The surprise from which on there is an alert."""
 
 WEIGHTS = (1.0, 0.4, 0.3, 0.2)
@@ -73,9 +73,13 @@ class Judgement(NamedTuple):
 
 
 class Detector(flowkit.Record):
-    """A series' memory: some moving means, the mean of each time of day, and counts of how large its signals were."""
+    """A series' memory: some moving means, the mean of each time of day, and counts of how large its signals were.
+
+    `seen` is the number of all its values, `counted` of those that the counts are of.
+    """
 
     seen: int = 0
+    counted: int = 0
     last: float = 0.0
     same: int = 0
     short: float = 0.0
@@ -115,15 +119,15 @@ class Detector(flowkit.Record):
         elif held:
             score *= 0.5
         self.seen += 1
-        if self.seen % MEMORY == 0:
+        self.counted += 1
+        if self.counted >= MEMORY:
             self._forget()
         test = NAMES[surprises.index(max(surprises))]
         return Judgement(score, surprise, alert, test, expected, expected - reach, expected + reach)
 
     def _surprises(self, value: float, off: float) -> list[float]:
         """How surprised each test is by the value, which lies `off` what was expected; then learn it."""
-        seen = self.seen
-        fresh = 1 / (seen + 1)  # moving means are plain ones at first
+        fresh = 1 / (self.seen + 1)  # moving means are plain ones at first
         step = value - self.last
         self.last = value
         self.same = 0 if step else self.same + 1
@@ -137,11 +141,13 @@ class Detector(flowkit.Record):
         self.slow += max(SLOW, fresh) * level
         self.moves += max(UNREST, fresh) * (abs(step) - self.moves)
         calm = 1.0 / self.moves if self.moves > TINY else 0.0
-        scarcity = self.density.scarcity(value, seen)
+        counted = self.counted
+        scarcity = self.density.scarcity(value, counted)
         signals = (step, off, self.off, level, lasting, drift, scarcity, self.moves, float(self.same), calm)
-        return [rarity.surprise(signal, seen) for rarity, signal in zip(self.rarities, signals, strict=True)]
+        return [rarity.surprise(signal, counted) for rarity, signal in zip(self.rarities, signals, strict=True)]
 
     def _forget(self) -> None:
+        self.counted //= 2
         self.density.forget()
         for rarity in self.rarities:
             rarity.forget()
