@@ -28,6 +28,8 @@ metrics = app.topic("metrics", Metric, key="name", time="timestamp", timezone="U
 scores = app.topic("scores", Score, key="name", time="timestamp")
 alerts = app.topic("alerts", Alert, key="name", time="timestamp")
 
+# No ttl: in a file that holds one series after the other the second begins long before the watermark, and would forget
+# as fast as it learns. A detector's size does not grow.
 detectors = app.table("detectors", str, Detector)
 
 
