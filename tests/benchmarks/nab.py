@@ -189,8 +189,15 @@ def _file(data: Path, name: str, windows: Sequence[tuple[str, str]]) -> Series:
         rows = list(csv.DictReader(file))
     times = [datetime.fromisoformat(row["timestamp"]).replace(tzinfo=UTC).timestamp() for row in rows]
     row_of = {at: row for row, at in reversed(list(enumerate(times)))}  # of equal times the first, as in NAB
-    edges = [[row_of[datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp()] for at in pair] for pair in windows]
-    return Series(name, times, [float(row["value"]) for row in rows], [(first, last) for first, last in edges])
+    edges = []
+    for pair in windows:
+        first, last = (datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp() for at in pair)
+        if first not in row_of or last not in row_of:
+            raise ValueError(
+                f"{data / name} has no rows at {pair[0]} and {pair[1]}, as its label wants: another version?"
+            )
+        edges.append((row_of[first], row_of[last]))
+    return Series(name, times, [float(row["value"]) for row in rows], edges)
 
 
 def detect(series: Series) -> Scored:
@@ -260,5 +267,5 @@ if __name__ == "__main__":
         sys.exit(f"{__doc__}\nDIR is a directory of NAB's data, with its combined_windows.json.")
     try:
         report(Path(sys.argv[1]))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))

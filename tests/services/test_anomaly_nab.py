@@ -129,6 +129,14 @@ def test_a_directory_without_labels_says_what_to_give(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_label_without_its_rows_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("timestamp,value\n2014-01-01 00:00:00,1\n", encoding="utf-8")
+    windows = {"a.csv": [["2014-01-01 00:01:00.000000", "2014-01-01 00:02:00.000000"]]}
+    (tmp_path / "combined_windows.json").write_text(json.dumps(windows), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.csv has no rows at 2014-01-01 00:01:00"):
+        load(tmp_path)
+
+
 def test_the_detector_is_told_times_and_values_only() -> None:
     series = next(iter(lookalikes(1)))
     renamed = Series("other", series.times, series.values, [])
