@@ -42,7 +42,7 @@ class Tail(flowkit.Record):
         >>> for n in range(1, 1000):
         ...     usual = tail.surprise(1.0 + n % 10 / 10, n)
         >>> round(usual, 1), round(tail.surprise(1000.0, 1000), 1)
-        (0.8, 4.6)
+        (0.8, 4.7)
         """
         place = STEPS * math.log2(size)
         step = math.floor(place)

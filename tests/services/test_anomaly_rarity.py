@@ -1,11 +1,19 @@
 """Rarity by counting: a surprise is minus the decimal logarithm of the share of what came before."""
 
+import doctest
 import math
 import random
+from types import ModuleType
 
 import pytest
 
+from services.anomaly_detection import mapping, rarity
 from services.anomaly_detection.rarity import FARTHEST, MOST_STEPS, PLACES, Density, Rarity, Tail
+
+
+@pytest.mark.parametrize("module", [mapping, rarity])
+def test_the_examples_in_docstrings_hold(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 def test_a_surprise_is_the_share_of_sizes_that_reached_as_far() -> None:
