@@ -27,7 +27,7 @@ ESCALATION = 0.7
 MEMORY = 10_000
 """Values after which counts are halved: a series may change its ways."""
 
-SHORT, LONG, SLOW, UNREST = 1 / 8, 1 / 24, 1 / 300, 1 / 12
+SHORT, LONG, SLOW, UNREST = 1 / 8, 1 / 48, 1 / 300, 1 / 12
 """Weights of the newest value in moving means."""
 
 DAY_SECONDS, SLOT_SECONDS, DAILY = 86_400, 900, 0.1

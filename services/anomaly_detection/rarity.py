@@ -20,7 +20,7 @@ MOST_STEPS = 128
 BEYOND = 0.15
 """What each octave beyond the largest size so far adds to the surprise."""
 
-PLACES = 16
+PLACES = 12
 """Into how many places the range of the first numbers is cut."""
 
 FIRST = 50
