@@ -17,7 +17,8 @@ from flowkit.cli.load import find_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
 from flowkit.cli.show import count, duration
 from flowkit.errors import ConfigError
-from flowkit.table import AnyTable, check_schema
+from flowkit.flow import roots_of
+from flowkit.table import AnyTable, Ticks, Timers, check_schema
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 
 Severity = Literal["error", "warning", "note"]
@@ -74,6 +75,8 @@ def check_app(app: App) -> Iterator[Finding]:
 
 def _growth(table: AnyTable[Any, Any], app: App) -> Iterator[Finding]:
     """Tables whose keys nothing ever removes."""
+    if table.writers != "one":
+        return  # a timer goes when its time has come
     if not isinstance(table.window, Count | Global | None) or table.ttl is not None or table.broadcast or table.local:
         return
     if has_few_values(table.key_type) or any(_deletes(agent, table) for agent in app.agents.values()):
@@ -152,6 +155,8 @@ def _unused(app: App) -> Iterator[Finding]:
     agents = list(app.agents.values())
     sources = {source.name for agent in agents for source in agent.sources}
     sources |= {table.source.name for table in app.tables.values() if table.source is not None}
+    streams = [source for agent in agents for source in agent.sources]
+    roots = roots_of([*streams, *(source for table in app.tables.values() for source in table.sources)])
     written = {sink.name for agent in agents for sink in agent.sinks}
     for topic in app.topics.values():
         if topic.name not in sources | written:
@@ -160,6 +165,12 @@ def _unused(app: App) -> Iterator[Finding]:
         if sink.name not in written:
             yield Finding("warning", f"sink {sink.name!r}: no agent sends to it")
     for table in app.tables.values():
+        if isinstance(table, Ticks):
+            continue
+        if isinstance(table, Timers):
+            if table not in roots:
+                yield Finding("warning", f"timers {table.name!r}: no agent has them among its sources")
+            continue
         subscribed = any(f"{table.name}.{kind}" in sources for kind in ("closed", "changes", "late"))
         read = subscribed or any(table in agent.reads for agent in agents)
         if table.source is None and not any(table in agent.tables for agent in agents):

@@ -26,8 +26,10 @@ from flowkit.table.definition import (
     overlaps,
 )
 from flowkit.table.fused import BatchLoop, Compiled, batch_loop
+from flowkit.table.keyed_timers import Timers, TimerState
 from flowkit.table.process import FeedOf, Process, ProcessState, ProcessTable, Sent
 from flowkit.table.state import NEVER, Open, Result, State
+from flowkit.table.ticks import Ticks, TickState
 
 __all__ = [
     "NEVER",
@@ -58,6 +60,10 @@ __all__ = [
     "Sum",
     "Table",
     "TableEvents",
+    "TickState",
+    "Ticks",
+    "TimerState",
+    "Timers",
     "TopK",
     "Variance",
     "WindowedTable",

@@ -80,24 +80,35 @@ class ProcessTable(AnyTable[Any, Any]):
         """What it does, for people."""
         self.signature = signature
         """What must not change while there is state."""
-        self.sends = {kind: TableEvents(self, kind, type_) for kind, type_ in sends.items()}
+        self.sends: dict[str, TableEvents[Any]] = {
+            kind: TableEvents(self, kind, type_) for kind, type_ in sends.items()
+        }
 
     @property
     def sources(self) -> tuple[Events[Any], ...]:
         return tuple(feed.stream for feed in self.feeds)
 
     @property
-    def streams(self) -> tuple[TableEvents, ...]:
+    def streams(self) -> tuple[TableEvents[Any], ...]:
         return tuple(self.sends.values())
 
-    def __getitem__(self, kind: str) -> TableEvents:
+    def __getitem__(self, kind: str) -> TableEvents[Any]:
         return self.sends[kind]
+
+
+class Sender(Protocol):
+    """What a state must know of its table: the logic, and the streams by kind."""
+
+    @property
+    def process(self) -> Process: ...
+    @property
+    def sends(self) -> Mapping[str, TableEvents[Any]]: ...
 
 
 class ProcessState(State):
     """A process in one task. An event is late if it comes after the watermark has passed its time."""
 
-    def __init__(self, shape: Shape, cursor: Cursor, store: Stored, *, table: ProcessTable) -> None:
+    def __init__(self, shape: Shape, cursor: Cursor, store: Stored, *, table: Sender) -> None:
         super().__init__(shape, cursor, store)
         self.process = table.process
         self.cells = Cells(shape, store, (self.space, None))

@@ -90,7 +90,7 @@ class Ways:
 
     def _is_timed(self) -> bool:
         """True if every event of a bounded run may move a clock."""
-        return self.step.bounded and (bool(self.step.idle_after) or self.batches.are_timed())
+        return self.step.bounded and (bool(self.step.idle_after) or bool(self.step.clocked) or self.batches.are_timed())
 
     def _due_time(self, split: Split) -> int:
         """The event time in `split` from which on the task's watermark makes something due."""
@@ -270,6 +270,7 @@ class Ways:
             step.unit = firing.number[1]
         now = step.event_now = max(step.event_now, t)
         step.active[split.name] = now
+        step.read_clock(now)
         for name, after in step.idle_after.items():
             other = step.splits.by_name[name]
             if not other.idle and now - step.active.setdefault(name, now) >= after:
