@@ -190,17 +190,14 @@ class TimerState(ProcessState):
             self._come_early(self.timers.pop()[1])
         return None
 
-    def _wake(self, at: int) -> Iterator[Result]:
-        timers = self.timers
-        while (entry := timers.first) is not None and entry[0] == at:
-            key_bytes = timers.pop()[1]
-            if self._due_of(key_bytes) > at:
-                self._come_early(key_bytes)
-                continue
+    def fire(self, end: int, watermark: int) -> Iterator[Result]:
+        # Asked anew for each: what agents do meanwhile may bring another one forward.
+        while self.peek(watermark) == end:
+            key_bytes = self.timers.pop()[1]
             key = self.shape.decode_key(key_bytes)
             self.cells.delete(key)
-            self._come = (key, at)
-            yield [(self.name, Timer(key, at), at)]
+            self._come = (key, end - 1)
+            yield [(self.name, Timer(key, end - 1), end - 1)]
             self._come = None
 
     def _come_early(self, key_bytes: bytes) -> None:

@@ -230,6 +230,7 @@ class Ways:
                 if self.firing.unfinished:
                     return index  # the record comes again once the firing is through
                 others, watermark = splits.others(split.name), splits.watermark()
+                step.unit += 1  # what the clock brought has had its own
             if careful or t < step.careful_before or t <= watermark - step.careful_lag:
                 await self._careful_event(drivers, split, decoded, index, topic)
             else:
