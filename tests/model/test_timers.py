@@ -136,7 +136,7 @@ class Model:
                 self.wall = -(-op.at // WALL) * WALL
             self.clock = now
             self.fire()
-            self.unit(lambda op=op: self.do(op))  # type: ignore[misc]
+            self.unit(lambda op=op: self.do(op))
             self.high = now
             self.watermark = max(self.watermark, now - self.disorder - 1)
             if self.tick is None:
@@ -223,7 +223,7 @@ class Model:
         while self.first(name) == at:
             key = min(key for key, (due, comes) in self.timers[name].items() if due == at and comes)
             del self.timers[name][key]
-            self.unit(lambda key=key: self.come(name, key, at))  # type: ignore[misc]
+            self.unit(lambda key=key: self.come(name, key, at))
 
 
 times = st.integers(-20, 90)

@@ -86,10 +86,7 @@ async def test_one_that_is_due_already_comes_once_the_step_of_its_event_is_done(
 
 
 async def test_a_timer_at_the_end_of_time_never_comes() -> None:
-    app, readings, timers, notes = app_of(lambda timers, r: timers.set(r.sensor, r.at))
-    async with harness(app) as h:
-        await h.send(readings, Reading("a", 0))
-    app, readings, timers, notes = app_of(lambda timers, r: timers.set(r.sensor, END_OF_TIME + r.at))
+    app, readings, _, notes = app_of(lambda timers, r: timers.set(r.sensor, END_OF_TIME + r.at))
     async with harness(app) as h:
         await h.send(readings, Reading("a", 0), Reading("b", 100))
         await h.finish()

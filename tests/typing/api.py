@@ -435,7 +435,8 @@ def in_event_time(tick: Tick) -> None: ...
 
 
 @app.crontab("*/5 * * * *", timezone="Europe/Berlin", sinks=[alerts, features])
-async def at_times(tick: Tick) -> Alert | Feature: ...
+async def at_times(tick: Tick) -> Alert | Feature:
+    return Alert("", "")
 
 
 # --- wrong: timers --------------------------------------------------------------------------------------------------
@@ -458,7 +459,8 @@ async def wrong_sink_of_timer(tick: Tick) -> Feature | None: ...
 
 
 @app.crontab("* * * * *")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-def no_sink_of_crontab(tick: Tick) -> Alert: ...
+def no_sink_of_crontab(tick: Tick) -> Alert:
+    return Alert("", "")
 
 
 silence.set(5, 0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
