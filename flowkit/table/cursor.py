@@ -24,8 +24,9 @@ class Cursor:
     operators have made of the event, for those who subscribe to it: (stream, event, time in ms). In a batch `time` is
     NEVER, and `batch` has (time, ordinal) by the events' identity.
 
-    `wall` is the last reading of the clock (ms) that counts: in a bounded run the highest event time. `high` is how far
-    event time has come at least, `end` what that was when the input ended (MIN_TIME: it goes on).
+    `wall` is the last reading of the clock (ms) that counts: in a bounded run the highest event time. `low` is the time
+    of the first record, `high` how far event time has come at least, `end` what that was when the input ended. MIN_TIME
+    stands for none.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Cursor:
         "end",
         "event",
         "high",
+        "low",
         "ordinal",
         "ready",
         "sent",
@@ -48,6 +50,7 @@ class Cursor:
         self.time = MIN_TIME
         self.watermark = MIN_TIME
         self.wall = MIN_TIME
+        self.low = MIN_TIME
         self.high = MIN_TIME
         self.end = MIN_TIME
         self.bounded = False

@@ -112,6 +112,7 @@ class TimerState(ProcessState):
     def __init__(self, shape: Shape, cursor: Cursor, store: Stored, *, table: Timers[Any]) -> None:
         super().__init__(shape, cursor, store, table=table)
         self.by_clock = table.clock == "wall"
+        self.careful_lag = NEVER  # nothing is late for timers
         self._come: tuple[Any, int] | None = None
         """The timer that agents are handling just now."""
 

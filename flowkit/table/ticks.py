@@ -57,7 +57,7 @@ class TickState(State):
         cursor = self.cursor
         now = cursor.wall if self.by_clock else watermark
         if self.next is None:
-            begin = cursor.wall if self.by_clock else cursor.high
+            begin = cursor.wall if self.by_clock else cursor.low
             if begin == MIN_TIME:
                 return None
             # By the clock the ticks begin behind the moment at which the task was opened.

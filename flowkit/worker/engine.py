@@ -20,7 +20,7 @@ from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
 from flowkit.flow import roots_of
-from flowkit.record import END_OF_TIME
+from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import SpaceChange, Store
 from flowkit.table import TableEvents, current
 from flowkit.window import Split
@@ -119,6 +119,8 @@ class Engine:
         split.idle = False
         step = self.step
         step.in_piece, step.unit = True, 0
+        if step.cursor.low == MIN_TIME:  # an unusable record before the first good one has no time
+            step.cursor.low = next((t for t in decoded.times[start:stop] if t > MIN_TIME), MIN_TIME)
         try:
             return await self.ways.process(topic, split, decoded, start, stop, careful)
         finally:

@@ -222,12 +222,13 @@ class StepContext:
 
     def save_time(self) -> list[int]:
         """How far time has come, for a commit."""
-        return [self.cursor.wall, self.cursor.high, self.cursor.end]
+        cursor = self.cursor
+        return [cursor.wall, cursor.low, cursor.high, cursor.end]
 
     def load_time(self, saved: list[int] | None) -> None:
         """Take up what `save_time` gave (None: nothing yet)."""
         cursor = self.cursor
-        cursor.wall, cursor.high, cursor.end = saved or (MIN_TIME, MIN_TIME, MIN_TIME)
+        cursor.wall, cursor.low, cursor.high, cursor.end = saved or [MIN_TIME] * 4
 
     def save_clock(self) -> list[Any]:
         """What stands for the clock in a bounded run, for a commit."""

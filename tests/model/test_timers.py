@@ -140,7 +140,7 @@ class Model:
             self.high = now
             self.watermark = max(self.watermark, now - self.disorder - 1)
             if self.tick is None:
-                self.tick = -(-now // EVERY) * EVERY
+                self.tick = -(-op.at // EVERY) * EVERY
             self.fire()
         self.watermark = END_OF_TIME
         if ops:
@@ -298,6 +298,30 @@ async def live(app: App, ops: list[Op], pieces: list[int], seed: int | None) -> 
         if ops:
             await h.finish()
         return [note.text for note in h.sent(app.sinks["notes"])]
+
+
+def test_ticks_begin_with_the_first_event_though_another_input_holds_the_watermark() -> None:
+    app = App("held")
+    ops = app.topic("ops", Op, key="key", time="at")
+    notes = app.sink("notes", Note)
+    seen = app.table("seen", str, int)
+
+    @app.each(ops, tables=[seen])
+    def keep(op: Op) -> None:
+        seen[op.key] += 1
+
+    @app.timer(10, clock="event", reads=[seen], sinks=[notes])
+    def tick(t: Tick) -> Note:
+        return Note(str(t.at))
+
+    world = World(
+        [
+            ("ops", [b"bad", *lines([Op("x", 5, "a", None), Op("x", 42, "a", None)])]),
+            ("ops", lines([Op("y", 61, "a", None)])),
+        ]
+    )
+    play(world.run(app, piece=1))
+    assert [note.text for note in world.out("notes", Note)] == ["10", "20", "30", "40", "50", "60"]
 
 
 @pytest.mark.parametrize("cut", [Cuts(commit_every=1), Cuts(commit_every=3), Cuts()])
