@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flowkit import App, ConfigError, Record, Tick, Timer, minutes, seconds
+from flowkit import App, ConfigError, Record, Stream, Tick, Timer, minutes, seconds
 from flowkit.record import END_OF_TIME
 from flowkit.source import partition_of
 from flowkit.testing import harness
@@ -312,3 +312,68 @@ def test_event_time_where_there_is_none_is_told_before_the_start() -> None:
 
     with pytest.raises(ConfigError, match="its group reads no topic"):
         app.plan()
+
+
+async def test_one_that_was_put_off_can_be_brought_forward_again() -> None:
+    """The first hint has been passed by then, and the next stands at the later time."""
+    app = App("app")
+    readings = app.topic("readings", Reading, key="sensor", time="at")
+    notes = app.sink("notes", Note)
+    timers = app.timers("timers", str)
+    due = {0: 10, 1: 100, 31: 50}
+
+    @app.each(readings, timers, sinks=[notes])
+    def agent(event: Reading | Timer[str]) -> Note | None:
+        if isinstance(event, Timer):
+            return Note(str(event.at))
+        if event.at in due:
+            timers.set("a", due[event.at])
+        return None
+
+    async with harness(app) as h:
+        for at in (0, 1, 30, 31, 60):
+            await h.send(readings, Reading("a", at))
+        assert [n.text for n in h.sent(notes)] == ["50"]
+
+
+async def test_a_batch_that_has_waited_may_set_one_that_is_due_already() -> None:
+    app = App("app")
+    readings = app.topic("readings", Reading, key="sensor", time="at")
+    notes = app.sink("notes", Note)
+    timers = app.timers("timers", str)
+
+    @app.agent(readings, tables=[timers])
+    async def agent(stream: Stream[Reading]) -> None:
+        async for batch in stream.batches(10, within=50):
+            for reading in batch:
+                timers.set(reading.sensor, reading.at - 5)
+
+    @app.each(timers, reads=[timers], sinks=[notes])
+    def tell(timer: Timer[str]) -> Note:
+        return Note(f"{timer.key} {timer.at}")
+
+    async with harness(app) as h:
+        await h.send(readings, Reading("a", 100), Reading("b", 200))
+        assert h.sent(notes) == []
+        await h.advance(60, event_time=False)
+        assert [n.text for n in h.sent(notes)] == ["a 95", "b 195"]
+
+
+async def test_timers_of_another_group_are_not_found_by_chance() -> None:
+    app = App("app")
+    readings, others = app.topic("readings", Reading, time="at"), app.topic("others", Reading, time="at")
+    timers = app.timers("timers", str)
+    hidden = {"timers": timers}
+
+    @app.each(readings, timers)
+    def agent(event: Reading | Timer[str]) -> None: ...
+
+    @app.each(others)
+    def stranger(event: Reading) -> None:
+        hidden["timers"].set("a", 5)
+
+    async with harness(app) as h:
+        await h.send(readings, Reading("a", 0))
+        await h.send(others, Reading("a", 0))
+        (letter,) = h.sent(app.dead_letters)
+        assert letter.error == "UndeclaredTable"

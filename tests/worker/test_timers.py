@@ -83,11 +83,11 @@ async def with_tasks(test: Callable[[Tasks, MemoryBroker, VirtualClock], Any]) -
         await test(Tasks(broker, clock), broker, clock)
 
 
-def ticking() -> App:
+def ticking(period: int = 30) -> App:
     app = App("ticking")
     notes = app.topic("notes", Note)
 
-    @app.timer(seconds(30), sinks=[notes])
+    @app.timer(seconds(period), sinks=[notes])
     def tick(t: Tick) -> Note:
         return Note(f"{t.at // 1000}")
 
@@ -113,6 +113,24 @@ async def test_of_the_ticks_that_were_missed_the_latest_comes_and_then_those_on_
         clock.reach(seconds(330))
         await turn(live)
         assert await tasks.notes(live) == ["120", "300", "330"]
+        await live.close()
+
+    await with_tasks(story)
+
+
+async def test_under_another_period_the_ticks_begin_anew() -> None:
+    async def story(tasks: Tasks, broker: MemoryBroker, clock: VirtualClock) -> None:
+        live = await tasks.open(ticking())
+        await turn(live)
+        assert await tasks.notes(live) == []
+        await live.close()
+        clock.reach(seconds(125))
+        live = await tasks.open(ticking(period=70))
+        await turn(live)
+        assert await tasks.notes(live) == []  # neither 120 of the old one nor 70
+        clock.reach(seconds(140))
+        await turn(live)
+        assert await tasks.notes(live) == ["140"]
         await live.close()
 
     await with_tasks(story)
