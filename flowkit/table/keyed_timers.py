@@ -63,6 +63,9 @@ class Timers(TableEvents[Timer[K]], AnyTable[K, int], Generic[K]):
     timers that are set come; of those set from then on only those come that are due no later than the last event of the
     run, so that a timer which sets itself again comes to an end. (Flink would go on for ever.)
 
+    It is an event like any other: for an agent that writes a table with windows it is late if the window at its due
+    time is closed, which can only be so if it was set for a time that had passed.
+
     With `clock="wall"` it comes when the clock reaches its time; in a bounded run the highest event time stands for the
     clock, and what is due later than the last event does not come, as in Flink.
     """
@@ -72,6 +75,7 @@ class Timers(TableEvents[Timer[K]], AnyTable[K, int], Generic[K]):
 
     def __init__(self, name: str, key_type: Any, clock: Literal["event", "wall"]) -> None:
         AnyTable.__init__(self, name, key_type, int)
+        del self.changes  # what comes of them are the timers themselves
         TableEvents.__init__(self, self, "", Timer[key_type])
         self.clock = clock
         self.process: Process = Alarm()

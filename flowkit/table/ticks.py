@@ -24,6 +24,7 @@ class Ticks(TableEvents[Tick], AnyTable[str, int]):
 
     def __init__(self, name: str, schedule: Schedule, clock: Literal["event", "wall"]) -> None:
         AnyTable.__init__(self, name, str, int, local=True)
+        del self.changes  # of a schedule nothing changes
         TableEvents.__init__(self, self, "", Tick)
         self.schedule, self.clock = schedule, clock
 
