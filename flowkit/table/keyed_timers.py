@@ -205,6 +205,10 @@ class TimerState(ProcessState):
             yield [(self.name, Timer(key, end - 1), end - 1)]
             self._come = None
 
+    def _due_of(self, key_bytes: bytes) -> int:
+        cell = self.cells.find(self.shape.decode_key(key_bytes))
+        return NEVER if cell is None else self.process.due(cell)
+
     def _come_early(self, key_bytes: bytes) -> None:
         """A hint for a key that is due later, or not at all."""
         key = self.shape.decode_key(key_bytes)
