@@ -3,10 +3,9 @@
 from typing import Any
 
 from flowkit.codec import Codec, encode_key
-from flowkit.flow import Chain, roots_of
+from flowkit.flow import Chain
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.origin import Origin
-from flowkit.worker.routes import subscriptions
 from flowkit.worker.step import StepContext
 from flowkit.worker.tap import Tap
 
@@ -53,6 +52,6 @@ class Recall:
     def codec(self, name: str) -> Codec:
         """How what a table sends under `name` is saved."""
         if name not in self._codecs:
-            roots = roots_of(subscriptions(self.step.group))
+            roots = self.step.group.roots()
             self._codecs[name] = Codec("msgpack", next(root.type for root in roots if root.name == name))
         return self._codecs[name]
