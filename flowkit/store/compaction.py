@@ -108,7 +108,10 @@ def size_of(files: Iterable[FileMeta]) -> int:
 
 
 def _from_level_0(
-    runs: list[list[FileMeta]], levels: Mapping[int, list[FileMeta]], options: CompactionOptions, stale: Mapping[str, int]
+    runs: list[list[FileMeta]],
+    levels: Mapping[int, list[FileMeta]],
+    options: CompactionOptions,
+    stale: Mapping[str, int],
 ) -> Choice | None:
     into = _into_level_1(runs, levels)
     ours, below = sum(map(size_of, runs)), size_of(levels.get(1, []))

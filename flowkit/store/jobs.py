@@ -8,7 +8,6 @@ leaves only files that the next opening removes.
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import msgspec
 

@@ -106,6 +106,6 @@ class Changes:
         """Keys that cut all of it into pieces of about one size."""
         if self._held <= 2 * GROUP:
             return []
-        each = 64
+        each = max(1, GROUP // 16)
         some = sorted(key for keys, _ in self._sorted for key in keys[each // 2 :: each])
         return some[GROUP // each :: GROUP // each]
