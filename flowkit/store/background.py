@@ -27,6 +27,8 @@ class Background:
         self.flushing: asyncio.Task[None] | None = None
         self.compacting: asyncio.Task[None] | None = None
         self.idling: asyncio.Task[None] | None = None
+        self._waiting = 0
+        """How many commits wait for room."""
         self._clock = asyncio.get_running_loop().time
 
     def work(self) -> None:
@@ -61,11 +63,15 @@ class Background:
         """Wait until it is not full. Raises StorePoisoned, StoreError."""
         core = self.core
         started = self._clock()
-        while self.is_full():
-            core.check()
-            if core.trouble is not None:
-                raise StoreError(f"{core.path}: no room for more commits: {core.trouble}")
-            await self._come_on()
+        self._waiting += 1
+        try:
+            while self.is_full():
+                core.check()
+                if core.trouble is not None:
+                    raise StoreError(f"{core.path}: no room for more commits: {core.trouble}")
+                await self._come_on()
+        finally:
+            self._waiting -= 1
         core.counts.waited_seconds += self._clock() - started
 
     async def flushed(self, those: Sequence[SetAside]) -> None:
@@ -127,7 +133,8 @@ class Background:
         while view.version.level_0_runs > 1 and core.poison is None:
             commits = core.counts.commits
             await asyncio.sleep(core.options.idle / 1000)
-            quiet = commits == core.counts.commits and not self.journal.set_aside
+            # Commits that wait make no quiet: on a busy machine a flush may take longer than `idle`.
+            quiet = commits == core.counts.commits and not self.journal.set_aside and not self._waiting
             if quiet and not self.is_compacting():
                 choice = choose(view.version.files, core.options.compaction, idle=True)
                 if choice is not None:

@@ -63,8 +63,8 @@ def choose(
     """The next merge, or None if there is nothing to do.
 
     `stale`: how many bytes of older files those of level 0 hide, about; for a file that is not in it, as many as it
-    has. `all_of_it`: down to a single level, whatever that costs. `idle`: whatever lies in level 0, since nothing else is
-    to be done.
+    has. `all_of_it`: down to a single level, whatever that costs. `idle`: whatever lies in level 0, since nothing else
+    is to be done.
     """
     levels = by_level(files.values())
     runs = _runs(levels.get(0, []))
