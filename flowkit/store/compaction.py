@@ -6,7 +6,7 @@
 Runs gather in level 0, and `l0_runs` of about one size are merged to one, so that few places have to be looked at. They
 are merged with level 1 once they hide too much of it (`worth`), or are as large as it may be. New keys hide nothing:
 to fill a store with them writes each record once more for every time that it grows eightfold, where merging by size
-alone, at a fifth of level 1, wrote it 2 times on the way to 10M keys. That is tiering above, leveling below. Files of a
+alone, at a fifth of level 1, wrote it 1.9 times on the way to 10M. That is tiering above, leveling below. Files of a
 lower level are merged down one by one, those first that overlap the least.
 """
 

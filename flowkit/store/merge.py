@@ -15,7 +15,7 @@ class _Source:
     """A source and what is left of its current chunk, `[start, stop)`.
 
     Places move, lists do not: to slice off what is left would count references to each of its records at every step
-    (1.1 for 1.3 µs a record that is merged).
+    (0.65 for 0.74 µs a record of 8 sources, 0.80 for 1.04 of 24).
     """
 
     __slots__ = ("chunks", "keys", "start", "stop", "values")
