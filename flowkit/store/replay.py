@@ -1,8 +1,9 @@
 """What some logs say, space by space and in key order: what a flush writes.
 
-A memtable would do, but hundreds of thousands of keys in one dict are in no processor's cache: to put them
-there, to sort them and to look each one up again took 1.1 of 2.3 µs a record. So the changes of some commits are sorted as soon as they are read,
-while they are in the cache; and the sorted ones are merged piece by piece, in ranges of keys that fit into it (2.0).
+A memtable would do, but hundreds of thousands of keys in one dict are in no processor's cache: to put them there, to
+sort them and to look each one up again took 1.1 of 2.3 µs a record. So the changes of some commits are sorted as soon
+as they are read, while they are in the cache; and the sorted ones are merged piece by piece, in ranges of keys that fit
+into it (2.0 µs).
 """
 
 from bisect import bisect_left, bisect_right
