@@ -27,8 +27,6 @@ class Background:
         self.flushing: asyncio.Task[None] | None = None
         self.compacting: asyncio.Task[None] | None = None
         self.idling: asyncio.Task[None] | None = None
-        self._waiting = 0
-        """How many commits wait for room."""
         self._clock = asyncio.get_running_loop().time
 
     def work(self) -> None:
@@ -63,15 +61,11 @@ class Background:
         """Wait until it is not full. Raises StorePoisoned, StoreError."""
         core = self.core
         started = self._clock()
-        self._waiting += 1
-        try:
-            while self.is_full():
-                core.check()
-                if core.trouble is not None:
-                    raise StoreError(f"{core.path}: no room for more commits: {core.trouble}")
-                await self._come_on()
-        finally:
-            self._waiting -= 1
+        while self.is_full():
+            core.check()
+            if core.trouble is not None:
+                raise StoreError(f"{core.path}: no room for more commits: {core.trouble}")
+            await self._come_on()
         core.counts.waited_seconds += self._clock() - started
 
     async def flushed(self, those: Sequence[SetAside]) -> None:
@@ -133,8 +127,8 @@ class Background:
         while view.version.level_0_runs > 1 and core.poison is None:
             commits = core.counts.commits
             await asyncio.sleep(core.options.idle / 1000)
-            # Commits that wait make no quiet: on a busy machine a flush may take longer than `idle`.
-            quiet = commits == core.counts.commits and not self.journal.set_aside and not self._waiting
+            # A commit that waits makes no quiet: on a busy machine a flush, or a sync, may take longer than `idle`.
+            quiet = commits == core.counts.commits and not self.journal.set_aside and not core.preparing
             if quiet and not self.is_compacting():
                 choice = choose(view.version.files, core.options.compaction, idle=True)
                 if choice is not None:

@@ -127,8 +127,8 @@ CHANGES = st.lists(st.tuples(st.binary(max_size=2), st.none() | st.binary(max_si
 def test_a_flush_writes_what_a_memtable_would_have(frames: list, group: int, held: int) -> None:  # type: ignore[type-arg]
     from flowkit.store import replay as module
 
-    before = module.GROUP, module.HELD
-    module.GROUP, module.HELD = group, held
+    before = module.SORTED, module.PIECE, module.HELD
+    module.SORTED, module.PIECE, module.HELD = group, group, held
     try:
         replay, memtable = Replay(), Memtable()
         for n, (drop, rows) in enumerate(frames):
@@ -141,7 +141,7 @@ def test_a_flush_writes_what_a_memtable_would_have(frames: list, group: int, hel
             found = [row for chunk in changes.chunks() for row in zip(*chunk, strict=True)]
             assert found == sorted(memtable.spaces[space].merged().items())
     finally:
-        module.GROUP, module.HELD = before
+        module.SORTED, module.PIECE, module.HELD = before
 
 
 @given(st.lists(st.lists(st.sets(st.integers(0, 99), min_size=1), max_size=4), max_size=5), st.booleans())
