@@ -30,6 +30,11 @@ class Recall:
         key_bytes = None if key is None else encode_key(key)
         return Origin(name, 0, None, 0, t, [name, -1, 0, where, key_bytes, self.codec(name).encode(event), t])
 
+    def of_kept(self, name: str, t: int, event: Any) -> Origin:
+        """Of an event that the operator `name` has kept, which is all that is left of where it came from."""
+        where = f"kept by {name} since it came, of time {t}"
+        return Origin(name, 0, None, 0, t, [name, -1, 0, where, None, Codec("json", Any).encode(event), t])
+
     def event(self, origin: Origin) -> Any:
         """The event anew."""
         topic, split, _, _, _, value, *_ = origin.save()
