@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowkit import App, Closed, Record, Retry, Session, Stream, Tumbling, WindowClosed
+from flowkit import App, Closed, Count, Record, Retry, Session, Stream, Tumbling, WindowClosed
 from flowkit import table as aggregates
 from flowkit.flow import Events, Feed
 from flowkit.table import ProcessTable
@@ -244,6 +244,12 @@ def delaying(by: int, out_of_order: int) -> App:
     feeds = (Feed(topic, "key"), Feed(topic.filter(lambda event: event.value % 2), "key"))
     table = ProcessTable("delay", str, Delay(by), feeds, {"": Out, "again": Out, "late": Any}, words="", signature="")
     app.add_operator(table)
+    windows = app.sink("windows", Out)
+    counts = app.table("counts", of=topic, by="key", window=Tumbling(1), n=Count())  # due at the same times
+
+    @app.each(counts.closed, sinks=[windows])
+    def closed(window: Closed[str, Any]) -> Out:
+        return Out(window.key, [window.value.n], window.start)
 
     @app.each(table[""], sinks=[out])
     def at_once(event: Out) -> Out:
