@@ -40,12 +40,12 @@ async def flush_oldest(core: Core, journal: Journal) -> None:
         view.rows.forget(space, keys.merged().keys())
     note_flush(core, add, stale)
     await core.change(Edit(add, [], hide, core.logs_from, kept.base))
-    core.moved.set()  # who waits for room need not wait until the memtable has been let go of
-    await in_thread(core.remove, [*journal.not_held(kept.logs), *_unused(core, done, add)])
-    await kept.memtable.let_go()
     core.counts.flushes += 1
     core.counts.flushed += done.written
     core.counts.background_seconds += done.seconds
+    core.moved.set()  # who waits for room need not wait until the memtable has been let go of
+    await in_thread(core.remove, [*journal.not_held(kept.logs), *_unused(core, done, add)])
+    await kept.memtable.let_go()
 
 
 async def flush(core: Core, logs: Sequence[Path], run: int, **fields: Any) -> Done:
