@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,7 @@ def main() -> None:
     command = [sys.executable, "-m", "flowkit", "worker", "tests/benchmarks/soak_app.py"]
     command += ["--broker", url, "--state", str(state)]
     worker = subprocess.Popen(command, cwd=ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the worker does not outlive us
     try:
         until = time.monotonic() + given.minutes * 60
         samples = asyncio.run(feed(url, Load(given.users), given.rate, until, worker, state))

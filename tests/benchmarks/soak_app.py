@@ -1,9 +1,9 @@
-"""An app of everything that keeps something, for the soak: joins, a pattern, windows, a table with a ttl."""
+"""An app of everything that keeps something, for the soak: joins, a pattern, windows, timers, a table with a ttl."""
 
 from typing import Any
 
 import flowkit
-from flowkit import Closed, Count, Joined, Mean, Session, Sliding, Sum, Tumbling, minutes, seconds
+from flowkit import Closed, Count, Joined, Mean, Session, Sliding, Sum, Tick, Timer, Tumbling, minutes, seconds
 from flowkit.pattern import Match, Pattern
 
 app = flowkit.App("soak")
@@ -51,14 +51,24 @@ rising = (
     .within(seconds(30))
 )
 found = orders.match(rising, by="user", name="rising")
+silence = app.timers("silence", str)
 totals = app.table("totals", of=payments, by="user", window=Tumbling(seconds(10)), total=Sum("paid"))
 
 
-@app.each(orders, tables=[seen])
-def see(order: Order) -> None:
-    row = seen[order.user]
+@app.each(orders, silence, tables=[seen], sinks=[notes])
+def see(event: Order | Timer[str]) -> Note | None:
+    if isinstance(event, Timer):
+        return Note("silent", event.key)
+    row = seen[event.user]
     row.count += 1
-    row.last = order.at
+    row.last = event.at
+    silence.set(event.user, event.at + seconds(20))
+    return None
+
+
+@app.timer(seconds(10), sinks=[notes])
+def tick(_tick: Tick) -> Note:
+    return Note("tick", "")
 
 
 @app.each(paid, sinks=[notes])
