@@ -150,7 +150,8 @@ class ProcessState(State):
 
     def fire(self, end: int, watermark: int) -> Iterator[Result]:
         """What the first process sends that is due and has something to send: a list, which no commit may cut."""
-        return self._wake(min(watermark, self.limit - 1))
+        # Another table may be due at the very same time: what is due now is woken all the same.
+        return self._wake(max(end - 1, min(watermark, self.limit - 1)))
 
     def resume(self, watermark: int) -> Iterator[Result]:
         """After a commit the timers tell what is left."""

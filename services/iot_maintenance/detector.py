@@ -1,0 +1,127 @@
+"""What is usual for a device, and how far it is from it: plain functions of one device's values, without time or I/O.
+
+Two steps, because devices of one site share their weather:
+
+    hourly means ── norm by load ── deviation (°C, log) ── minus the site's ── by own spread ── trend (score)
+
+The norm of a device is a regression on its own past with forgetting; what lies far off is hardly learned, so that a
+failure that comes slowly does not become usual.
+"""
+
+import math
+
+from services.iot_maintenance.records import Deviation, Line, Norm, Spread, Trend, Usual
+
+WARM_UP = 24
+"""Windows until a norm counts: a day, so that it has seen all hours."""
+
+SPREAD_WARM_UP = 24
+"""Deviations until their spread counts."""
+
+HALF_LIFE = 120
+"""Windows after which a norm has forgotten half: five days."""
+
+STRANGE = 4.0
+"""From so many spreads off on, a value teaches little."""
+
+LITTLE = 0.05
+"""How much that is, of an ordinary value's weight."""
+
+PEERS = 5
+"""Other devices of a site that must report before its weather is taken out."""
+
+FEWEST = 6
+"""Readings in a window without which it says nothing."""
+
+LEAST_HEAT, LEAST_SHAKE = 0.35, 0.012
+"""The least spread that is believed, of heat (°C) and of shake (log)."""
+
+RAISED, HIGH, STEP = 4.0, 6.0, 0.4
+"""A score that begins a degradation, one that completes it, and how much it has to rise from sign to sign."""
+
+SAME_CASE = 48 * 3_600_000
+"""How long (ms) after its last sign a case is over."""
+
+FEW, MORE = 2, 3
+"""Surges in a window that begin a case, and by how many they have to grow."""
+
+_KEEP = 0.5 ** (1 / HALF_LIFE)
+
+
+def over_limit(value: float | None, limit: float | None) -> bool:
+    """Whether a value that is known is over a limit that is set."""
+    return value is not None and limit is not None and value > limit
+
+
+def expected(line: Line, x: float) -> float:
+    """What y the line gives for x."""
+    mean_x, mean_y = line.x / line.weight, line.y / line.weight
+    variance = line.xx / line.weight - mean_x * mean_x
+    if variance <= 0:
+        return mean_y
+    # A slope from values that hardly differ means nothing: it is drawn towards 0.
+    slope = (line.xy / line.weight - mean_x * mean_y) / (variance + (0.02 * mean_x) ** 2)
+    return mean_y + slope * (x - mean_x)
+
+
+def learn(line: Line, x: float, y: float, warm: bool) -> float:
+    """Take in one more value; how far it lay from what was expected (0 for the first)."""
+    off = y - expected(line, x) if line.weight else 0.0
+    weight = LITTLE if warm and abs(off) > STRANGE * line.spread else 1.0
+    line.weight = line.weight * _KEEP + weight
+    line.x = line.x * _KEEP + weight * x
+    line.y = line.y * _KEEP + weight * y
+    line.xx = line.xx * _KEEP + weight * x * x
+    line.xy = line.xy * _KEEP + weight * x * y
+    line.spread += weight * (1.25 * abs(off) - line.spread) / min(line.weight, HALF_LIFE)
+    return off
+
+
+def deviation(norm: Norm, temperature: float | None, vibration: float | None, load: float) -> tuple[float | None, float | None]:
+    """How far a window's means lie from the norm, which learns from them: (heat, shake), None while it is not warm."""
+    warm = norm.windows >= WARM_UP
+    norm.windows += 1
+    heat = None if temperature is None else learn(norm.heat, load, temperature, warm)
+    shake = None
+    if vibration is not None and vibration > 0:
+        shake = learn(norm.shake, load, math.log(vibration), warm)
+    return (heat, shake) if warm else (None, None)
+
+
+def without_weather(heat: float | None, count: int, total: float) -> float | None:
+    """The heat of a device less the mean of the others of its site: `count` and `total` are of all, with it."""
+    if heat is None or count <= PEERS:
+        return heat
+    return heat - (total - clipped(heat)) / (count - 1)
+
+
+def clipped(heat: float | None) -> float:
+    """What one device's heat counts for its site's: a fire in one is no weather."""
+    return 0.0 if heat is None else max(-8.0, min(8.0, heat))
+
+
+def trend_of(spread: Spread, deviation: Deviation) -> Trend:
+    """A deviation without weather in units of the device's own spread, which learns from it."""
+    if spread.since != deviation.since:
+        spread.since, spread.heat, spread.shake = deviation.since, Usual(), Usual()
+    return Trend(
+        deviation.device,
+        deviation.site,
+        deviation.at,
+        0.0 if deviation.heat is None else in_spreads(spread.heat, deviation.heat, LEAST_HEAT),
+        0.0 if deviation.shake is None else in_spreads(spread.shake, deviation.shake, LEAST_SHAKE),
+        deviation.surges,
+    )
+
+
+def in_spreads(usual: Usual, value: float, least: float) -> float:
+    """How many spreads a value lies from where it usually is; 0 while that is not known. It is learned from then."""
+    off, spread = value - usual.level, max(usual.spread, least)
+    warm = usual.count >= SPREAD_WARM_UP
+    limit = STRANGE * spread
+    learned = max(-limit, min(limit, off)) * (LITTLE if warm and abs(off) > limit else 1.0)
+    usual.count += 1
+    share = 1 / min(usual.count, HALF_LIFE)
+    usual.level += learned * share
+    usual.spread += (1.25 * abs(learned) - usual.spread) * share
+    return off / spread if warm else 0.0
