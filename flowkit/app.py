@@ -28,8 +28,8 @@ from flowkit.agent import (
 )
 from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
 from flowkit.errors import ConfigError, NoEvent
-from flowkit.flow import Derived, Events, Keeping
-from flowkit.record import DeadLetter
+from flowkit.flow import Derived, Events, Keeping, roots_of
+from flowkit.record import DeadLetter, Tick
 from flowkit.table import (
     Aggregate,
     AnyTable,
@@ -37,11 +37,13 @@ from flowkit.table import (
     ProcessTable,
     Table,
     TableEvents,
+    Ticks,
+    Timers,
     WindowedTable,
     compiled_of,
     overlaps,
 )
-from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling, Window
+from flowkit.window import Count, Crontab, Cumulative, Every, Global, Schedule, Session, Sliding, Tumbling, Window
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -380,6 +382,68 @@ class App:
         self.tables[name] = table
         return table
 
+    def timers(self, name: str, key: type[K], *, clock: Literal["event", "wall"] = "event") -> Timers[K]:
+        """Timers by key, which agents set while they handle events, and a stream of those that have come.
+
+        `silence.set(key, at)`, `silence.cancel(key)`, `silence.get(key)`; see `Timers`. Raises ConfigError.
+        """
+        self._new_name(name, "timers")
+        _check_types(f"timers {name!r}", key, int, None)
+        _check_clock(f"timers {name!r}", clock)
+        timers: Timers[K] = Timers(name, key, clock)
+        timers.belong_to(self)
+        self.tables[name] = timers
+        return timers
+
+    def timer(
+        self, period: int, /, *, clock: Literal["wall", "event"] = "wall", **options: Unpack[AgentOptions[Out]]
+    ) -> OnEach[Tick, Out]:
+        """An agent that is called every `period` (ms), at whole multiples of it since the epoch.
+
+        `def f(tick: Tick)` or `async def f(tick: Tick)`; a result goes to the sinks. The keywords are those of
+        `agent`; tables are seen at the time when it was due. With tables it runs in each of their tasks, which see
+        their own keys; without, in one task of its own. `clock="event"`: by the watermark, and none is left out. By the
+        clock, of those that were missed while the app was down or busy only the latest comes. In a bounded run both go
+        by event time, from the first event of the run to the last. Raises ConfigError.
+        """
+        return self._periodic(Every(period), clock, "timer", options)
+
+    def crontab(
+        self,
+        expression: str,
+        /,
+        *,
+        timezone: str = "UTC",
+        clock: Literal["wall", "event"] = "wall",
+        **options: Unpack[AgentOptions[Out]],
+    ) -> OnEach[Tick, Out]:
+        """An agent that is called as a crontab says, `"*/5 * * * *"`, by the clocks of a time zone; else as `timer`.
+
+        The five fields are minute, hour, day of month, month and day of week. A time that the clocks skip in spring is
+        skipped, one that they show twice in autumn counts the first time only.
+        """
+        return self._periodic(Crontab(expression, timezone), clock, "crontab", options)
+
+    def _periodic(self, schedule: Schedule, clock: Any, how: str, options: Any) -> Callable[[Any], Any]:
+        _check_clock(f"@app.{how}", clock)
+        tables, reads, sinks = (options.get(option, ()) for option in ("tables", "reads", "sinks"))
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            label = options.get("name") or str(getattr(function, "__name__", type(function).__name__))
+            self._check_agent(label)
+            ticks = Ticks(f"{label}.ticks", schedule, clock)
+            self._new_name(ticks.name, "a periodic agent")
+            ticks.belong_to(self)
+            self.tables[ticks.name] = ticks
+            try:
+                added = self._register((ticks,), tables, reads, sinks, options.get("retry"), label, per_event=True)
+            except ConfigError:
+                del self.tables[ticks.name]
+                raise
+            return added(function)
+
+        return register
+
     @overload
     def agent(self, s1: Events[A], /, **options: Unpack[AgentOptions[Out]]) -> OnStream[A, Out]: ...
     @overload
@@ -489,16 +553,17 @@ class App:
                 if not isinstance(what, wanted):
                     raise ConfigError(f"@app.{how}: {option}=[{what!r}] is no {option.removesuffix('s')}")
         self._check_own((*sources, *sinks))
+        # Whoever is given timers may set them.
+        given = [root for root in roots_of(sources) if isinstance(root, Timers) and root not in reads]
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             label = name or str(getattr(function, "__name__", type(function).__name__))
-            if label in self.agents:
-                raise ConfigError(f"app {self.name!r} has an agent named {label!r} already: give this one name=")
+            self._check_agent(label)
             self.agents[label] = AgentSpec(
                 label,
                 function,
                 tuple(dict.fromkeys(sources)),
-                tuple(tables),
+                (*tables, *(timers for timers in given if timers not in tables)),
                 tuple(reads),
                 tuple(sinks),
                 retry or self.retry,
@@ -507,6 +572,10 @@ class App:
             return function
 
         return register
+
+    def _check_agent(self, label: str) -> None:
+        if label in self.agents:
+            raise ConfigError(f"app {self.name!r} has an agent named {label!r} already: give this one name=")
 
     def _check_own(self, used: Iterable[Events[Any] | Outlet[Any]]) -> None:
         for what in used:
@@ -542,6 +611,11 @@ def _check_whole(where: str, **durations: object) -> None:
     for option, ms in durations.items():
         if ms is not None and type(ms) is not int:
             raise ConfigError(f"{where}: {option}={ms!r}: give whole ms (seconds(…), minutes(…))")
+
+
+def _check_clock(where: str, clock: object) -> None:
+    if clock not in ("event", "wall"):
+        raise ConfigError(f"{where}: clock={clock!r}: use 'event' (the watermark) or 'wall' (the time of day)")
 
 
 def _check_types(where: str, key: Any, value: Any, default: Any) -> None:

@@ -86,6 +86,19 @@ class Joined(msgspec.Struct, Generic[K, V]):
     right: V
 
 
+class Timer(msgspec.Struct, Generic[K]):
+    """A timer that has gone off: that of `key`, set for `at` (ms), which is the event's time."""
+
+    key: K
+    at: int
+
+
+class Tick(msgspec.Struct):
+    """What a periodic agent is called with: the time (ms) that it was due at, which is the event's time."""
+
+    at: int
+
+
 class DeadLetter(msgspec.Struct):
     """A record that could not be used, as it came in, with where it lay and what was wrong with it.
 

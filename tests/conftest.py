@@ -14,7 +14,7 @@ settings.load_profile("flowkit")
 
 HERE = Path(__file__).parent
 
-PROCESSES = ("testing/test_plugin.py", "services/test_fraud_main.py")
+PROCESSES = ("testing/test_plugin.py", "services/test_anomaly_main.py", "services/test_fraud_main.py")
 """Tests elsewhere that start processes."""
 
 # Read by type checkers; importing them would run their wrong uses.

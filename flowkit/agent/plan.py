@@ -14,7 +14,7 @@ from flowkit.agent.spec import AgentSpec
 from flowkit.agent.topic import Outlet, Topic
 from flowkit.errors import ConfigError
 from flowkit.flow import Events, roots_of
-from flowkit.table import AnyTable, TableEvents
+from flowkit.table import AnyTable, TableEvents, Ticks, Timers
 
 
 @dataclass
@@ -85,6 +85,7 @@ def make_plan(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]])
             groups.append(group := Group("", [writer]))
             _complete(group, broadcast_writers, agents, depths)
     _name(groups)
+    _check_clocks(groups)
     return Plan(_in_order(groups))
 
 
@@ -129,10 +130,24 @@ def _complete(group: Group, writers: list[AgentSpec], agents: Sequence[AgentSpec
     _inputs(group, set(brought))
 
 
+def _check_clocks(groups: list[Group]) -> None:
+    """Raise ConfigError for what goes by event time where nothing has any."""
+    problems = [
+        f"{table.what} {table.name!r} goes by event time, but its group reads no topic, so there is none: "
+        'use clock="wall", or tables or streams that topics feed'
+        for group in groups
+        for table in group.tables
+        if isinstance(table, Ticks | Timers) and table.clock == "event" and not group.inputs
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
 def _name(groups: list[Group]) -> None:
     """Names by what does not change when an agent is added: tables. State is found by them, so they must differ."""
     for group in groups:
-        group.name = min([t.name for t in group.tables if not t.broadcast], default="")
+        kept = [t.name for t in group.tables if not t.broadcast and t.writers != "none"]
+        group.name = min(kept, default="")
     taken = {group.name for group in groups}
     for group in groups:
         if not group.name:
@@ -179,7 +194,7 @@ def _in_order(groups: list[Group]) -> list[Group]:
 
 def _depths(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -> dict[str, int]:
     """How many tables lie upstream of each table, through their closed windows. Raises ConfigError for a circle."""
-    above: dict[str, dict[str, TableEvents]] = {table.name: {} for table in tables}
+    above: dict[str, dict[str, TableEvents[Any]]] = {table.name: {} for table in tables}
     windows: dict[str, set[str]] = {table.name: set() for table in tables}
     for sources, written in [
         *((agent.sources, agent.tables) for agent in agents),
@@ -188,6 +203,8 @@ def _depths(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -
         for source in roots_of(sources):
             if isinstance(source, TableEvents):
                 for table in written:
+                    if table.writers == "any":
+                        continue  # timers are set by whoever takes them: time goes on, so that it comes to an end
                     above[table.name].setdefault(source.table.name, source)
                     if source.kind != "changes":
                         windows[table.name].add(source.table.name)
@@ -219,7 +236,7 @@ def _circle(above: Mapping[str, Iterable[str]]) -> list[str]:
     return []
 
 
-def _broadcast_problem(where: str, source: TableEvents) -> Iterator[str]:
+def _broadcast_problem(where: str, source: TableEvents[Any]) -> Iterator[str]:
     if source.table.broadcast:
         yield (
             f"{where}: {source.name!r} would come once in every task, since table {source.table.name!r} is broadcast: "
@@ -238,7 +255,7 @@ def _table_problems(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, 
             yield from _broadcast_problem(f"agent {agent.name!r}", source)
     for table in tables:
         writers = [agent for agent in agents if table in agent.tables]
-        if len(writers) > 1:
+        if len(writers) > 1 and table.writers == "one":
             names = ", ".join(repr(agent.name) for agent in writers)
             yield f"table {table.name!r} is written by {names}: one agent writes a table, others name it in reads="
         readers = [
@@ -247,7 +264,7 @@ def _table_problems(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, 
             if table in agent.reads
             or any(isinstance(s, TableEvents) and s.table is table for s in roots_of(agent.sources))
         ]
-        if readers and not writers and not table.sources:
+        if readers and not writers and not table.sources and table.writers != "none":
             yield f"table {table.name!r} is read by {readers[0].name!r}, but no agent writes it"
         for root in roots_of(table.sources):
             if isinstance(root, TableEvents):

@@ -18,7 +18,7 @@ from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
 from flowkit.cli.show import count, duration
 from flowkit.errors import ConfigError
 from flowkit.flow import Derived, Events, roots_of
-from flowkit.table import AnyTable, ProcessTable, check_schema
+from flowkit.table import AnyTable, ProcessTable, Ticks, Timers, check_schema
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 
 Severity = Literal["error", "warning", "note"]
@@ -77,13 +77,13 @@ def _growth(table: AnyTable[Any, Any], app: App) -> Iterator[Finding]:
     """Tables whose keys nothing ever removes, and operators that keep without bound."""
     if table.grows:
         yield Finding("warning", f"{table.name!r} ({table.words}) may keep more and more: {table.grows}")
-    if isinstance(table, ProcessTable):
+    if isinstance(table, ProcessTable) or table.writers != "one":  # a timer goes when its time has come
         return
-    if not isinstance(table.window, Count | Global | None) or table.ttl is not None or table.broadcast or table.local:
+    if not isinstance(table.windowing, Count | Global | None) or table.ttl is not None or table.broadcast or table.local:
         return
     if has_few_values(table.key_type) or any(_deletes(agent, table) for agent in app.agents.values()):
         return
-    kind = "" if table.window is None else f" ({type(table.window).__name__.lower()} windows)"
+    kind = "" if table.windowing is None else f" ({type(table.windowing).__name__.lower()} windows)"
     yield Finding(
         "warning",
         f"table {table.name!r}{kind}: keys are kept for ever: give it ttl=, such as ttl=days(30), or delete them",
@@ -114,7 +114,7 @@ def _deletes(agent: AgentSpec, table: AnyTable[Any, Any]) -> bool:
 
 
 def _ttl(table: AnyTable[Any, Any]) -> Iterator[Finding]:
-    if table.ttl is not None and isinstance(table.window, Tumbling | Sliding | Cumulative | Session):
+    if table.ttl is not None and isinstance(table.windowing, Tumbling | Sliding | Cumulative | Session):
         yield Finding(
             "note",
             f"table {table.name!r}: ttl={duration(table.ttl)} has no effect: the state of a window goes when it closes",
@@ -130,7 +130,7 @@ def _times(app: App) -> Iterator[Finding]:
         fed = [
             table.name
             for table in app.tables.values()
-            if isinstance(table.window, Tumbling | Sliding | Cumulative | Session)
+            if isinstance(table.windowing, Tumbling | Sliding | Cumulative | Session)
             and topic in roots_of((*table.sources, *_written_from(app, table)))
         ]
         if fed:
@@ -175,6 +175,12 @@ def _unused(app: App) -> Iterator[Finding]:
         if stream.name not in used:
             yield Finding("warning", f"stream {stream.name!r}: nothing takes what it makes")
     for table in app.tables.values():
+        if isinstance(table, Ticks):
+            continue
+        if isinstance(table, Timers):
+            if table.name not in sources:
+                yield Finding("warning", f"timers {table.name!r}: no agent has them among its sources")
+            continue
         subscribed = any(stream.name in sources for stream in table.streams)
         read = subscribed or any(table in agent.reads for agent in agents)
         if not table.sources and not any(table in agent.tables for agent in agents):
@@ -183,7 +189,7 @@ def _unused(app: App) -> Iterator[Finding]:
         elif table.words and not read:
             yield Finding("note", f"{table.name!r} ({table.words}): nothing takes what it sends")
         elif table.sources and not read:
-            end = f"{table.name}.closed" if table.window is not None else f"{table.name}.changes"
+            end = f"{table.name}.closed" if table.windowing is not None else f"{table.name}.changes"
             yield Finding("note", f"table {table.name!r}: counts, but no agent reads it or subscribes to {end}")
 
 

@@ -13,8 +13,8 @@ from flowkit.cli.outcome import EXIT_CODES, OK, out
 from flowkit.cli.show import duration, type_name, window_words
 from flowkit.flow import Events, Step, paths_of, roots_of
 from flowkit.sink import FileSink
-from flowkit.table import AnyTable, ProcessTable, TableEvents
-from flowkit.window import Cumulative, Session, Sliding, Tumbling
+from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
+from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
 
 TOPIC_GUARANTEE = (
     "exactly once on embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files "
@@ -65,7 +65,10 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
             yield f"  topic {topic.name}: {_topic_words(topic)}; every task reads all of it"
             yield from _readers(group, topic.name, "    ")
         for table in group.tables:
-            yield f"  table {table.name}: {table_words(table)}"
+            yield f"  {_table_kind(table)} {table.name}: {table_words(table)}"
+            if isinstance(table, Ticks | Timers):
+                yield from _readers(group, table.name, "    ")
+                continue
             for stream in table.streams:
                 readers = list(_readers(group, stream.name, "      "))
                 if readers:
@@ -94,6 +97,18 @@ EVENT_WORDS = {
 }
 
 
+CLOCK_WORDS = {"event": "in event time", "wall": "by the clock (in a bounded run by event time)"}
+
+
+def schedule_words(schedule: Schedule) -> str:
+    """When something periodic is due, in words."""
+    return f"every {duration(schedule.period)}" if isinstance(schedule, Every) else schedule.words
+
+
+def _table_kind(table: AnyTable[Any, Any]) -> str:
+    return "timers" if isinstance(table, Timers) else "ticks" if isinstance(table, Ticks) else "table"
+
+
 def _tasks(group: Group) -> str:
     names = [topic.name for topic in group.topics]
     if not names:
@@ -116,9 +131,13 @@ def _topic_words(topic: Topic[Any]) -> str:
 
 def table_words(table: AnyTable[Any, Any]) -> str:
     """What a table keeps, for how long, in words."""
+    if isinstance(table, Ticks):
+        return f"{schedule_words(table.schedule)}, {CLOCK_WORDS[table.clock]}"
     words = [f"keyed by {type_name(table.key_type)}"]
     if isinstance(table, ProcessTable):
         return ", ".join([table.words, *words, table.grows or "kept as long as the watermark asks for"])
+    if isinstance(table, Timers):
+        return f"{words[0]}, one time a key, {CLOCK_WORDS[table.clock]}"
     if table.source is not None:
         counted = ", ".join(f"{name} = {aggregate!r}" for name, aggregate in table.aggregates.items())
         words = [f"counts {table.source.name} by {_getter(table.by)}: {counted}"]
@@ -126,15 +145,15 @@ def table_words(table: AnyTable[Any, Any]) -> str:
         words.insert(0, table.words)
     else:
         words.append(f"values {type_name(table.value_type)}")
-    if table.window is not None:
-        words.append(f"windows {window_words(table.window)}")
+    if table.windowing is not None:
+        words.append(f"windows {window_words(table.windowing)}")
         if table.allowed_lateness:
             words.append(f"late records count for {duration(table.allowed_lateness)} more")
         if table.early:
             words.append(f"early results each {duration(table.early)} of event time")
         if table.late_policy == "deliver":
             words.append("late records go to the agent")
-    if isinstance(table.window, Tumbling | Sliding | Cumulative | Session):
+    if isinstance(table.windowing, Tumbling | Sliding | Cumulative | Session):
         words.append("gone when its window closes")
     elif table.ttl is not None:
         words.append(f"forgotten {duration(table.ttl)} after its last use")
@@ -172,7 +191,10 @@ def step_words(step: Step) -> str:
 def _agent_words(agent: AgentSpec) -> str:
     words = []
     if agent.tables:
-        words.append(f"keeps {_names(agent.tables)}")
+        kept = [table for table in agent.tables if not isinstance(table, Timers)]
+        timers = [table for table in agent.tables if isinstance(table, Timers)]
+        words += [f"keeps {_names(kept)}"] if kept else []
+        words += [f"sets {_names(timers)}"] if timers else []
     if agent.reads:
         words.append(f"reads {_names(agent.reads)}")
     if agent.sinks:
@@ -235,13 +257,17 @@ def mermaid_of(app: App, groups: list[Group]) -> str:
     for number, group in enumerate(groups):
         lines.append(f'  subgraph g{number}["{_quoted(f"{group.name}: {_tasks(group)}")}"]')
         for table in group.tables:
-            words = window_words(table.window) if table.window is not None else "table"
+            words = window_words(table.windowing) if table.windowing is not None else _box_words(table)
             box = f'[/"{_quoted(table.name)}<br>{_quoted(words)}"/]'
             lines.append(f"    {id_of('table_of', f'{number} {table.name}')}{box}")
         lines += [f'    {id_of("agent", f"{number} {a.name}")}("{_quoted(a.name)}")' for a in group.agents]
         lines.append("  end")
         edges += _edges(group, number, id_of, outside)
     return "\n".join([*lines, *dict.fromkeys(edges)])
+
+
+def _box_words(table: AnyTable[Any, Any]) -> str:
+    return schedule_words(table.schedule) if isinstance(table, Ticks) else _table_kind(table)
 
 
 def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]:

@@ -36,7 +36,7 @@ def list_(module: Module, state: State, json: Json = False) -> int:
     for table in app.tables.values():
         entries = asyncio.run(read_table(app, table, tasks))
         spread = len({entry.task for entry in entries})
-        rows.append((table.name, type_name(table.key_type), window_words(table.window), len(entries), spread))
+        rows.append((table.name, type_name(table.key_type), window_words(table.windowing), len(entries), spread))
     if json:
         _print_json([dict(zip(("table", "key", "window", "entries", "tasks"), row, strict=True)) for row in rows])
     else:

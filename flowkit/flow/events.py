@@ -322,7 +322,7 @@ class Events(Generic[T_co]):
         `keep_for` (ms) says for how long without an update.
         """
         changes = getattr(table, "changes", None)
-        if not isinstance(changes, Events) or getattr(table, "window", None) is not None:
+        if not isinstance(changes, Events) or getattr(table, "windowing", None) is not None:
             raise ConfigError(f"{self.name!r}.join_table({table!r}): give a table without windows; for streams: join")
         owner, label = self._kept("join_table", changes, name)
         return owner.keep(versions_join(label, self, changes, on, how, keep_for))

@@ -60,7 +60,7 @@ class Process(Protocol):
         """True if there is nothing left worth keeping: the key is forgotten."""
 
 
-class Sends(TableEvents, Matches[Any, Any]):
+class Sends(TableEvents[Any], Matches[Any, Any]):
     """The main stream of a process, with the others as attributes."""
 
 
@@ -86,24 +86,34 @@ class ProcessTable(AnyTable[Any, Any]):
         self.grows = grows
         """Why its state has no bound, if it has none."""
         self.main = Sends(self, "", sends[""])
-        self.sends: dict[str, TableEvents] = {"": self.main}
+        self.sends: dict[str, TableEvents[Any]] = {"": self.main}
         for kind, type_ in sends.items():
             if kind:
                 self.sends[kind] = TableEvents(self, kind, type_)
                 setattr(self.main, kind, self.sends[kind])
 
     @property
-    def streams(self) -> tuple[TableEvents, ...]:
+    @property
+    def streams(self) -> tuple[TableEvents[Any], ...]:
         return tuple(self.sends.values())
 
-    def __getitem__(self, kind: str) -> TableEvents:
+    def __getitem__(self, kind: str) -> TableEvents[Any]:
         return self.sends[kind]
+
+
+class Sender(Protocol):
+    """What a state must know of its table: the logic, and the streams by kind."""
+
+    @property
+    def process(self) -> Process: ...
+    @property
+    def sends(self) -> Mapping[str, TableEvents[Any]]: ...
 
 
 class ProcessState(State):
     """A process in one task. An event is late if it comes after the watermark has passed its time."""
 
-    def __init__(self, shape: Shape, cursor: Cursor, store: Stored, *, table: ProcessTable) -> None:
+    def __init__(self, shape: Shape, cursor: Cursor, store: Stored, *, table: Sender) -> None:
         super().__init__(shape, cursor, store)
         self.process = table.process
         self.cells = Cells(shape, store, (self.space, None))

@@ -175,8 +175,18 @@ class Harness:
     async def advance(self, ms: int, *, event_time: bool = True) -> None:
         """Let `ms` pass: the clock moves on, and with it event time, as if every input had gone on meanwhile.
 
-        With `event_time=False` only the clock moves, as for inputs that have fallen silent.
+        With `event_time=False` only the clock moves, as for inputs that have fallen silent. Timers that go by the clock
+        come one after the other, each at its time.
         """
+        end = self.clock.now_ms() + ms
+        while (now := self.clock.now_ms()) < end:
+            due = min([task.engine.clock_due() for task in self._tasks.values()], default=end)
+            await self._pass(min(max(due, now + 1), end) - now, event_time=event_time)
+        if not ms:
+            await self._pass(0, event_time=event_time)
+
+    async def _pass(self, ms: int, *, event_time: bool) -> None:
+        """Let time pass in which nothing is due by the clock before its end."""
         self.clock.advance(ms)
         for group in self._plan.groups:  # what one sends is taken in by the next before that goes on in time
             for name, task in self._of(group):
@@ -340,4 +350,6 @@ async def harness(
         running = Harness(app, seed=seed, partitions=partitions, crashes=crashes, start_ms=start_ms)
         stack.push_async_callback(running._close)
         await running._open()
+        if any(task.engine.step.clocked for task in running._tasks.values()):
+            await running.advance(0)  # periodic agents count from now on
         yield running

@@ -67,7 +67,7 @@ def _table(table: AnyTable[Any, Any]) -> dict[str, Any]:
         "name": table.name,
         "key": type_name(table.key_type),
         "value": type_name(table.value_type),
-        "window": None if table.window is None else repr(table.window),
+        "window": None if table.windowing is None else repr(table.windowing),
         "ttl": table.ttl,
         "broadcast": table.broadcast,
     }

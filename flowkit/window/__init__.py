@@ -11,14 +11,18 @@ from flowkit.window.kinds import (
     Window,
     check_window,
 )
+from flowkit.window.schedule import Crontab, Every, Schedule
 from flowkit.window.sessions import Span, absorb
 from flowkit.window.watermark import Split, Splits
 
 __all__ = [
     "Aligned",
     "Count",
+    "Crontab",
     "Cumulative",
+    "Every",
     "Global",
+    "Schedule",
     "Session",
     "Sliding",
     "Span",

@@ -344,11 +344,11 @@ class AggregateDriver(Driver):
         self.table, self.compiled, self.state, self.key = table, compiled, state, compiled.key
         self.sources = table.sources
         self.update = compiled.update
-        plain = table.window is None and table.ttl is None
-        self.loops = plain or isinstance(table.window, Tumbling)
+        plain = table.windowing is None and table.ttl is None
+        self.loops = plain or isinstance(table.windowing, Tumbling)
         self.loop = batch_loop(compiled) if self.loops else None
         """The generated loop over a whole batch, where the kind of table allows one."""
-        window = table.window
+        window = table.windowing
         self.many = isinstance(window, Count) and overlaps(window)
         # Between two windows of Sliding(size, every > size) an event counts nowhere.
         self.gaps = window if isinstance(window, Sliding) and window.every > window.size else None
@@ -408,8 +408,8 @@ class WindowFeedDriver(FeedDriver):
     def __init__(self, table: AnyTable[Any, Any], side: int, cursor: Cursor, state: State) -> None:
         super().__init__(table, side, cursor, state)
         assert table.add is not None
-        assert table.window is not None
-        self.state, self.add, self.several = state, table.add, overlaps(table.window)
+        assert table.windowing is not None
+        self.state, self.add, self.several = state, table.add, overlaps(table.windowing)
 
     def feed(self, event: Any) -> Done:
         key = self.key_of(event)

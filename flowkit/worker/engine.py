@@ -20,7 +20,7 @@ from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
 from flowkit.flow import roots_of
-from flowkit.record import END_OF_TIME
+from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import SpaceChange, Store
 from flowkit.table import TableEvents, current
 from flowkit.window import Split
@@ -67,6 +67,7 @@ class Engine:
         self.routes = step.routes = make_routes(step.drivers)
         wanted = wanted_of(group)
         step.changed = [state for state in step.states.values() if f"{state.name}.changes" in wanted]
+        step.clocked = [state for state in step.states.values() if state.by_clock]
         step.moving = [state for state in step.states.values() if state.moving]
 
         output, recall = Output(step), Recall(step)
@@ -118,6 +119,8 @@ class Engine:
         split.idle = False
         step = self.step
         step.in_piece, step.unit = True, 0
+        if step.cursor.low == MIN_TIME:  # an unusable record before the first good one has no time
+            step.cursor.low = next((t for t in decoded.times[start:stop] if t > MIN_TIME), MIN_TIME)
         try:
             return await self.ways.process(topic, split, decoded, start, stop, careful)
         finally:
@@ -167,8 +170,13 @@ class Engine:
         """True if an agent has waited for its batch to fill for as long as it allows."""
         return self.batches.has_old()
 
-    async def flush_old(self, careful: bool) -> None:
-        """Hand over the batches that have waited for as long as their agents allow."""
+    def clock_due(self) -> int:
+        """The reading of the clock (ms) that timers wait for."""
+        return self.step.clock_due()
+
+    async def tick(self, at: int, careful: bool) -> None:
+        """The clock says `at` (ms): old batches are handed over, timers that are due fire with the next `advance`."""
+        self.step.read_clock(at)
         await self.batches.flush_old(careful)
 
     # Commit and recovery
@@ -185,6 +193,7 @@ class Engine:
         meta: dict[str, Any] = {
             "splits": self.splits.save(),
             "tables": {name: state.meta() for name, state in self.states.items()},
+            "time": step.save_time(),
             **self.batches.save(),
         }
         firing = self.firing.save()
@@ -228,6 +237,7 @@ class Engine:
         self._load(meta)
 
     def _load(self, meta: dict[str, Any]) -> None:
+        self.step.load_time(meta.get("time"))
         self.step.load_clock(meta.get("clock"))
         self.batches.load(meta)
         self.firing.load(meta.get("firing"))

@@ -58,9 +58,10 @@ class ClockMark:
 
 @dataclass(slots=True)
 class Tick:
-    """The clock has moved: what waits for it is looked at."""
+    """The clock was read, and says `at` (ms): what waits for it is looked at."""
 
     engine: Engine
+    at: int
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from flowkit.record import Closed
+from flowkit.record import END_OF_TIME, MIN_TIME, Closed
 from flowkit.table import NEVER, Result, State
 from flowkit.worker.batches import Batches
 from flowkit.worker.recall import Recall
@@ -59,6 +59,10 @@ class Firing:
         """The watermark may have moved, or count windows are full: fire and drop what is due, if anything is."""
         step = self.step
         watermark = step.cursor.watermark = step.splits.watermark()
+        if watermark < END_OF_TIME:
+            step.cursor.high = max(step.cursor.high, watermark)
+        for state in step.moving:
+            step.next_due = min(step.next_due, state.due)
         if self.unfinished:
             await self._resume(watermark, careful)
             return
@@ -81,6 +85,10 @@ class Firing:
     async def _fire(self, watermark: int, careful: bool) -> None:
         step = self.step
         states = list(step.states.values())
+        cursor = step.cursor
+        cursor.high = max([cursor.high, *(split.high for split in step.splits.by_name.values())])
+        if watermark >= END_OF_TIME and cursor.end == MIN_TIME:
+            cursor.end = cursor.high
         while True:
             if self._state is not None and not await self._send_results(self._state, careful):
                 return

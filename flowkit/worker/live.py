@@ -187,8 +187,8 @@ class LiveTask:
             if after is not None and since is not None and not split.idle and now - since >= after:
                 log.info("split is idle: it no longer holds the watermark", task=self.name, split=split.name)
                 self.feed.give(Idle(engine, split))
-        if engine.has_old_batch():
-            self.feed.give(Tick(engine))
+        if engine.has_old_batch() or engine.clock_due() <= now:
+            self.feed.give(Tick(engine, now))
         close_after = self.group.close_after_idle
         highs = [split.high - split.out_of_order - 1 for _, split, _ in self.readers if split.high > MIN_TIME]
         if close_after is not None and highs and len(self.quiet_since) == len(self.readers):

@@ -27,7 +27,7 @@ class Recall:
     def of_table(self, name: str, t: int, event: Any) -> Origin:
         """Where an event of a table came from. Encoded now: its value may change before it is needed."""
         key = getattr(event, "key", None)
-        where = f"{name} key {key!r} at {t}"
+        where = f"{name} at {t}" if key is None else f"{name} key {key!r} at {t}"
         key_bytes = None if key is None else encode_key(key)
         return Origin(name, 0, None, 0, t, [name, -1, 0, where, key_bytes, self.codec(name).encode(event), t])
 

@@ -62,7 +62,7 @@ def make_drivers(group: Group, states: dict[str, State], cursor: Cursor) -> list
         compiled = compiled_of(table)
         if compiled is not None:
             declared = AggregateDriver(table, compiled, cursor, states[table.name])
-            if table.window is not None:
+            if table.windowing is not None:
                 declared.drops_late = declared.states
             drivers.append(declared)
     return drivers + [_agent_driver(group, agent, states, cursor) for agent in group.agents]
@@ -72,7 +72,7 @@ def _agent_driver(group: Group, agent: AgentSpec, states: dict[str, State], curs
     written = [states[table.name] for table in agent.tables]
     driver: Driver = (EachDriver if agent.per_event else StreamDriver)(agent, cursor, written)
     driver.sinks = frozenset(sink.name for sink in agent.sinks)
-    driver.drops_late = [states[t.name] for t in agent.tables if t.window is not None and t.late_policy == "drop"]
+    driver.drops_late = [states[t.name] for t in agent.tables if t.windowing is not None and t.late_policy == "drop"]
     for table in group.tables:
         if table not in agent.tables:
             mode = Mode.READ if table in agent.reads else Mode.OUTSIDE

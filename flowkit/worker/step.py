@@ -70,6 +70,7 @@ class StepContext:
         self.app, self.group, self.outlets, self.clock, self.counters = app, group, outlets, clock, counters
         self.bounded = bounded
         self.cursor = Cursor()
+        self.cursor.bounded = bounded
         self.splits = Splits()
         self.inlets: dict[tuple[str, int], Inlet] = {}
 
@@ -81,6 +82,8 @@ class StepContext:
         """States whose changes someone takes."""
         self.moving: list[State] = []
         """States whose `due` may come nearer with any event."""
+        self.clocked: list[State] = []
+        """States that go by the clock."""
         self.send: Send = _not_wired
 
         self.event_number = 0
@@ -127,6 +130,17 @@ class StepContext:
     def now(self) -> int:
         """The clock (ms) that batches go by."""
         return self.event_now if self.bounded else self.clock.now_ms()
+
+    def clock_due(self) -> int:
+        """The reading of the clock (ms) that the states which go by it wait for."""
+        return min([state.clock_due for state in self.clocked], default=NEVER)
+
+    def read_clock(self, at: int) -> None:
+        """The clock says `at` (ms): whatever is due by it fires next."""
+        cursor = self.cursor
+        cursor.wall = max(cursor.wall, at)
+        if self.clocked and self.clock_due() <= cursor.wall:
+            cursor.ready = True
 
     def refresh_due(self) -> None:
         """Ask all states and batches what the next watermark is that matters to them."""
@@ -241,6 +255,16 @@ class StepContext:
             self.beats += 1
 
     # Commit
+
+    def save_time(self) -> list[int]:
+        """How far time has come, for a commit."""
+        cursor = self.cursor
+        return [cursor.wall, cursor.low, cursor.high, cursor.end]
+
+    def load_time(self, saved: list[int] | None) -> None:
+        """Take up what `save_time` gave (None: nothing yet)."""
+        cursor = self.cursor
+        cursor.wall, cursor.low, cursor.high, cursor.end = saved or [MIN_TIME] * 4
 
     def save_clock(self) -> list[Any]:
         """What stands for the clock in a bounded run, for a commit."""

@@ -243,7 +243,7 @@ class Task:
             case ClockMark():
                 engine.splits.floor = max(engine.splits.floor, piece.watermark)
             case Tick():
-                await engine.flush_old(self.careful)
+                await engine.tick(piece.at, self.careful)
             case Finished():
                 await engine.finish(careful=self.careful)
                 return 0

@@ -91,7 +91,7 @@ class Ways:
 
     def _is_timed(self) -> bool:
         """True if every event of a bounded run may move a clock."""
-        return self.step.bounded and (bool(self.step.idle_after) or self.batches.are_timed())
+        return self.step.bounded and (bool(self.step.idle_after) or bool(self.step.clocked) or self.batches.are_timed())
 
     def _due_time(self, split: Split) -> int:
         """The event time in `split` from which on the task's watermark makes something due."""
@@ -231,6 +231,7 @@ class Ways:
                 if self.firing.unfinished:
                     return index  # the record comes again once the firing is through
                 others, watermark = splits.others(split.name), splits.watermark()
+                step.unit += 1  # what the clock brought has had its own
             if careful or t < step.careful_before or t <= watermark - step.careful_lag:
                 await self._careful_event(drivers, split, decoded, index, topic)
             else:
@@ -274,6 +275,7 @@ class Ways:
             step.unit = firing.number[1]
         now = step.event_now = max(step.event_now, t)
         step.active[split.name] = now
+        step.read_clock(now)
         for name, after in step.idle_after.items():
             other = step.splits.by_name[name]
             if not other.idle and now - step.active.setdefault(name, now) >= after:

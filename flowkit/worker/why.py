@@ -101,12 +101,12 @@ class Facts(msgspec.Struct):
 def windowed_table(app: App, name: str) -> AnyTable[Any, Any]:
     """A table with windows, by name. Raises ConfigError with the names that there are."""
     table = app.tables.get(name)
-    windowed = sorted(name for name, table in app.tables.items() if table.window is not None)
+    windowed = sorted(name for name, table in app.tables.items() if table.windowing is not None)
     if table is None:
         near = get_close_matches(name, list(app.tables), 1)
         hint = f"did you mean {near[0]!r}?" if near else f"those with windows are: {', '.join(windowed) or 'none'}"
         raise ConfigError(f"app {app.name!r} has no table {name!r}; {hint}")
-    if table.window is None:
+    if table.windowing is None:
         known = f" (tables with windows: {', '.join(windowed)})" if windowed else ""
         raise ConfigError(f"table {name!r} has no windows: its values are there as soon as they are written{known}")
     return table
@@ -139,7 +139,7 @@ def table_facts(
     wanted = NO_KEY if key is None else key_of(table, key)
     groups = [group for group in app.plan().groups if table in group.tables]
     close_after = min((ms for g in groups if (ms := g.close_after_idle) is not None), default=None)
-    facts = Facts(app.name, name, repr(table.window), table.allowed_lateness, close_after, now, [], key, running)
+    facts = Facts(app.name, name, repr(table.windowing), table.allowed_lateness, close_after, now, [], key, running)
     for task, store in stores.items():
         for group in groups:
             present = (live or {}).get(task)
@@ -206,7 +206,7 @@ def _windows(found: TaskFacts, table: AnyTable[Any, Any], group: Group, store: R
     else:
         rows = look(state) if key is NO_KEY else look_up(state, key)
         spans, found.complete = _spans(islice(rows, limit + 1), limit)
-    done = MIN_TIME if isinstance(table.window, Count) else state.watermark  # which ends at no time
+    done = MIN_TIME if isinstance(table.windowing, Count) else state.watermark  # which ends at no time
     windows = [WindowFacts(start, end, keys, end - 1 <= done) for (start, end), keys in spans.items()]
     windows.sort(key=_unfired_by_end)
     found.open = sum(not window.fired for window in windows)
