@@ -93,7 +93,6 @@ class ProcessTable(AnyTable[Any, Any]):
                 setattr(self.main, kind, self.sends[kind])
 
     @property
-    @property
     def streams(self) -> tuple[TableEvents[Any], ...]:
         return tuple(self.sends.values())
 

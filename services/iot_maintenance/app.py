@@ -20,13 +20,13 @@ from flowkit import (
     Count,
     Joined,
     Last,
-    Max,
     Mean,
     Sliding,
     Stream,
+    Quantile,
     Sum,
+    Timer,
     Tumbling,
-    Variance,
     days,
     hours,
     minutes,
@@ -39,16 +39,21 @@ from services.iot_maintenance.records import (
     Deviation,
     Device,
     Norm,
+    Presence,
+    Quiet,
     Reading,
     Recovery,
     Sample,
     Sign,
+    Silence,
     Spread,
     Trend,
     Weather,
     at_of,
     ms_of,
 )
+
+WINDOW = hours(4)
 
 app = flowkit.App("iot-maintenance")
 
@@ -57,6 +62,7 @@ registry = app.topic("registry", Device, key="id", time="at", timezone="UTC", id
 deviations = app.topic("deviations", Deviation, key="site", time="at", out_of_order=minutes(2))
 corrected = app.topic("corrected", Deviation, key="device", time="at", out_of_order=minutes(2))
 trends = app.topic("trends", Trend, key="device", time="at", out_of_order=minutes(2))
+silences = app.topic("silences", Silence, key="site", time="at", out_of_order=minutes(2))
 signs = app.topic("signs", Sign, key="device", time="at", out_of_order=minutes(2))
 alerts = app.topic("alerts", Alert, key="device", time="at")
 recoveries = app.sink("recoveries", Recovery)
@@ -78,6 +84,7 @@ def sample_of(pair: Joined[Reading, Device]) -> Sample:
     return Sample(
         reading.device,
         device.site,
+        device.every,
         reading.at,
         reading.temperature,
         reading.vibration,
@@ -97,16 +104,15 @@ samples = known.filter(is_running).map(sample_of, name="samples")
 
 stats = (
     samples.group_by("device")
-    .window(Sliding(hours(4), every=hours(1)), name="stats")
+    .window(Sliding(WINDOW, every=hours(1)), name="stats")
     .aggregate(
         n=Count(),
         temperature=Mean("temperature"),
-        hottest=Max("temperature"),
         vibration=Mean("vibration"),
         current=Mean("current"),
-        unrest=Variance("current"),
         surges=Sum("surge"),
         site=Last("site"),
+        every=Last("every"),
     )
 )
 
@@ -129,20 +135,25 @@ async def deviate(stream: Stream[Closed[str, Any] | Device]) -> AsyncIterator[De
                 norm.stopped = True
             continue
         norm, value = norms[event.key], event.value
-        if norm.stopped or event.start < norm.since or value.n < detector.FEWEST:
+        if norm.stopped or event.start < norm.since or value.n * value.every < detector.COVERED * WINDOW / 1000:
             continue
         heat, shake = detector.deviation(norm, value.temperature, value.vibration, value.current or 0.0)
         yield Deviation(event.key, value.site, at_of(event.end - 1), heat, shake, value.surges, norm.since)
 
 
+def has_heat(deviation: Deviation) -> int:
+    """1 if it counts for the weather."""
+    return int(deviation.heat is not None)
+
+
 weather = deviations.window(Tumbling(hours(1)), name="weather").aggregate(
-    n=Sum(lambda deviation: int(deviation.heat is not None)), total=Sum(lambda deviation: detector.clipped(deviation.heat))
+    devices=Sum(has_heat), median=Quantile("heat", 0.5)
 )
 
 
 def weather_of(window: Closed[str, Any]) -> Weather:
     """What all devices of a site have in common."""
-    return Weather(window.key, window.value.n, window.value.total)
+    return Weather(window.key, window.value.devices, window.value.median)
 
 
 beside_others = deviations.join(
@@ -154,7 +165,7 @@ beside_others = deviations.join(
 def less_weather(pair: Joined[Deviation, Weather]) -> Deviation:
     """The deviation without what the whole site shares, on its way back to its device."""
     deviation, site = pair.left, pair.right
-    deviation.heat = detector.without_weather(deviation.heat, site.devices, site.total)
+    deviation.heat = detector.without_weather(deviation.heat, site.devices, site.median)
     return deviation
 
 
@@ -173,15 +184,16 @@ def raised(trend: Trend) -> bool:
     return trend.score >= detector.RAISED
 
 
-def rising(trend: Trend, matched: Matched[Trend]) -> bool:
-    """A score that has grown since the last sign."""
-    before = (matched["rising"] or matched["onset"])[-1]
-    return trend.score >= before.score + detector.STEP
+def calm(trend: Trend) -> bool:
+    """A score as on most days."""
+    return trend.score < detector.CALM
 
 
-def high(trend: Trend, matched: Matched[Trend]) -> bool:
-    """A score that has grown on, and is far from anything usual."""
-    return trend.score >= detector.HIGH and trend.score >= matched["rising"][-1].score
+def lasting(trend: Trend, matched: Matched[Trend]) -> bool:
+    """A score that has grown for hours, and is far from anything usual."""
+    onset = matched["onset"][0]
+    lasts = ms_of(trend.at) - ms_of(onset.at) >= detector.LASTING
+    return lasts and trend.score >= max(detector.HIGH, onset.score)
 
 
 def some_surges(trend: Trend) -> bool:
@@ -194,16 +206,16 @@ def more_surges(trend: Trend, matched: Matched[Trend]) -> bool:
     return trend.surges >= matched["some"][0].surges + detector.MORE
 
 
-degrading = trends.match(
-    Pattern[Trend].begin("onset", raised).followed_by("rising", rising).followed_by("high", high).within(hours(24)),
-    after=SkipPastLast(),
-    name="degrading",
+degrading_pattern = (
+    Pattern[Trend]
+    .begin("onset", raised)
+    .not_followed_by("calm", calm)
+    .followed_by("high", lasting)
+    .within(hours(24))
 )
-surging = trends.match(
-    Pattern[Trend].begin("some", some_surges).followed_by("more", more_surges).within(hours(12)),
-    after=SkipPastLast(),
-    name="surging",
-)
+surging_pattern = Pattern[Trend].begin("some", some_surges).followed_by("more", more_surges).within(hours(12))
+degrading = trends.match(degrading_pattern, after=SkipPastLast(), name="degrading")
+surging = trends.match(surging_pattern, after=SkipPastLast(), name="surging")
 over_limits = samples.filter(is_over, name="over").match(
     Pattern[Sample].begin("over").times(3).within(hours(1)), by="device", after=SkipPastLast(), name="over-limits"
 )
@@ -233,17 +245,22 @@ def limit(match: Match[str, Sample]) -> Sign:
     return Sign(match.key, last.site, last.at, "limit", first.at, f"{last.over} over its limit three times in an hour")
 
 
-@app.agent(signs, registry, tables=[cases], sinks=[alerts])
-async def tell(stream: Stream[Sign | Device]) -> AsyncIterator[Alert]:
+@app.each(registry, sinks=[signs])
+def looked_after(device: Device) -> Sign | None:
+    """Whoever stops a device closes its case."""
+    return None if device.state == "running" else Sign(device.id, device.site, device.at, "stopped", device.at, "")
+
+
+@app.agent(signs, tables=[cases], sinks=[alerts])
+async def tell(stream: Stream[Sign]) -> AsyncIterator[Alert]:
     """One alert a case: later signs are of the same, until the device is looked after or has long been well."""
-    async for event in stream:
-        if isinstance(event, Device):
-            if event.state != "running" and event.id in cases:
-                del cases[event.id]
+    async for sign in stream:
+        at, case = ms_of(sign.at), cases[sign.device]
+        if sign.kind == "stopped":
+            del cases[sign.device]
             continue
-        at, case = ms_of(event.at), cases[event.device]
         if not case.last or at - case.last > detector.SAME_CASE:
-            yield Alert(event.device, event.at, event.kind, event.since, event.site, [event.reason])
+            yield Alert(sign.device, sign.at, sign.kind, sign.since, sign.site, [sign.reason])
         case.last = max(case.last, at)
 
 
@@ -252,3 +269,56 @@ def recovered(partial: TimedOut[str, Trend]) -> Recovery:
     """Signs that came to nothing within a day."""
     seen = [trend for taken in partial.events.values() for trend in taken]
     return Recovery(partial.key, seen[0].at, at_of(partial.at), max(trend.score for trend in seen))
+
+
+# --- silence --------------------------------------------------------------------------------------------------------
+
+silence = app.timers("silence", str, clock="event")
+verdict = app.timers("verdict", str, clock="wall")
+presence = app.table("presence", str, Presence, ttl=days(3 * 365))
+heard = app.table("heard", str, int, local=True)
+quiet = app.table("quiet", str, Quiet, ttl=days(1))
+
+
+@app.agent(readings, registry, silence, tables=[presence, heard], sinks=[silences])
+async def listen(stream: Stream[Reading | Device | Timer[str]]) -> AsyncIterator[Silence]:
+    """A device that should report and has not for several of its reports is silent."""
+    async for event in stream:
+        if isinstance(event, Reading):
+            at = ms_of(event.at)
+            heard["last"] = max(heard["last"], at)
+            if event.device in presence and (device := presence[event.device]).running:
+                silence.set(event.device, at + device.patience)
+        elif isinstance(event, Device):
+            device = presence[event.id]
+            device.site, device.running = event.site, event.state == "running"
+            device.patience = round(detector.MISSED_REPORTS * event.every * 1000)
+            if device.running:
+                silence.set(event.id, ms_of(event.at) + max(device.patience, detector.START))
+            else:
+                silence.cancel(event.id)
+        # At the end of a file all timers come, and nobody has been heard since: that is no silence.
+        elif (device := presence[event.key]).running and event.at <= heard["last"]:
+            yield Silence(event.key, device.site, at_of(event.at), at_of(event.at - device.patience))
+
+
+@app.agent(silences, verdict, tables=[quiet], sinks=[alerts])
+async def gather(stream: Stream[Silence | Timer[str]]) -> AsyncIterator[Alert]:
+    """Many devices of a site that fall silent together are one outage of its network."""
+    async for event in stream:
+        if isinstance(event, Silence):
+            devices = quiet[event.site].devices
+            if not devices:
+                verdict.set(event.site, ms_of(event.at) + detector.TOGETHER)
+            devices[event.device] = ms_of(event.since)
+            continue
+        devices, at = quiet[event.key].devices, at_of(event.at)
+        first, *others = sorted(devices)
+        if len(devices) >= detector.OUTAGE:
+            reason = f"{len(devices)} devices of the site fell silent together"
+            yield Alert(first, at, "outage", at_of(min(devices.values())), event.key, [reason], others)
+        else:
+            for device in sorted(devices):
+                since = at_of(devices[device])
+                yield Alert(device, at, "silence", since, event.key, [f"nothing heard since {since:%d %b %H:%M}"])
+        del quiet[event.key]

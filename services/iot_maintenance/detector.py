@@ -27,23 +27,35 @@ STRANGE = 4.0
 LITTLE = 0.05
 """How much that is, of an ordinary value's weight."""
 
-PEERS = 5
-"""Other devices of a site that must report before its weather is taken out."""
+PEERS = 6
+"""Devices of a site that must report before its weather is taken out."""
 
-FEWEST = 6
-"""Readings in a window without which it says nothing."""
+COVERED = 0.6
+"""The share of a window's reports without which it says nothing."""
 
 LEAST_HEAT, LEAST_SHAKE = 0.35, 0.012
 """The least spread that is believed, of heat (°C) and of shake (log)."""
 
-RAISED, HIGH, STEP = 4.0, 6.0, 0.4
-"""A score that begins a degradation, one that completes it, and how much it has to rise from sign to sign."""
+RAISED, HIGH, CALM = 4.0, 6.0, 2.0
+"""A score that begins a degradation, one that completes it, and one that ends it."""
+
+LASTING = 8 * 3_600_000
+"""How long (ms) from the first to the last: what passes by itself within hours is no degradation."""
 
 SAME_CASE = 48 * 3_600_000
 """How long (ms) after its last sign a case is over."""
 
 FEW, MORE = 2, 3
 """Surges in a window that begin a case, and by how many they have to grow."""
+
+MISSED_REPORTS = 4.5
+"""Reports that may be missing before a device is silent: single ones get lost."""
+
+START = 6 * 3_600_000
+"""How long (ms) a device may need to come back from a repair."""
+
+TOGETHER, OUTAGE = 15 * 60_000, 4
+"""Within how long (ms) devices fall silent together, and how many it takes to be the network."""
 
 _KEEP = 0.5 ** (1 / HALF_LIFE)
 
@@ -88,16 +100,11 @@ def deviation(norm: Norm, temperature: float | None, vibration: float | None, lo
     return (heat, shake) if warm else (None, None)
 
 
-def without_weather(heat: float | None, count: int, total: float) -> float | None:
-    """The heat of a device less the mean of the others of its site: `count` and `total` are of all, with it."""
-    if heat is None or count <= PEERS:
+def without_weather(heat: float | None, devices: int, median: float | None) -> float | None:
+    """The heat of a device less the median of its site, if so many devices of it report that this is the weather."""
+    if heat is None or median is None or devices < PEERS:
         return heat
-    return heat - (total - clipped(heat)) / (count - 1)
-
-
-def clipped(heat: float | None) -> float:
-    """What one device's heat counts for its site's: a fire in one is no weather."""
-    return 0.0 if heat is None else max(-8.0, min(8.0, heat))
+    return heat - median
 
 
 def trend_of(spread: Spread, deviation: Deviation) -> Trend:

@@ -36,7 +36,7 @@ def draw(rng: Random, days: int) -> Failure | None:
         return None
     onset = QUIET_DAYS * DAY + rng.random() * free
     at = onset + lasts
-    size = {"bearing": (0.6, 1.8), "overheating": (12, 32), "electrical": (0.3, 0.7)}.get(kind, (0, 0))
+    size = {"bearing": (0.25, 1.8), "overheating": (7, 30), "electrical": (0.12, 0.7)}.get(kind, (0, 0))
     stopped = at + rng.uniform(2, 10) * HOUR
     return Failure(kind, onset, at, rng.uniform(*size), stopped, stopped + rng.uniform(4, 30) * HOUR)
 

@@ -78,6 +78,7 @@ class Sample(flowkit.Record):
 
     device: str
     site: str
+    every: float
     at: datetime
     temperature: float | None
     vibration: float | None
@@ -103,11 +104,11 @@ class Deviation(flowkit.Record):
 
 
 class Weather(flowkit.Record):
-    """What all devices of a site have in common: how many have a deviation of heat, and the sum of these."""
+    """What all devices of a site have in common: how many have a deviation of heat, and their median."""
 
     site: str
     devices: int
-    total: float
+    median: float | None
 
 
 class Trend(flowkit.Record):
@@ -127,12 +128,12 @@ class Trend(flowkit.Record):
 
 
 class Sign(flowkit.Record):
-    """A pattern was found in a device's events, the first of them at `since`."""
+    """A pattern was found in a device's events, the first of them at `since`; or it was `stopped` for a repair."""
 
     device: str
     site: str
     at: datetime
-    kind: Kind
+    kind: Literal["degradation", "surges", "limit", "stopped"]
     since: datetime
     reason: str
 
@@ -176,6 +177,15 @@ class Spread(flowkit.Record):
     shake: Usual = msgspec.field(default_factory=Usual)
 
 
+class Silence(flowkit.Record):
+    """A device that is expected to report was last heard at `since`."""
+
+    device: str
+    site: str
+    at: datetime
+    since: datetime
+
+
 class Case(flowkit.Record):
     """An alert that has been given. Signs until `last` (ms) and some time after belong to it."""
 
@@ -183,11 +193,11 @@ class Case(flowkit.Record):
 
 
 class Presence(flowkit.Record):
-    """Whether a device is expected to report, where it stands, and when (ms) it was last heard."""
+    """Where a device stands, whether it is expected to report, and how long (ms) it may say nothing."""
 
     site: str = ""
     running: bool = False
-    seen: int = 0
+    patience: int = 0
 
 
 class Quiet(flowkit.Record):
