@@ -288,7 +288,8 @@ async def listen(stream: Stream[Reading | Device | Timer[str]]) -> AsyncIterator
             at = ms_of(event.at)
             heard["last"] = max(heard["last"], at)
             if event.device in presence and (device := presence[event.device]).running:
-                silence.set(event.device, at + device.patience)
+                # Never sooner than it is set for: a clock that is put back is no silence.
+                silence.set(event.device, max(at + device.patience, silence.get(event.device) or 0))
         elif isinstance(event, Device):
             device = presence[event.id]
             device.site, device.running = event.site, event.state == "running"

@@ -18,10 +18,10 @@ WARM_UP = 24
 SPREAD_WARM_UP = 24
 """Deviations until their spread counts."""
 
-HALF_LIFE = 120
-"""Windows after which a norm has forgotten half: five days."""
+HALF_LIFE = 240
+"""Windows after which a norm has forgotten half: ten days."""
 
-STRANGE = 4.0
+STRANGE = 3.0
 """From so many spreads off on, a value teaches little."""
 
 LITTLE = 0.05
@@ -126,9 +126,9 @@ def in_spreads(usual: Usual, value: float, least: float) -> float:
     off, spread = value - usual.level, max(usual.spread, least)
     warm = usual.count >= SPREAD_WARM_UP
     limit = STRANGE * spread
-    learned = max(-limit, min(limit, off)) * (LITTLE if warm and abs(off) > limit else 1.0)
+    near = max(-limit, min(limit, off))
     usual.count += 1
-    share = 1 / min(usual.count, HALF_LIFE)
-    usual.level += learned * share
-    usual.spread += (1.25 * abs(learned) - usual.spread) * share
+    share = (LITTLE if warm and abs(off) > limit else 1.0) / min(usual.count, HALF_LIFE)
+    usual.level += near * share
+    usual.spread += (1.25 * abs(near) - usual.spread) * share
     return off / spread if warm else 0.0
