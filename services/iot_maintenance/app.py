@@ -21,9 +21,9 @@ from flowkit import (
     Joined,
     Last,
     Mean,
+    Quantile,
     Sliding,
     Stream,
-    Quantile,
     Sum,
     Timer,
     Tumbling,
@@ -62,7 +62,10 @@ registry = app.topic("registry", Device, key="id", time="at", timezone="UTC", id
 deviations = app.topic("deviations", Deviation, key="site", time="at", out_of_order=minutes(2))
 corrected = app.topic("corrected", Deviation, key="device", time="at", out_of_order=minutes(2))
 trends = app.topic("trends", Trend, key="device", time="at", out_of_order=minutes(2))
-silences = app.topic("silences", Silence, key="site", time="at", out_of_order=minutes(2))
+# Mostly nobody is silent: then the clock moves the watermark on, for whom the timers of `gather` wait.
+silences = app.topic(
+    "silences", Silence, key="site", time="at", out_of_order=minutes(2), close_after_idle=minutes(1)
+)
 signs = app.topic("signs", Sign, key="device", time="at", out_of_order=minutes(2))
 alerts = app.topic("alerts", Alert, key="device", time="at")
 recoveries = app.sink("recoveries", Recovery)
@@ -207,11 +210,7 @@ def more_surges(trend: Trend, matched: Matched[Trend]) -> bool:
 
 
 degrading_pattern = (
-    Pattern[Trend]
-    .begin("onset", raised)
-    .not_followed_by("calm", calm)
-    .followed_by("high", lasting)
-    .within(hours(24))
+    Pattern[Trend].begin("onset", raised).not_followed_by("calm", calm).followed_by("high", lasting).within(hours(24))
 )
 surging_pattern = Pattern[Trend].begin("some", some_surges).followed_by("more", more_surges).within(hours(12))
 degrading = trends.match(degrading_pattern, after=SkipPastLast(), name="degrading")
@@ -274,7 +273,7 @@ def recovered(partial: TimedOut[str, Trend]) -> Recovery:
 # --- silence --------------------------------------------------------------------------------------------------------
 
 silence = app.timers("silence", str, clock="event")
-verdict = app.timers("verdict", str, clock="wall")
+verdict = app.timers("verdict", str, clock="event")
 presence = app.table("presence", str, Presence, ttl=days(3 * 365))
 heard = app.table("heard", str, int, local=True)
 quiet = app.table("quiet", str, Quiet, ttl=days(1))

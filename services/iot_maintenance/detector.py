@@ -89,7 +89,9 @@ def learn(line: Line, x: float, y: float, warm: bool) -> float:
     return off
 
 
-def deviation(norm: Norm, temperature: float | None, vibration: float | None, load: float) -> tuple[float | None, float | None]:
+def deviation(
+    norm: Norm, temperature: float | None, vibration: float | None, load: float
+) -> tuple[float | None, float | None]:
     """How far a window's means lie from the norm, which learns from them: (heat, shake), None while it is not warm."""
     warm = norm.windows >= WARM_UP
     norm.windows += 1
