@@ -94,21 +94,21 @@ def _simulated(console: Console, directory: Path, seed: int, devices: int, days:
         task = progress.add_task(f"simulating {devices:,} devices", total=days)
         files = simulator.write(directory, seed, devices, days, lambda day: progress.update(task, completed=day))
     console.print(
-        f"{files.count:,} simulated readings of {devices:,} devices over {days} days (seed {seed}), "
+        f"{files.rows:,} simulated readings of {devices:,} devices over {days} days (seed {seed}), "
         f"{files.failures:,} of which fail"
     )
     first = datetime.fromtimestamp(simulator.EPOCH, UTC)
-    return Traffic(files.count, devices, first, first + timedelta(days=days), read_labels(files.labels))
+    return Traffic(files.rows, devices, first, first + timedelta(days=days), read_labels(files.labels))
 
 
 def _own(console: Console, directory: Path, source: Path, given: list[str], windows: Path | None) -> Traffic:
     found = convert(source, directory, given)
     labels = windows_of(windows, source, found.devices[0]) if windows is not None else None
     span = " … ".join(f"{at:%Y-%m-%d %H:%M}" for at in (found.first, found.last))
-    console.print(f"{found.count:,} readings of {len(found.devices):,} devices in {source}, {span}", markup=False)
+    console.print(f"{found.rows:,} readings of {len(found.devices):,} devices in {source}, {span}", markup=False)
     if found.refused:
         console.print(f"  {found.refused:,} lines left out: {found.example}", style="yellow", markup=False)
-    return Traffic(found.count, len(found.devices), found.first, found.last, labels)
+    return Traffic(found.rows, len(found.devices), found.first, found.last, labels)
 
 
 @contextmanager

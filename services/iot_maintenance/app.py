@@ -31,7 +31,7 @@ from flowkit import (
     hours,
     minutes,
 )
-from flowkit.pattern import Match, Matched, Pattern, SkipPastLast, TimedOut
+from flowkit.pattern import Match, Matched, Pattern, SkipPastLast
 from services.iot_maintenance import detector
 from services.iot_maintenance.records import (
     Alert,
@@ -63,9 +63,7 @@ deviations = app.topic("deviations", Deviation, key="site", time="at", out_of_or
 corrected = app.topic("corrected", Deviation, key="device", time="at", out_of_order=minutes(2))
 trends = app.topic("trends", Trend, key="device", time="at", out_of_order=minutes(2))
 # Mostly nobody is silent: then the clock moves the watermark on, for whom the timers of `gather` wait.
-silences = app.topic(
-    "silences", Silence, key="site", time="at", out_of_order=minutes(2), close_after_idle=minutes(1)
-)
+silences = app.topic("silences", Silence, key="site", time="at", out_of_order=minutes(2), close_after_idle=minutes(1))
 signs = app.topic("signs", Sign, key="device", time="at", out_of_order=minutes(2))
 alerts = app.topic("alerts", Alert, key="device", time="at")
 recoveries = app.sink("recoveries", Recovery)
@@ -210,13 +208,19 @@ def more_surges(trend: Trend, matched: Matched[Trend]) -> bool:
 
 
 degrading_pattern = (
-    Pattern[Trend].begin("onset", raised).not_followed_by("calm", calm).followed_by("high", lasting).within(hours(24))
+    Pattern[Trend]
+    .begin("onset", raised)
+    .not_followed_by("calm", calm)
+    .followed_by("high", lasting)
+    .within(hours(24))
 )
+calming_pattern = Pattern[Trend].begin("onset", raised).followed_by("calm", calm).within(hours(24))
 surging_pattern = Pattern[Trend].begin("some", some_surges).followed_by("more", more_surges).within(hours(12))
 degrading = trends.match(degrading_pattern, after=SkipPastLast(), name="degrading")
+calming = trends.match(calming_pattern, after=SkipPastLast(), name="calming")
 surging = trends.match(surging_pattern, after=SkipPastLast(), name="surging")
 over_limits = samples.filter(is_over, name="over").match(
-    Pattern[Sample].begin("over").times(3).within(hours(1)), by="device", after=SkipPastLast(), name="over-limits"
+    Pattern[Sample].begin("over").times(3).within(hours(2)), by="device", after=SkipPastLast(), name="over-limits"
 )
 
 
@@ -241,7 +245,9 @@ def surges(match: Match[str, Trend]) -> Sign:
 def limit(match: Match[str, Sample]) -> Sign:
     """What readings over a limit say."""
     first, last = match.events["over"][0], match.events["over"][-1]
-    return Sign(match.key, last.site, last.at, "limit", first.at, f"{last.over} over its limit three times in an hour")
+    return Sign(
+        match.key, last.site, last.at, "limit", first.at, f"{last.over} over its limit three times in two hours"
+    )
 
 
 @app.each(registry, sinks=[signs])
@@ -263,11 +269,10 @@ async def tell(stream: Stream[Sign]) -> AsyncIterator[Alert]:
         case.last = max(case.last, at)
 
 
-@app.each(degrading.timed_out, sinks=[recoveries])
-def recovered(partial: TimedOut[str, Trend]) -> Recovery:
-    """Signs that came to nothing within a day."""
-    seen = [trend for taken in partial.events.values() for trend in taken]
-    return Recovery(partial.key, seen[0].at, at_of(partial.at), max(trend.score for trend in seen))
+@app.each(calming, sinks=[recoveries])
+def recovered(match: Match[str, Trend]) -> Recovery:
+    """Signs that went by within a day."""
+    return Recovery(match.key, match.events["onset"][0].at, match.events["calm"][0].at)
 
 
 # --- silence --------------------------------------------------------------------------------------------------------
@@ -306,19 +311,32 @@ async def listen(stream: Stream[Reading | Device | Timer[str]]) -> AsyncIterator
 async def gather(stream: Stream[Silence | Timer[str]]) -> AsyncIterator[Alert]:
     """Many devices of a site that fall silent together are one outage of its network."""
     async for event in stream:
-        if isinstance(event, Silence):
-            devices = quiet[event.site].devices
-            if not devices:
-                verdict.set(event.site, ms_of(event.at) + detector.TOGETHER)
-            devices[event.device] = ms_of(event.since)
+        if isinstance(event, Timer):
+            for alert in verdict_on(event.key, quiet[event.key], event.at):
+                yield alert
+            del quiet[event.key]
             continue
-        devices, at = quiet[event.key].devices, at_of(event.at)
+        site, at, due = event.site, ms_of(event.at), verdict.get(event.site)
+        if due is not None and at > due:
+            # The timer's time has come, but only this silence has moved the watermark so far: it comes right after.
+            for alert in verdict_on(site, quiet[site], due):
+                yield alert
+            del quiet[site]
+            due = None
+        if due is None:
+            verdict.set(site, at + detector.TOGETHER)
+        quiet[site].devices[event.device] = ms_of(event.since)
+
+
+def verdict_on(site: str, quiet: Quiet, at: int) -> list[Alert]:
+    """What devices are told to be that fell silent within some minutes."""
+    devices, time = quiet.devices, at_of(at)
+    if len(devices) >= detector.OUTAGE:
         first, *others = sorted(devices)
-        if len(devices) >= detector.OUTAGE:
-            reason = f"{len(devices)} devices of the site fell silent together"
-            yield Alert(first, at, "outage", at_of(min(devices.values())), event.key, [reason], others)
-        else:
-            for device in sorted(devices):
-                since = at_of(devices[device])
-                yield Alert(device, at, "silence", since, event.key, [f"nothing heard since {since:%d %b %H:%M}"])
-        del quiet[event.key]
+        reason = f"{len(devices)} devices of the site fell silent together"
+        return [Alert(first, time, "outage", at_of(min(devices.values())), site, [reason], others)]
+    return [
+        Alert(device, time, "silence", since, site, [f"nothing heard since {since:%d %b %H:%M}"])
+        for device in sorted(devices)
+        for since in [at_of(devices[device])]
+    ]

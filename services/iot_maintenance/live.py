@@ -74,7 +74,7 @@ def summary(readings: int, done: Finished, outcome: Outcome | None) -> Renderabl
     counts = ", ".join(f"{sum(alert.kind == kind for alert in done.alerts):,} {kind}" for kind in kinds)
     table.add_row("readings", f"{readings:,}")
     table.add_row("alerts", f"{len(done.alerts):,}" + (f" ({counts})" if counts else ""))
-    table.add_row("recovered", f"{done.recoveries:,} beginnings that came to nothing")
+    table.add_row("recovered", f"{done.recoveries:,} times a raised score went back by itself")
     table.add_row("rate", f"{readings / done.seconds:,.0f} readings/s ({done.seconds:.1f} s, with start and end)")
     if outcome is None:
         return table

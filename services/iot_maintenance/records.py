@@ -61,12 +61,11 @@ class Alert(flowkit.Record):
 
 
 class Recovery(flowkit.Record):
-    """A device was on its way to an alert, and is not any more."""
+    """A device's score was raised at `since`, and is as on most days again."""
 
     device: str
     since: datetime
     at: datetime
-    peak: float
 
 
 class Sample(flowkit.Record):
@@ -187,7 +186,7 @@ class Silence(flowkit.Record):
 
 
 class Case(flowkit.Record):
-    """An alert that has been given. Signs until `last` (ms) and some time after belong to it."""
+    """Something that has been told. Signs until `last` (ms), or soon after, belong to it."""
 
     last: int = 0
 

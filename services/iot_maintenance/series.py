@@ -22,7 +22,7 @@ class BadInput(Exception):
 class Series(NamedTuple):
     """What was found in a file."""
 
-    count: int
+    rows: int
     refused: int
     example: str
     devices: list[str]

@@ -27,7 +27,7 @@ class Files(NamedTuple):
     readings: Path
     registry: Path
     labels: Path
-    count: int
+    rows: int
     devices: int
     days: int
     failures: int
@@ -59,7 +59,7 @@ def write(
     paths[1].write_text("".join(map(_line, sorted(_entries(rng, plans), key=_at))), encoding="utf-8")
     failed = [plan for plan in plans if plan.failure]
     labels = sorted((_label(plan) for plan in failed), key=_at)
-    outages = [
+    outages: list[dict[str, object]] = [
         {"device": "", "site": site.name, "kind": "outage", "onset": _iso(a), "at": _iso(a), "until": _iso(b)}
         for site in sites
         for a, b in site.outages
@@ -73,13 +73,13 @@ def write(
                 count += len(rows)
                 file.writelines(rows)
             on_day(day + 1)
-    return Files(*paths, count, devices, days, len(failed))
+    return Files(paths[0], paths[1], paths[2], count, devices, days, len(failed))
 
 
 def _plan(rng: Random, name: str, site: Site, days: int) -> Plan:
     machine = Machine(rng, name, site, days)
     failure = draw(rng, days) if rng.random() < FAILS_A_DAY * (days - 3) else None
-    stops = []
+    stops: list[tuple[float, float]] = []
     if failure is None:
         for day in range(1, days):
             if rng.random() < 1 / 20:
@@ -113,10 +113,10 @@ def _rows(rng: Random, plans: list[Plan], sites: list[Site], step: int) -> list[
 
 
 def _entries(rng: Random, plans: list[Plan]) -> list[dict[str, object]]:
-    entries = []
+    entries: list[dict[str, object]] = []
     for machine, failure, stops in plans:
         first = -rng.uniform(1, 400) * DAY
-        entry = {
+        entry: dict[str, object] = {
             "id": machine.name,
             "at": _iso(-HOUR),
             "site": machine.site.name,

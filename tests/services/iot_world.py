@@ -41,9 +41,7 @@ def readings(changes: dict[str, Change], devices: int = 8, days: float = DAYS) -
     return found
 
 
-def run(
-    given: Iterable[Reading], registry: list[Device], crash: int = 0, **cut: int
-) -> tuple[list[Alert], World]:
+def run(given: Iterable[Reading], registry: list[Device], crash: int = 0, **cut: int) -> tuple[list[Alert], World]:
     """The alerts of a run over files, which may crash once and go on."""
     entries = sorted(registry, key=lambda entry: entry.at)
     world = World([("readings", lines(list(given))), ("registry", lines(entries))])
