@@ -602,9 +602,15 @@ class App:
         self.resources[name] = resource
         return resource
 
-    def plan(self) -> Plan:
-        """How agents, tables and topics make up tasks. Raises ConfigError with all problems at once."""
-        return make_plan(list(self.agents.values()), list(self.tables.values()))
+    def plan(self, *, rekey: bool = False) -> Plan:
+        """How agents, tables and topics make up tasks. Raises ConfigError with all problems at once.
+
+        With `rekey`, for workers: a `group_by` that changes the key sends events through an internal topic, named
+        APP.STREAM. Without, for one task that has all of every input: they pass.
+        """
+        agents, tables = list(self.agents.values()), list(self.tables.values())
+        topics = (*self.topics, self.dead_letters.name)
+        return make_plan(agents, tables, rekey=self.name if rekey else None, topics=topics)
 
 
 def _check_whole(where: str, **durations: object) -> None:

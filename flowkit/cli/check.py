@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import typer
 
-from flowkit.agent import AgentSpec, Group, Topic
+from flowkit.agent import AgentSpec, Group, Internal, Topic
 from flowkit.app import App
 from flowkit.cli.arguments import Module, OptionalBroker, OptionalState
 from flowkit.cli.check_code import kept_between_events
+from flowkit.cli.check_keys import misplaced
 from flowkit.cli.load import find_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
 from flowkit.cli.show import count, duration
@@ -49,8 +50,8 @@ def check(module: Module, state: OptionalState = None, broker: OptionalBroker = 
     findings = list(check_app(app))
     if state is not None and Path(state).exists():
         findings += check_state(app, Path(state))
-    if broker is not None and not problems_of(app):
-        findings += check_broker(app.plan().groups, broker)
+    if broker is not None and not problems_of(app, rekey=True):
+        findings += check_broker(app.plan(rekey=True).groups, broker)
     order: tuple[Severity, ...] = ("error", "warning", "note")
     for severity in order:
         for finding in findings:
@@ -63,11 +64,13 @@ def check(module: Module, state: OptionalState = None, broker: OptionalBroker = 
 
 def check_app(app: App) -> Iterator[Finding]:
     """What can be told of an app alone."""
-    yield from (Finding("error", problem) for problem in problems_of(app))
+    yield from (Finding("error", problem) for problem in problems_of(app) or problems_of(app, rekey=True))
     for table in app.tables.values():
         yield from _growth(table, app)
         yield from _ttl(table)
     yield from _times(app)
+    yield from _keys(app)
+    yield from _holding(app)
     for agent in app.agents.values():
         yield from _variables(agent)
     yield from _unused(app)
@@ -79,7 +82,12 @@ def _growth(table: AnyTable[Any, Any], app: App) -> Iterator[Finding]:
         yield Finding("warning", f"{table.name!r} ({table.words}) may keep more and more: {table.grows}")
     if isinstance(table, ProcessTable) or table.writers != "one":  # a timer goes when its time has come
         return
-    if not isinstance(table.windowing, Count | Global | None) or table.ttl is not None or table.broadcast or table.local:
+    if (
+        not isinstance(table.windowing, Count | Global | None)
+        or table.ttl is not None
+        or table.broadcast
+        or table.local
+    ):
         return
     if has_few_values(table.key_type) or any(_deletes(agent, table) for agent in app.agents.values()):
         return
@@ -139,6 +147,32 @@ def _times(app: App) -> Iterator[Finding]:
                 f"topic {topic.name!r}: feeds the windows of {', '.join(fed)} without time=: on a broker they go by "
                 "the time of arrival, and in files everything falls into one window",
             )
+
+
+def _keys(app: App) -> Iterator[Finding]:
+    """What is kept by another key than that by which its events come."""
+    for name, by, stream, keys in dict.fromkeys(misplaced(app)):
+        yield Finding(
+            "warning",
+            f"{name!r} is kept by {by!r}, but {stream!r} comes by {' and '.join(map(repr, keys))}: a worker with "
+            f"several partitions refuses what belongs to another task (dead letters): use .group_by({by!r})",
+        )
+
+
+def _holding(app: App) -> Iterator[Finding]:
+    """Topics of which an empty partition holds the windows of others, since they are sent on by another key."""
+    if problems_of(app, rekey=True):
+        return
+    groups = app.plan(rekey=True).groups
+    for group in groups:
+        streams = ", ".join(repr(hop.topic.stream.name) for hop in group.hops)
+        for topic in group.topics if group.hops else ():
+            if not isinstance(topic, Internal) and topic.idle_after is None:
+                yield Finding(
+                    "note",
+                    f"topic {topic.name!r}: is sent on by another key ({streams}): windows there wait for each of its "
+                    "partitions, also for one that gets nothing; idle_after= lets them go on without it",
+                )
 
 
 def _written_from(app: App, table: AnyTable[Any, Any]) -> list[Events[Any]]:
@@ -244,7 +278,8 @@ def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
     known = run_loop(partitions())
     written = {outlet.name for group in groups for outlet in group.outlets if isinstance(outlet, Topic)}
     read = {topic.name for group in groups for topic in group.inputs}
-    for name in sorted((read | written) - known.keys()):
+    internal = {hop.topic.name for group in groups for hop in group.hops}  # which the worker makes as they must be
+    for name in sorted((read | written) - known.keys() - internal):
         yield Finding("note", f"topic {name!r}: is not at {url} yet: flowkit topics create {name} --broker {url}")
     for group in groups:
         counts = {topic.name: known[topic.name] for topic in group.topics if topic.name in known}

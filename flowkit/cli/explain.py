@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flowkit.agent import AgentSpec, Group, Outlet, Topic
+from flowkit.agent import AgentSpec, Group, Internal, Outlet, Topic
 from flowkit.app import App
 from flowkit.cli.arguments import Module, pairs
-from flowkit.cli.load import load_app
-from flowkit.cli.outcome import EXIT_CODES, OK, out
+from flowkit.cli.load import load_app, problems_of
+from flowkit.cli.outcome import EXIT_CODES, OK, out, say
 from flowkit.cli.show import duration, type_name, window_words
-from flowkit.flow import Events, Step, paths_of, roots_of
+from flowkit.flow import Events, Path, Step, roots_of
 from flowkit.sink import FileSink
 from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
 from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
@@ -44,8 +44,11 @@ def explain(
     """
     bound = dict(pairs("--bind", bind or [], "NAME=FILE"))
     app = load_app(module)
-    groups = app.plan().groups
+    problems = problems_of(app, rekey=True)
+    groups = app.plan(rekey=not problems).groups
     out(mermaid_of(app, groups) if mermaid else "\n".join(text_of(app, groups, bound)))
+    for problem in problems:
+        say(f"as a bounded run has it; a worker cannot run it: {problem}")
     return OK
 
 
@@ -81,6 +84,8 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
     yield ""
     yield "outputs"
     for outlet in _outlets(groups):
+        if isinstance(outlet, Internal):
+            continue
         yield f"  {_kind(outlet)} {outlet.name}: {type_name(outlet.element)}{_key_words(outlet)}"
         yield f"    {_guarantee(outlet, bound)}"
     yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
@@ -119,6 +124,8 @@ def _tasks(group: Group) -> str:
 
 
 def _topic_words(topic: Topic[Any]) -> str:
+    if isinstance(topic, Internal):
+        return f"{type_name(topic.type)}, internal: {topic.stream.name}, re-keyed by {_getter(topic.key)}, exactly once"
     words = [type_name(topic.type) + _key_words(topic)]
     words.append(f"time {_getter(topic.time)}" if topic.time is not None else "time of the transport")
     words.append(f"up to {duration(topic.out_of_order)} out of order" if topic.out_of_order else "in order of time")
@@ -168,16 +175,24 @@ def table_words(table: AnyTable[Any, Any]) -> str:
 
 def _readers(group: Group, source: str, indent: str) -> Iterator[str]:
     for agent in group.agents:
-        for way in _ways(source, agent.sources):
+        for way in _ways(group, source, agent.sources):
             yield f"{indent}{way}-> agent {agent.name}{_agent_words(agent)}"
     for table in group.tables:
-        for way in _ways(source, table.sources):
+        for way in _ways(group, source, table.sources):
             yield f"{indent}{way}-> table {table.name}"
+    for hop in group.hops:
+        for way in _ways_on(source, hop.paths):
+            key = _getter(hop.topic.stream.key)
+            yield f"{indent}{way}-> re-keyed by {key} through topic {hop.topic.name}, exactly once"
 
 
-def _ways(root: str, streams: Iterable[Events[Any]]) -> Iterator[str]:
+def _ways(group: Group, root: str, streams: Iterable[Events[Any]]) -> Iterator[str]:
     """The ways from a stream to those that are taken, each as the operators on it."""
-    for path in (path for stream in streams for path in paths_of(stream)):
+    return _ways_on(root, (path for stream in streams for path in group.paths_of(stream)))
+
+
+def _ways_on(root: str, paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
         if path.root.name == root:
             yield "".join(f"-> {step_words(step)} " for step in path.steps)
 
@@ -255,6 +270,9 @@ def mermaid_of(app: App, groups: list[Group]) -> str:
             lines.append(f"  {outside(thing)}{shape[0]}{_quoted(thing.name)}{shape[1]}")
     edges: list[str] = []
     for number, group in enumerate(groups):
+        edges += _edges(group, number, id_of, outside)
+        if not group.agents and not group.tables:
+            continue  # it only sends on, which an arrow tells
         lines.append(f'  subgraph g{number}["{_quoted(f"{group.name}: {_tasks(group)}")}"]')
         for table in group.tables:
             words = window_words(table.windowing) if table.windowing is not None else _box_words(table)
@@ -262,7 +280,6 @@ def mermaid_of(app: App, groups: list[Group]) -> str:
             lines.append(f"    {id_of('table_of', f'{number} {table.name}')}{box}")
         lines += [f'    {id_of("agent", f"{number} {a.name}")}("{_quoted(a.name)}")' for a in group.agents]
         lines.append("  end")
-        edges += _edges(group, number, id_of, outside)
     return "\n".join([*lines, *dict.fromkeys(edges)])
 
 
@@ -275,7 +292,10 @@ def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]
         return str(id_of("table_of", f"{number} {table.name}"))
 
     def arrows(source: Events[Any], target: str) -> Iterator[str]:
-        for path in paths_of(source):
+        yield from along(group.paths_of(source), target)
+
+    def along(paths: Iterable[Path], target: str) -> Iterator[str]:
+        for path in paths:
             root = path.root
             words = [root.kind] if isinstance(root, TableEvents) and root.kind else []
             label = _quoted(", ".join([*words, *map(step_words, path.steps)]))
@@ -295,6 +315,8 @@ def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]
             yield f"  {table_id(table)} -. reads .-> {target}"
         for sink in agent.sinks:
             yield f"  {target} --> {outside(sink)}"
+    for hop in group.hops:
+        yield from along(hop.paths, outside(hop.topic))
 
 
 def _quoted(words: str) -> str:

@@ -2,12 +2,13 @@
 
 from flowkit.flow.events import Derived, Events, Kept, Keyed, Matches, Owner, Step, Windowing, Windows, check_by, key_of
 from flowkit.flow.keeping import By, Feed, Keeping
-from flowkit.flow.paths import DROPPED, Chain, Path, chain_of, nested, paths_of, roots_of
+from flowkit.flow.paths import DROPPED, Chain, Cuts, Path, chain_of, keyed_in, nested, paths_into, paths_of, roots_of
 
 __all__ = [
     "DROPPED",
     "By",
     "Chain",
+    "Cuts",
     "Derived",
     "Events",
     "Feed",
@@ -23,7 +24,9 @@ __all__ = [
     "chain_of",
     "check_by",
     "key_of",
+    "keyed_in",
     "nested",
+    "paths_into",
     "paths_of",
     "roots_of",
 ]

@@ -131,11 +131,17 @@ class Events(Generic[T_co]):
         label = name or owner.free_name(f"{self.name}.merge")
         return Derived(label, made, owner, parents, Step("pass", _same, label))
 
-    def group_by(self, key: str | Callable[[T_co], K], *, name: str | None = None) -> "Keyed[K, T_co]":
+    @overload
+    def group_by(self, key: str, *, name: str | None = None) -> "Keyed[Any, T_co]": ...
+    @overload
+    def group_by(self, key: Callable[[T_co], K], *, name: str | None = None) -> "Keyed[K, T_co]": ...
+    def group_by(self, key: Any, *, name: str | None = None) -> "Keyed[Any, T_co]":
         """The same events, brought together by `key` (a field, or a function of the event).
 
-        Where the key is not that of the topic, they go through a topic of flowkit's own, so that all events of a key
-        reach one task; where it is the same, they stay. Events of which the key is None are dead letters.
+        Where the key is not that of the topic, workers send them through a topic of flowkit's own, named APP.STREAM, so
+        that all events of a key reach one task; `name` is the stream's. Nobody else may write there. Where the key is
+        the same and nothing but filters lies between, they stay, and in a bounded run, which is one task. Events of
+        which the key is None are dead letters.
         """
         owner = self._owner("group_by")
         check_by(f"{self.name!r}.group_by", key, self.type)

@@ -1,10 +1,10 @@
 """Where the events of a stream come from, and what happens to them on the way: derived streams, followed back."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowkit.flow.events import Derived, Events, Step
+from flowkit.flow.events import Derived, Events, Keyed, Step
 
 DROPPED: Any = type("Dropped", (), {"__repr__": lambda _self: "DROPPED"})()
 """What a chain gives for an event that it does not let through."""
@@ -19,19 +19,43 @@ class Path:
     steps: tuple[Step, ...]
 
 
-def paths_of(stream: Events[Any]) -> list[Path]:
-    """All ways on which events come into `stream`: one, or as many as it merges."""
+Cuts = Mapping[str, Events[Any]]
+"""By the name of a stream that is sent through a topic of its own: that topic, from which its events come then."""
+
+
+def paths_of(stream: Events[Any], cuts: Cuts | None = None) -> list[Path]:
+    """All ways on which events come into `stream`: one, or as many as it merges. They begin at `cuts` at the latest."""
+    if cuts and stream.name in cuts:
+        return [Path(stream.name, cuts[stream.name], ())]
+    return paths_into(stream, cuts)
+
+
+def paths_into(stream: Events[Any], cuts: Cuts | None = None) -> list[Path]:
+    """All ways on which events come into `stream` from before it, also if it is one of `cuts` itself."""
     if not isinstance(stream, Derived):
         return [Path(stream.name, stream, ())]
     step = () if stream.step.kind == "pass" else (stream.step,)
     return [
-        Path(stream.name, path.root, (*path.steps, *step)) for parent in stream.parents for path in paths_of(parent)
+        Path(stream.name, path.root, (*path.steps, *step))
+        for parent in stream.parents
+        for path in paths_of(parent, cuts)
     ]
 
 
-def roots_of(streams: Iterable[Events[Any]]) -> list[Events[Any]]:
+def roots_of(streams: Iterable[Events[Any]], cuts: Cuts | None = None) -> list[Events[Any]]:
     """The streams from which the events of `streams` come, each once."""
-    return list({path.root.name: path.root for stream in streams for path in paths_of(stream)}.values())
+    return list({path.root.name: path.root for stream in streams for path in paths_of(stream, cuts)}.values())
+
+
+def keyed_in(streams: Iterable[Events[Any]]) -> list[Keyed[Any, Any]]:
+    """All that `group_by` made on the way into `streams`, each once, upstream first."""
+    found: dict[str, Keyed[Any, Any]] = {}
+    for stream in streams:
+        if isinstance(stream, Derived):
+            found |= {keyed.name: keyed for keyed in keyed_in(stream.parents)}
+        if isinstance(stream, Keyed):
+            found[stream.name] = stream
+    return list(found.values())
 
 
 @dataclass(frozen=True)

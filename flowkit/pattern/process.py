@@ -29,6 +29,8 @@ T = TypeVar("T")
 NEVER = END_OF_TIME + 1
 
 TIMED_OUT = "timed_out"
+FAILED = "failed"
+"""The kind by which an event for which a condition raised is sent, with what it raised: a dead letter."""
 
 Sent = tuple[str, Any, int]
 
@@ -95,7 +97,11 @@ class PatternProcess(Generic[K, T]):
             run = cell.run
             if run is not None and within and run.partials[0][3] + within <= t:
                 self._expire(key, cell, t, sent)
-            matches = self._feed(cell, t, event)
+            try:
+                matches = self._feed(cell, t, event)
+            except Exception as error:  # noqa: BLE001  of a user's condition: this event is none of any match
+                sent.append((FAILED, (event, error), t))
+                continue
             if matches:
                 sent.extend([("", Match(key, *found), t) for found in matches])
         run = cell.run

@@ -12,7 +12,7 @@ To read the code, begin with `lsm`, which names the parts of a store, and `readi
 
     a commit      frame, memtable; commits, turns, journal; log, records, cipher
     sstables      block, sstable, merge; cache; version, manifest, catalog
-    background    background, upkeep, compaction; jobs, runner, helper
+    background    background, upkeep, compaction, staleness; jobs, replay, runner, helper
     opening       opening, state_dir, keys, recovery, adopt
     copies        pinning, snapshot, checkpoint, blobs, building; inspection, verifying
     others        memory, rocks: stores that are read and committed to alike

@@ -28,11 +28,12 @@ from flowkit.table.definition import (
 from flowkit.table.fused import BatchLoop, Compiled, batch_loop
 from flowkit.table.keyed_timers import Timers, TimerState
 from flowkit.table.look import Held, look, look_up
-from flowkit.table.process import Process, ProcessState, ProcessTable, Sent, key_type_of
+from flowkit.table.process import FAILED, Process, ProcessState, ProcessTable, Sent, key_type_of
 from flowkit.table.state import NEVER, Open, Result, State
 from flowkit.table.ticks import Ticks, TickState
 
 __all__ = [
+    "FAILED",
     "NEVER",
     "Aggregate",
     "AlignedState",

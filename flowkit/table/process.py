@@ -27,6 +27,9 @@ Sent = tuple[str, Any, int]
 Row = tuple[str, Any, int]
 """The same with the stream's full name."""
 
+FAILED = "failed"
+"""The kind by which a process sends what it cannot handle, as (event, error): it becomes a dead letter."""
+
 GLANCE = 64
 """After so many keys that had nothing to send the firing may be cut."""
 
@@ -117,7 +120,7 @@ class ProcessState(State):
         self.process = table.process
         self.cells = Cells(shape, store, (self.space, None))
         self.timers = Timers(store, f"{self.space}!due", TIMER_BUCKET)
-        self.names = {kind: stream.name for kind, stream in table.sends.items()}
+        self.names = {FAILED: FAILED} | {kind: stream.name for kind, stream in table.sends.items()}
         self.moving = True
         self.careful_lag = 0
 

@@ -46,7 +46,7 @@ def flow(watched: Watched, ends: Mapping[str, int]) -> dict[str, Any]:
         "now": watched.clock.now_ms(),
         "ready": not reason,
         "reason": reason,
-        "groups": [_group(group) for group in watched.app.plan().groups],
+        "groups": [_group(group) for group in watched.app.plan(rekey=True).groups],
         "tasks": [_task(view, watched, ends) for view in watched.tasks()],
     }
 

@@ -11,7 +11,7 @@ so that a failed event leaves no trace (units.py). Events that may be late, or t
 always.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -19,15 +19,14 @@ import msgspec
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
-from flowkit.flow import roots_of
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import SpaceChange, Store
 from flowkit.table import TableEvents, current
-from flowkit.window import Split
+from flowkit.window import MarkedSplit, Split
 from flowkit.worker.batches import Batches
 from flowkit.worker.drivers import Driver, StreamDriver
 from flowkit.worker.firing import Firing
-from flowkit.worker.inlet import Decoded
+from flowkit.worker.inlet import Decoded, Mark
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
@@ -64,7 +63,7 @@ class Engine:
             app, group, step.cursor, store, owns=owns, clean_limit=clean_limit, bounded=bounded
         )
         step.drivers = make_drivers(group, step.states, step.cursor)
-        self.routes = step.routes = make_routes(step.drivers)
+        self.routes = step.routes = make_routes(group, step.drivers)
         wanted = wanted_of(group)
         step.changed = [state for state in step.states.values() if f"{state.name}.changes" in wanted]
         step.clocked = [state for state in step.states.values() if state.by_clock]
@@ -116,7 +115,7 @@ class Engine:
         Fewer than all are done only if the task must look first: at what was emitted, at a firing that was cut, or at
         the time. Raises EventFailed if an agent raised and `careful` is False.
         """
-        split.idle = False
+        split.idle = self.splits.by_clock = False
         step = self.step
         step.in_piece, step.unit = True, 0
         if step.cursor.low == MIN_TIME:  # an unusable record before the first good one has no time
@@ -145,7 +144,7 @@ class Engine:
         """
         self.bind()
         self.step.begin()
-        first = [driver for driver in self.step.drivers if not _reads_tables(driver)]
+        first = [driver for driver in self.step.drivers if not _reads_tables(self.group, driver)]
         if not self.ending:
             self.step.new_event()
             await self.batches.flush_all(careful)
@@ -165,6 +164,21 @@ class Engine:
     def watermark(self) -> int:
         """How far event time has come (ms)."""
         return self.splits.watermark()
+
+    def hear(self, split: MarkedSplit, marks: Iterable[Mark]) -> None:
+        """What senders of an internal topic say of themselves."""
+        for sender, watermark, standing in marks:
+            # How far it came first: it came so far before it fell idle, and so did what waited for it alone.
+            split.hear(sender, watermark)
+            self.splits.watermark()
+            split.hear(sender, watermark, standing)
+
+    def mark(self) -> tuple[int, int] | None:
+        """What this task says of itself to those that take its hops: watermark (ms) and standing.
+
+        None while a firing is cut: what it still has to send has times that the watermark has passed.
+        """
+        return None if self.unfinished else (self.watermark(), self.splits.standing())
 
     def has_old_batch(self) -> bool:
         """True if an agent has waited for its batch to fill for as long as it allows."""
@@ -245,5 +259,6 @@ class Engine:
         self.step.refresh_due()
 
 
-def _reads_tables(driver: Driver) -> bool:
-    return isinstance(driver, StreamDriver) and any(isinstance(s, TableEvents) for s in roots_of(driver.sources))
+def _reads_tables(group: Group, driver: Driver) -> bool:
+    paths = [path for source in driver.sources for path in group.paths_of(source)]
+    return isinstance(driver, StreamDriver) and any(isinstance(path.root, TableEvents) for path in paths)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flowkit.record import END_OF_TIME, MIN_TIME, Closed
-from flowkit.table import NEVER, Result, State
+from flowkit.table import FAILED, NEVER, Result, State
 from flowkit.worker.batches import Batches
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import StepContext
@@ -125,6 +125,9 @@ class Firing:
         for result in self._results:
             # A list is what one key of an operator sends at once: no commit comes between.
             for stream, event, t in result if isinstance(result, list) else [(name, result, result.end - 1)]:
+                if stream == FAILED:
+                    self._give_up(state.name, t, *event)  # type: ignore[misc]  # of a process: (event, error)
+                    continue
                 step.counters.fired += 1
                 results[state.name] += 1
                 await step.send(stream, event, t, careful, None)
@@ -134,6 +137,10 @@ class Firing:
                 return False
         self._state, self._results = None, iter(())
         return True
+
+    def _give_up(self, name: str, t: int, event: Any, error: Exception) -> None:
+        """A dead letter for an event of time `t` that an operator has kept, and cannot handle."""
+        self.batches.output.dead_letter(self.recall.of_kept(name, t, event), error, name, 1)
 
     def _count(self) -> None:
         self.left -= 1

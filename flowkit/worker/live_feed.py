@@ -3,7 +3,7 @@
 from typing import Any
 
 from flowkit.source import Position
-from flowkit.worker.feed import Piece, Records
+from flowkit.worker.feed import Marks, Piece, Records
 from flowkit.worker.inlet import Decoded, Inlet
 
 
@@ -50,6 +50,8 @@ class LiveFeed:
                     Records(given.engine, given.topic, given.split, given.decoded, given.start, done),
                     given_rest,
                 ]
+        elif isinstance(given, Marks):
+            self.positions[given.split.name] = given.decoded.batch.position(given.stop)
         self.at += 1
 
     def commit(self) -> dict[str, Any]:

@@ -6,13 +6,14 @@
 Nothing is locked or written.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from flowkit.agent import Group
 from flowkit.app import App
+from flowkit.errors import ConfigError
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import Frame, Look, Reading, SpaceChange, check_directory, keys_from_environment, read_store
 from flowkit.table import AnyTable, Cursor, Mode, State, check_schema, look, look_up, make_state, migrate_cell
@@ -58,11 +59,15 @@ def entries(
     app: App, table: AnyTable[Any, Any], tasks: "dict[str, Look] | dict[str, Reading]", key: Any = NO_KEY
 ) -> Iterator[Entry]:
     """What a table holds (of one key), by task, window and key bytes; read as it is taken. Stores are up to date."""
-    groups = [group for group in app.plan().groups if table in group.tables]
+    # A bounded run and a worker share out what group_by sends on differently.
+    plans = [app.plan()]
+    with contextlib.suppress(ConfigError):
+        plans.append(app.plan(rekey=True))
+    groups = dict.fromkeys(group.name for plan in plans for group in plan.groups if table in group.tables)
     seen: set[Any] = set()
     for name, store in tasks.items():
         for group in groups:
-            if table.name in store.meta.get("groups", {}).get(group.name, {}).get("tables", {}):
+            if table.name in store.meta.get("groups", {}).get(group, {}).get("tables", {}):
                 state = state_in(table, group, store)
                 for held in look(state) if key is NO_KEY else look_up(state, key):
                     # Every task has the whole of a broadcast table.
@@ -73,9 +78,9 @@ def entries(
                         yield Entry(name, *held)
 
 
-def state_in(table: AnyTable[Any, Any], group: Group, store: Reading) -> State:
+def state_in(table: AnyTable[Any, Any], group: str, store: Reading) -> State:
     """A table's state as of a store's last commit, to be read only."""
-    saved = store.meta["groups"][group.name]
+    saved = store.meta["groups"][group]
     meta = saved["tables"][table.name]
     cursor = Cursor()
     cursor.watermark = cursor.time = meta.get("watermark", MIN_TIME)

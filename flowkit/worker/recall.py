@@ -3,10 +3,9 @@
 from typing import Any
 
 from flowkit.codec import Codec, encode_key
-from flowkit.flow import Chain, roots_of
+from flowkit.flow import Chain
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.origin import Origin
-from flowkit.worker.routes import subscriptions
 from flowkit.worker.step import StepContext
 from flowkit.worker.tap import Tap
 
@@ -31,6 +30,11 @@ class Recall:
         key_bytes = None if key is None else encode_key(key)
         return Origin(name, 0, None, 0, t, [name, -1, 0, where, key_bytes, self.codec(name).encode(event), t])
 
+    def of_kept(self, name: str, t: int, event: Any) -> Origin:
+        """Of an event that the operator `name` has kept, which is all that is left of where it came from."""
+        where = f"kept by {name} since it came, of time {t}"
+        return Origin(name, 0, None, 0, t, [name, -1, 0, where, None, Codec("json", Any).encode(event), t])
+
     def event(self, origin: Origin) -> Any:
         """The event anew."""
         topic, split, _, _, _, value, *_ = origin.save()
@@ -53,6 +57,6 @@ class Recall:
     def codec(self, name: str) -> Codec:
         """How what a table sends under `name` is saved."""
         if name not in self._codecs:
-            roots = roots_of(subscriptions(self.step.group))
+            roots = self.step.group.roots()
             self._codecs[name] = Codec("msgpack", next(root.type for root in roots if root.name == name))
         return self._codecs[name]

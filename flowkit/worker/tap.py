@@ -52,6 +52,13 @@ class Tap(Driver):
                 return self._rest(done, values)
         return None
 
+    def pass_all(self, events: Sequence[Any], times: Sequence[int]) -> tuple[list[Any], list[int]]:
+        """What becomes of many events where the chain makes at most one of one, with their times."""
+        assert self.chain.one is not None
+        made = list(map(self.chain.one, events))
+        left = [n for n, value in enumerate(made) if value is not DROPPED]
+        return [made[n] for n in left], [times[n] for n in left]
+
     def send(self, event: Any) -> Any:
         """What `StreamDriver.send` does, where the chain makes one event of one."""
         assert self.chain.one is not None

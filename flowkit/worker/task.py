@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import structlog
 
 from flowkit.app import App
+from flowkit.codec import encode_mark
 from flowkit.errors import Fenced, StoreCorrupt
+from flowkit.record import EARLIEST, LATEST
 from flowkit.sink import Sink
 from flowkit.source import Broker, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
-from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick, Unfinished, Waiting
+from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Marks, Piece, Records, Tick, Unfinished, Waiting
 from flowkit.worker.meter import BUSY, CommitWatch, Meter
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.whole import whole
@@ -76,6 +78,8 @@ class Task:
         meter: Meter | None = None,
     ) -> None:
         self.app, self.name, self.engines, self.store, self.outlets = app, name, list(engines), store, outlets
+        self.sender = name.removeprefix(f"{app.name}/")
+        """What it calls itself in marks."""
         self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
         self.commit_every, self.commit_interval = commit_every, commit_interval
         self.new_id, self.hook = new_id, hook
@@ -95,6 +99,8 @@ class Task:
         self._slice = 512
         self._round_robin = 0
         self._inflight: asyncio.Task[None] | None = None
+        self._marked: dict[str, tuple[int, int]] = {}
+        """By group: the last (watermark, standing) that those were told who take its hops."""
 
     # Life
 
@@ -128,6 +134,7 @@ class Task:
     async def start(self, feed: Feed, meta: dict[str, Any]) -> None:
         """Open the engines as `recover` found them, and start the agents; from here on `step` works."""
         self.feed = feed
+        self._marked = {name: (mark[0], mark[1]) for name, mark in meta.get("marks", {}).items()}
         self.counters.tally.load(meta.get("counts", {}))
         for engine in self.engines:
             engine.open(meta.get("groups", {}).get(engine.group.name, {}))
@@ -236,12 +243,16 @@ class Task:
                 return await engine.process(
                     piece.topic, piece.split, piece.decoded, piece.start, piece.stop, careful=self.careful
                 )
+            case Marks():
+                engine.hear(piece.split, piece.marks)
             case Ended():
                 piece.split.ended = True
             case Idle():
+                engine.watermark()  # it came so far before it fell idle, and others are told that
                 piece.split.idle = True
             case ClockMark():
                 engine.splits.floor = max(engine.splits.floor, piece.watermark)
+                engine.splits.by_clock = True
             case Tick():
                 await engine.tick(piece.at, self.careful)
             case Finished():
@@ -297,6 +308,7 @@ class Task:
         fed = self.feed.commit()
         outs, staged = self._stage(final)
         counts = self.counters.tally.cut()
+        outs += self._marks()
         meta = {
             "app": self.app.name,
             "groups": groups,
@@ -305,6 +317,8 @@ class Task:
             "counts": counts,
             **fed,
         }
+        if self._marked:
+            meta["marks"] = {name: list(mark) for name, mark in self._marked.items()}
         frame = Frame(self.store.number + 1, self.new_id(), self.store.commit_id, self.epoch, meta, changes, drops)
         handoffs = {name: handoff for name, (_, handoff) in staged.items() if handoff is not None}
         records, self._counted = self.counters.records - self._counted, self.counters.records
@@ -337,6 +351,26 @@ class Task:
                         partition = partition_of(key, partitions)
                     outs.append(Out(name, partition, key, value, at))
         return outs, staged
+
+    def _marks(self) -> list[Out]:
+        """How far the engines are, if that has changed, for all partitions of the internal topics that they send into.
+
+        They come after the events of the same commit, which they must not overtake.
+        """
+        outs: list[Out] = []
+        for engine in self.engines:
+            group = engine.group
+            mark = engine.mark() if group.hops else None
+            if mark is None or mark == self._marked.get(group.name):
+                continue
+            self._marked[group.name] = mark
+            # A broker's time is of years, and tells nothing here.
+            time = mark[0] if EARLIEST <= mark[0] <= LATEST else 0
+            value = encode_mark(self.sender, *mark)
+            for hop in group.hops:
+                topic = hop.topic.name
+                outs += [Out(topic, partition, None, value, time) for partition in range(self.topics[topic])]
+        return outs
 
     async def _finish(
         self, frame: Frame, outs: list[Out], handoffs: dict[str, Any], watch: CommitWatch | None = None

@@ -2,6 +2,7 @@
 
     _step_one_agent   one agent over one stream             0.35 µs an event, an empty agent's turn included
     _step_fused       one declared table                    its generated loop; see flowkit.table.fused
+    _step_hop         only sent on by another key           a batch at once: no window waits here
     _step             anything else: several drivers, careful units, moving tables, batches
 
 `process` takes the quickest that is right for what is subscribed. Each event passes its drivers, then the watermark
@@ -21,6 +22,7 @@ from flowkit.window import Split
 from flowkit.worker.batches import Batches
 from flowkit.worker.drivers import AggregateDriver, Driver, StreamDriver
 from flowkit.worker.firing import Firing
+from flowkit.worker.hops import HopDriver
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
@@ -86,6 +88,8 @@ class Ways:
             return self._step_fused
         if isinstance(driver, Tap) and driver.chain.one is not None:
             driver = driver.inner
+        if isinstance(driver, HopDriver) and not self.step.states:
+            return self._step_hop
         simple = isinstance(driver, StreamDriver) and driver.need is EVENT and not driver.modes
         return self._step_one_agent if simple else self._step
 
@@ -263,6 +267,26 @@ class Ways:
                 return index + 1
             cursor.watermark = watermark
         step.event_number = base + stop
+        return stop
+
+    async def _step_hop(
+        self, drivers: list[Driver], split: Split, decoded: Decoded, start: int, stop: int, topic: str, careful: bool
+    ) -> int:
+        """Events that are only sent on, in a group without state: nothing is due, whatever their times."""
+        (taker,) = drivers
+        step, driver = self.step, taker.inner if isinstance(taker, Tap) else taker
+        assert isinstance(driver, HopDriver)
+        events, times = decoded.records[start:stop], decoded.times[start:stop]
+        high = max(times)
+        try:
+            if isinstance(taker, Tap):
+                events, times = taker.pass_all(events, times)
+            step.outlets[driver.topic.name].emit_all(events, driver.keys(events), times)
+        except Exception:  # which of them it was is found one by one
+            return await self._step(drivers, split, decoded, start, stop, topic, careful)
+        step.counters.emitted += len(events)
+        split.high = max(split.high, high)
+        step.event_number += stop - start
         return stop
 
     async def _event_clock(self, split: Split, t: int, careful: bool) -> None:

@@ -18,7 +18,7 @@ from flowkit.options import parse_text
 from flowkit.record import MIN_TIME
 from flowkit.store import Look, Reading
 from flowkit.table import AlignedState, AnyTable, Held, look, look_up
-from flowkit.window import Count, Splits
+from flowkit.window import IDLE, Count, Splits
 from flowkit.worker.looking import NO_KEY, state_in
 from flowkit.worker.tally import counts_of
 
@@ -137,7 +137,8 @@ def table_facts(
     """
     table = windowed_table(app, name)
     wanted = NO_KEY if key is None else key_of(table, key)
-    groups = [group for group in app.plan().groups if table in group.tables]
+    plan = app.plan(rekey="run" not in stores)
+    groups = [group for group in plan.groups if table in group.tables]
     close_after = min((ms for g in groups if (ms := g.close_after_idle) is not None), default=None)
     facts = Facts(app.name, name, repr(table.windowing), table.allowed_lateness, close_after, now, [], key, running)
     for task, store in stores.items():
@@ -171,11 +172,11 @@ def _splits(
     if present is not None:
         splits = present[0]
         floor = splits.floor
-        rows = [(s.name, s.high, s.idle, s.ended, s.holds) for s in splits.by_name.values()]
+        rows = [(s.name, *_told(s.save()), s.holds) for s in splits.by_name.values()]
     else:
         assert saved is not None
         floor = saved["splits"]["floor"]
-        rows = [(name, *row, True) for name, row in saved["splits"]["splits"].items()]
+        rows = [(name, *_told(row), True) for name, row in saved["splits"]["splits"].items()]
     found, counting = [], []
     for name, high, idle, ended, holds in rows:
         topic = topics.get(name.rpartition("[")[0])
@@ -192,6 +193,14 @@ def _splits(
     return (None if watermark == MIN_TIME else watermark), found
 
 
+def _told(row: list[Any]) -> tuple[int, bool, bool]:
+    """What a split saves: high, idle, ended. One of an internal topic is as far as its senders say."""
+    if len(row) == 3:
+        return row[0], row[1], row[2]
+    _, _, ended, floor, marks = row
+    return (MIN_TIME if floor == MIN_TIME else floor + 1), all(mark[1] == IDLE for mark in marks.values()), ended
+
+
 def _mark(split: SplitFacts) -> int:
     return MIN_TIME if split.watermark is None else split.watermark
 
@@ -200,7 +209,7 @@ def _mark(split: SplitFacts) -> int:
 
 
 def _windows(found: TaskFacts, table: AnyTable[Any, Any], group: Group, store: Reading, key: Any, limit: int) -> None:
-    state = state_in(table, group, store)
+    state = state_in(table, group.name, store)
     if key is NO_KEY and type(state) is AlignedState:
         spans = {(state.starts[end], end): _count(store, (state.space, end), limit) for end in state.by_end}
     else:

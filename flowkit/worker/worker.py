@@ -55,7 +55,7 @@ class Worker:
         self.options = options or WorkerOptions.from_environment()
         self.clock = SystemClock()
         self.id = f"{app.name}/{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-        self.wiring = Wiring(app, app.plan(), binds or {}, self.options.partitions)
+        self.wiring = Wiring(app, app.plan(rekey=True), binds or {}, self.options.partitions)
         self.owned: dict[str, Ownership] = {}
         """The tasks that it owns or is about to, by name."""
         self.meters: dict[str, Meter] = {}
@@ -181,6 +181,7 @@ class Worker:
             part.count,
             broker=self.broker,
             topics=self.wiring.topics,
+            senders=self.wiring.senders,
             sinks=self.wiring.sinks(part),
             store=self.home.open(name, place, claim),
             epoch=claim.epoch,

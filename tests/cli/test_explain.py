@@ -167,7 +167,9 @@ def test_operators_are_told_where_they_stand(place: Place) -> None:
         "partial matches whose time ran out\n      -> agent lonely",
         "what came when its time had passed\n      -> agent lonely",
         "the newest payments of each key stays for ever: give tolerance= or keep_for=",
-        "-> map -> table sales.map.by-user.windows",
+        "-> map -> re-keyed by user through topic shop.sales.map.by-user, exactly once",
+        "topic shop.sales.map.by-user: Sale, internal: sales.map.by-user, re-keyed by user, exactly once",
+        "\n    -> table sales.map.by-user.windows",
     ):
         assert part in shown, (part, shown)
     diagram = place.call("explain", "app.py", "--mermaid").out

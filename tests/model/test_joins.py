@@ -270,3 +270,41 @@ def test_pattern(events: list[flink.Event], within: int, ooo: int, cut: Cuts, cr
             )
     got = [(row.what, row.key, row.values, row.at) for row in out if row.what != "late"]
     assert sorted(got) == sorted(expected)
+
+
+@examples(60)
+@given(events=event_streams(), ooo=disorder, cut=cuts(), crash=crashes)
+def test_an_event_for_which_a_condition_raises_is_a_dead_letter_and_no_more(
+    events: list[flink.Event], ooo: int, cut: Cuts, crash: int
+) -> None:
+    def careful(event: Event) -> bool:
+        if event.value % 5 == 4:
+            raise ValueError(f"value {event.value}")
+        return event.value % 3 == 0
+
+    events = numbered(events)
+    app = App("patterns")
+    topic = app.topic("events", Event, key="key", time="at", out_of_order=ooo)
+    out = app.sink("out", Found)
+    found = topic.match(Pattern[Event].begin("a", careful))
+
+    @app.each(found, sinks=[out])
+    def single(match: Match[str, Event]) -> Found:
+        return Found("match", match.key, values_of(match.events.values()), match.end)
+
+    @app.each(found.late, sinks=[out])
+    def late(event: Event) -> Found:
+        return Found("late", event.key, [event.value], event.at)
+
+    world = World([("events", lines(records(events)))])
+    with_crash(world, app, cut._asdict(), crash)
+    rows = world.out("out", Found)
+    gone = {row.values[0] for row in rows if row.what == "late"}
+    assert sorted(row.values for row in rows if row.what == "match") == [
+        [n] for n in range(len(events)) if n not in gone and n % 5 != 4 and n % 3 == 0
+    ]
+    letters = world.letters()
+    assert sorted(letter.reason for letter in letters) == sorted(
+        f"value {n}" for n in range(len(events)) if n not in gone and n % 5 == 4
+    )
+    assert all(letter.topic == "events.match" and "careful" in letter.traceback for letter in letters)
