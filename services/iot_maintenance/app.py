@@ -103,18 +103,19 @@ def is_over(sample: Sample) -> bool:
 known = readings.join_as_of(registry, on=("device", "id"), keep_for=days(3 * 365), name="known")
 samples = known.filter(is_running).map(sample_of, name="samples")
 
-stats = (
-    samples.group_by("device")
-    .window(Sliding(WINDOW, every=hours(1)), name="stats")
-    .aggregate(
-        n=Count(),
-        temperature=Mean("temperature"),
-        vibration=Mean("vibration"),
-        current=Mean("current"),
-        surges=Sum("surge"),
-        site=Last("site"),
-        every=Last("every"),
-    )
+# Not by group_by: it would send samples through a topic, though their key is still that of the readings.
+stats = app.table(
+    "stats",
+    of=samples,
+    by="device",
+    window=Sliding(WINDOW, every=hours(1)),
+    n=Count(),
+    temperature=Mean("temperature"),
+    vibration=Mean("vibration"),
+    current=Mean("current"),
+    surges=Sum("surge"),
+    site=Last("site"),
+    every=Last("every"),
 )
 
 # --- each device against its own past, and its site's weather -------------------------------------------------------
@@ -208,11 +209,7 @@ def more_surges(trend: Trend, matched: Matched[Trend]) -> bool:
 
 
 degrading_pattern = (
-    Pattern[Trend]
-    .begin("onset", raised)
-    .not_followed_by("calm", calm)
-    .followed_by("high", lasting)
-    .within(hours(24))
+    Pattern[Trend].begin("onset", raised).not_followed_by("calm", calm).followed_by("high", lasting).within(hours(24))
 )
 calming_pattern = Pattern[Trend].begin("onset", raised).followed_by("calm", calm).within(hours(24))
 surging_pattern = Pattern[Trend].begin("some", some_surges).followed_by("more", more_surges).within(hours(12))
