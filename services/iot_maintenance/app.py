@@ -59,9 +59,10 @@ app = flowkit.App("iot-maintenance")
 
 readings = app.topic("readings", Reading, key="device", time="at", timezone="UTC", out_of_order=minutes(1))
 registry = app.topic("registry", Device, key="id", time="at", timezone="UTC", idle_after=minutes(1))
-deviations = app.topic("deviations", Deviation, key="site", time="at", out_of_order=minutes(2))
-corrected = app.topic("corrected", Deviation, key="device", time="at", out_of_order=minutes(2))
-trends = app.topic("trends", Trend, key="device", time="at", out_of_order=minutes(2))
+deviations = app.topic("deviations", Deviation, key="device", time="at", out_of_order=minutes(1), idle_after=hours(2))
+# What comes back from several sites has no common order: a device's own comes in order, but not with that of others.
+corrected = app.topic("corrected", Deviation, key="device", time="at", out_of_order=hours(1))
+trends = app.topic("trends", Trend, key="device", time="at", out_of_order=hours(1))
 # Mostly nobody is silent: then the clock moves the watermark on, for whom the timers of `gather` wait.
 silences = app.topic("silences", Silence, key="site", time="at", out_of_order=minutes(2), close_after_idle=minutes(1))
 signs = app.topic("signs", Sign, key="device", time="at", out_of_order=minutes(2))
@@ -148,7 +149,8 @@ def has_heat(deviation: Deviation) -> int:
     return int(deviation.heat is not None)
 
 
-weather = deviations.window(Tumbling(hours(1)), name="weather").aggregate(
+by_site = deviations.group_by("site", name="by-site")
+weather = by_site.window(Tumbling(hours(1)), name="weather").aggregate(
     devices=Sum(has_heat), median=Quantile("heat", 0.5)
 )
 
@@ -158,7 +160,7 @@ def weather_of(window: Closed[str, Any]) -> Weather:
     return Weather(window.key, window.value.devices, window.value.median)
 
 
-beside_others = deviations.join(
+beside_others = by_site.join(
     weather.closed.map(weather_of, name="site-weather"), on="site", within=(0, 0), name="beside-others"
 )
 

@@ -2,6 +2,10 @@
 
 import pytest
 
+from flowkit import hours, minutes
+from flowkit.testing import harness
+from services.iot_maintenance.app import alerts, app, registry
+from services.iot_maintenance.app import readings as readings_topic
 from services.iot_maintenance.records import Alert, Device, Reading, Recovery
 from tests.services.iot_world import day, heats_up, readings, registered, run, vanishes
 
@@ -147,3 +151,24 @@ def test_a_crash_changes_no_alert(crash: int) -> None:
     alerts, world = run(given, registry, crash, commit_every=97, batch_size=61, piece=13)
     assert alerts == expected
     assert world.out("recoveries", Recovery) == whole.out("recoveries", Recovery)
+
+
+BOTH = readings({"d1": vanishes(0.8), "d3": hot}, devices=4, days=1.3)
+
+
+@pytest.fixture
+def of_files() -> list[Alert]:
+    return run(BOTH, registered(4))[0]
+
+
+async def test_two_live_partitions_that_crash_tell_what_one_run_over_files_tells(of_files: list[Alert]) -> None:
+    assert sorted(told(of_files)) == [("d1", "silence"), ("d3", "limit")]
+    async with harness(app, seed=4, partitions=2, crashes=0.004) as h:
+        await h.send(registry, *registered(4))
+        await h.advance(minutes(2))
+        for start in range(0, len(BOTH), 80):
+            await h.send(readings_topic, *BOTH[start : start + 80])
+        await h.advance(hours(3))
+        assert h.crashed
+        assert sorted(map(repr, h.sent(alerts))) == sorted(map(repr, of_files))
+        assert h.sent(app.dead_letters) == []
