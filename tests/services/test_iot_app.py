@@ -153,21 +153,21 @@ def test_a_crash_changes_no_alert(crash: int) -> None:
     assert world.out("recoveries", Recovery) == whole.out("recoveries", Recovery)
 
 
-BOTH = readings({"d1": vanishes(0.8), "d3": hot}, devices=4, days=1.3)
+BOTH = readings({"d1": vanishes(0.8), "d3": hot}, devices=8, days=1.3)
 
 
 @pytest.fixture
 def of_files() -> list[Alert]:
-    return run(BOTH, registered(4))[0]
+    return run(BOTH, registered())[0]
 
 
 async def test_two_live_partitions_that_crash_tell_what_one_run_over_files_tells(of_files: list[Alert]) -> None:
     assert sorted(told(of_files)) == [("d1", "silence"), ("d3", "limit")]
     async with harness(app, seed=4, partitions=2, crashes=0.004) as h:
-        await h.send(registry, *registered(4))
+        await h.send(registry, *registered())
         await h.advance(minutes(2))
-        for start in range(0, len(BOTH), 80):
-            await h.send(readings_topic, *BOTH[start : start + 80])
+        for start in range(0, len(BOTH), 160):
+            await h.send(readings_topic, *BOTH[start : start + 160])
         await h.advance(hours(3))
         assert h.crashed
         assert sorted(map(repr, h.sent(alerts))) == sorted(map(repr, of_files))
