@@ -2,10 +2,10 @@
 
     flowkit run services.iot_maintenance.app --input readings=FILE --input registry=FILE --output alerts=FILE
 
-    readings ─┬─ as of ─ samples ─┬─ windows ─ deviate ═ deviations (by site) ─┬─ as they are ─┬─ spread ═ trends
-    registry ─┘                   │                                            └─ windows ─────┘           │
-                                  ├─ over a limit, three times ────────────────── pattern ──┐           patterns
-                                  └─ listen ── timers ═ silences (by site) ─ timers ── alerts ══════════ raise
+    readings ─┬─ as of ── samples ─┬─ windows ── deviate ══ by site ─┬─ windows ─┬─ join ══ measure ══ patterns ══ tell
+    registry ─┘                    │                                 └───────────┘                                  ║
+                                   └─ over a limit ── pattern ══════════════════════════════════════════════════════╝
+    readings, registry ── listen ── timers ══ gather (by site) ── timers ── alerts
 
 What is judged is judged by the registry as it was at the reading's time. All that is remembered is in tables, so that a
 crash changes no alert.
