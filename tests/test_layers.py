@@ -8,8 +8,8 @@ TYPE_CHECKING, or as a constant given to `import_module`):
 - nobody imports `flowkit.testing` or the `flowkit` package itself: one is for users' tests, the other for users;
 - a module outside a room imports from the room, not from a file in it: `flowkit.store`, never `flowkit.store.log`;
 - modules form no cycle;
-- a service imports public names of `flowkit` and `flowkit.testing`, and nothing of another service: its image holds
-  no other.
+- a service imports public names of `flowkit`, `flowkit.pattern` and `flowkit.testing`, and nothing of another service:
+  its image holds no other.
 """
 
 import ast
@@ -43,6 +43,8 @@ FLOORS = {
     "": 10,  # the roof, flowkit/__init__.py, only gathers names
     "__main__": 10,
 }
+PUBLIC_ROOMS = ("flowkit.pattern", "flowkit.testing")
+"""What users import beside `flowkit` itself."""
 
 
 def test_imports_of_this_repository_keep_the_rules() -> None:
@@ -181,9 +183,9 @@ def in_service(module: Module, imported: Import, target: str, modules: dict[str,
     if target.startswith("services"):
         if room_of(target) not in ("", room_of(module.name)):
             yield f"a service knows no other: {target}"
-    elif target == "flowkit.testing" and (imported.module == "flowkit" or imported.name is None):
+    elif target in PUBLIC_ROOMS and (imported.module == "flowkit" or imported.name is None):
         return
-    elif target not in ("flowkit", "flowkit.testing"):
+    elif target not in ("flowkit", *PUBLIC_ROOMS):
         yield f"a service imports flowkit's public names only, not {target}"
     elif imported.name is not None and imported.name not in public_names(modules.get(target)):
         yield f"{imported.name} is no public name of {target}"
@@ -239,6 +241,8 @@ SOUND = {
         app = flowkit.App("fraud")
     """,
     "services/fraud/rules.py": "import flowkit.testing",
+    "services/fraud/moves.py": "import flowkit.pattern\nfrom flowkit.pattern import Pattern",
+    "flowkit/pattern/__init__.py": "class Pattern: ...\ndef _hidden(): ...",
     "services/iot/app.py": "import flowkit",
 }
 
@@ -281,6 +285,8 @@ BROKEN = {
     "service in a room by attribute": ("services/iot/app.py", "import flowkit\nflowkit.store", "public names only"),
     "service, hidden name": ("services/iot/app.py", "from flowkit import open_store", "no public name"),
     "service, hidden name by attribute": ("services/iot/app.py", "import flowkit\nflowkit._x", "no public name"),
+    "service, a pattern's inside": ("services/iot/app.py", "from flowkit.pattern import _hidden", "no public name"),
+    "service, a file of patterns": ("services/iot/app.py", "from flowkit.pattern.engine import X", "public names only"),
     "service, testing's inside": ("services/iot/app.py", "from flowkit.testing import _x", "no public name"),
     "service in a service": ("services/iot/app.py", "from services.fraud import rules", "a service knows no other"),
 }

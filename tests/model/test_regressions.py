@@ -664,3 +664,28 @@ def test_a_declared_tables_dead_letters_do_not_tell_by_which_way_the_event_came(
     play(one.run(build(), batch_size=1, commit_every=1, piece=1))
     assert many.letters() == one.letters()
     assert len(many.letters()) == 2
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def test_an_operator_that_is_due_at_the_very_time_of_a_window_is_woken() -> None:
+    # The join wants to send the event at 9 when the window [0, 10) fires: both at 9, and neither was first.
+    app, events, notes = app_with_notes()
+    rates = app.topic("rates", Event, key="key", time="at")
+    joined = events.join_as_of(rates, on="key", name="joined")
+    table: Any = app.table("counts", of=joined.map(left, type=Event), by="key", window=Tumbling(10), n=Count())
+
+    @app.each(table.closed, sinks=[notes])
+    def end(w: Closed[str, Any]) -> Note:
+        return Note(f"{w.start} {w.value.n}")
+
+    inputs = [("events", lines([Event("a", t) for t in range(25)])), ("rates", lines([Event("a", 0)]))]
+    world = World(inputs)
+    play(world.run(app))
+    assert [note.text for note in world.out("notes", Note)] == ["0 10", "10 10", "20 5"]
+
+
+def left(pair: Any) -> Event:
+    event: Event = pair.left
+    return event
