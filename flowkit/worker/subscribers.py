@@ -3,7 +3,9 @@
 from typing import Any
 
 from flowkit.agent import EVENT
+from flowkit.table import Mode, State
 from flowkit.worker.batches import Batches
+from flowkit.worker.drivers import Driver
 from flowkit.worker.origin import Origin
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import StepContext
@@ -15,7 +17,17 @@ class Subscribers:
 
     def __init__(self, step: StepContext, units: Units, batches: Batches, recall: Recall) -> None:
         self.step, self.units, self.batches, self.recall = step, units, batches, recall
+        self._touched: dict[str, list[State]] = {}
+        """By stream: the states that those who take it write or read."""
         step.send = self.send
+
+    def _states(self, name: str, drivers: list[Driver]) -> list[State]:
+        known = self._touched.get(name)
+        if known is None:
+            written = [state for driver in drivers for state in (*driver.states, *driver.drops_late)]
+            read = [state for driver in drivers for state, mode in driver.modes if mode is Mode.READ]
+            known = self._touched[name] = list({id(state): state for state in (*written, *read)}.values())
+        return known
 
     async def send(self, name: str, event: Any, t: int, careful: bool, origin: Origin | None = None) -> None:
         """Give an event of a table to those who subscribed to it. `origin` is where a late record came from."""
@@ -26,7 +38,10 @@ class Subscribers:
         step.unit += 1
         cursor = step.cursor
         late = any(state.is_late(t) for driver in drivers for state in driver.drops_late)
-        cautious = careful or step.changed or t < step.careful_before or t <= cursor.watermark - step.careful_lag
+        cautious = careful or bool(step.changed)
+        # Only what its takers touch: a join's rows come at the watermark, where other operators would call them late.
+        for state in () if cautious else self._states(name, drivers):
+            cautious = cautious or t < state.careful_before or t <= cursor.watermark - state.careful_lag
         if cautious or late:
             source = origin or self.recall.of_table(name, t, event)
             takers, closed = self.units.judge(drivers, event, t)
