@@ -14,8 +14,14 @@ settings.load_profile("flowkit")
 
 HERE = Path(__file__).parent
 
-PROCESSES = ("testing/test_plugin.py", "services/test_anomaly_main.py", "services/test_fraud_main.py")
-"""Tests elsewhere that start processes."""
+PROCESSES = (
+    "services/test_anomaly_main.py",
+    "services/test_fraud_main.py",
+    "services/test_iot_app.py",
+    "services/test_iot_main.py",
+    "testing/test_plugin.py",
+)
+"""Tests elsewhere that start processes, or run whole services over days of their data."""
 
 # Read by type checkers; importing them would run their wrong uses.
 collect_ignore = ["typing/api.py", "typing/operators.py"]
