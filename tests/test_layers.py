@@ -32,6 +32,7 @@ FLOORS = {
     "flow": 2,
     "table": 3,
     "agent": 4,
+    "resource": 4,
     "app": 5,
     "sql": 6,
     "worker": 7,

@@ -1,9 +1,10 @@
 """Agents: what users write, how it is declared, checked and arranged into tasks. Nothing here runs anything."""
 
 from flowkit.agent.plan import Group, Plan, make_plan
-from flowkit.agent.spec import AgentSpec, Retry
+from flowkit.agent.spec import AgentSpec
 from flowkit.agent.stream import END, EVENT, Need, Stream
 from flowkit.agent.topic import Getter, Outlet, Sink, Topic, check_name
+from flowkit.flow import Retry
 
 __all__ = [
     "END",

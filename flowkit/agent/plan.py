@@ -13,7 +13,7 @@ from typing import Any
 from flowkit.agent.spec import AgentSpec
 from flowkit.agent.topic import Outlet, Topic
 from flowkit.errors import ConfigError
-from flowkit.flow import Events, roots_of
+from flowkit.flow import Called, Events, roots_of
 from flowkit.table import AnyTable, TableEvents
 
 
@@ -93,7 +93,9 @@ def _node(agent: AgentSpec) -> tuple[str, str]:
 
 
 def _root(source: Events[Any]) -> tuple[str, str]:
-    return ("table", source.table.name) if isinstance(source, TableEvents) else ("topic", source.name)
+    if isinstance(source, TableEvents):
+        return ("table", source.table.name)
+    return ("stream" if isinstance(source, Called) else "topic", source.name)
 
 
 class _Joined:

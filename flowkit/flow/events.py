@@ -9,12 +9,14 @@ it back to where its events come from.
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from flowkit.codec import has_field, type_name
 from flowkit.errors import ConfigError
+from flowkit.flow.calls import CallSpec, check_calls
+from flowkit.flow.retry import Retry
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -116,6 +118,60 @@ class Events(Generic[T_co]):
 
     key_by = group_by
 
+    def map_async(
+        self,
+        function: Callable[[T_co], Awaitable[U]],
+        *,
+        concurrency: int = 64,
+        timeout: int | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        type: Any = None,
+        name: str | None = None,
+    ) -> "Events[U]":
+        """What `await function(event)` gives for each event, at the event's time: for models and services.
+
+        At most `concurrency` calls are under way, and the task takes no further input until there is room. Results
+        come in the order of their events, or with `ordered=False` as they are ready; in a bounded run they are ordered
+        always, so that it stays a pure function of its inputs. The watermark stays behind the events that are under
+        way. A commit saves those; after a crash they are called again: a call is made at least once, its result counts
+        once. `timeout` (ms) bounds one try and counts as an error. After the tries that `retry` names (else the app's)
+        the event goes to the dead letters. The result's type is what the function is annotated to give, or `type`;
+        give one wherever results are kept. Raises ConfigError for what cannot be right.
+        """
+        spec = CallSpec(lambda _clock: function, function, concurrency, timeout, ordered, retry)
+        made = _awaited(_returned(function)) if type is None else type
+        return self._called("map_async", function, spec, made, name)
+
+    def map_async_batches(
+        self,
+        function: Callable[[list[T_co]], Awaitable[Sequence[U]]],
+        *,
+        size: int = 64,
+        within: int | None = None,
+        concurrency: int = 4,
+        timeout: int | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        type: Any = None,
+        name: str | None = None,
+    ) -> "Events[U]":
+        """As `map_async`, with calls for lists of up to `size` events: `function` gives as many results, in order.
+
+        A list is complete when it is full, once its first event is `within` ms old by the clock (by event time in a
+        bounded run), when a window waits for it, or at the end of the input. One that fails is tried as `retry` says,
+        then in halves, down to the single events that make it fail: only those go to the dead letters.
+        """
+        spec = CallSpec(lambda _clock: function, function, concurrency, timeout, ordered, retry, size, within)
+        made = _element(_awaited(_returned(function))) if type is None else type
+        return self._called("map_async_batches", function, spec, made, name)
+
+    def _called(self, operator: str, function: Any, spec: CallSpec, type_: Any, name: str | None) -> "Called[Any]":
+        owner = self._owner(operator)
+        check_calls(f"{self.name!r}.{operator}", function, spec)
+        label = name or owner.free_name(f"{self.name}.{operator}")
+        return Called(label, type_, owner, (self,), Step("pass", _same, label), spec)
+
     def _owner(self, operator: str) -> Owner:
         if self.owner is None:
             raise ConfigError(f"{self.name!r}.{operator}: this stream belongs to no app: make it with app.topic")
@@ -156,6 +212,16 @@ class Keyed(Derived[T_co], Generic[K, T_co]):
         self.key = key
 
 
+class Called(Derived[T_co]):
+    """The results of calls of an async function. Its events come from there, not from what it is made of."""
+
+    def __init__(
+        self, name: str, type_: Any, owner: Owner, parents: tuple[Events[Any], ...], step: Step, spec: CallSpec
+    ) -> None:
+        super().__init__(name, type_, owner, parents, step)
+        self.spec = spec
+
+
 def check_by(where: str, by: object, type_: Any) -> None:
     """Raise ConfigError unless `by` is a field of `type_`, or a function."""
     if callable(by):
@@ -185,6 +251,14 @@ def _returned(function: Any) -> Any:
     if inspect.isclass(function):
         return function
     return hints.get("return", Any)
+
+
+def _awaited(type_: Any) -> Any:
+    """The type of what awaiting a `type_` gives, where that is how a function is annotated."""
+    origin = typing.get_origin(type_)
+    if isinstance(origin, type) and issubclass(origin, Awaitable):
+        return typing.get_args(type_)[-1]
+    return type_
 
 
 def _element(type_: Any) -> Any:

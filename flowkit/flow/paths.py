@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowkit.flow.events import Derived, Events, Step
+from flowkit.flow.events import Called, Derived, Events, Step
 
 DROPPED: Any = type("Dropped", (), {"__repr__": lambda _self: "DROPPED"})()
 """What a chain gives for an event that it does not let through."""
@@ -21,7 +21,7 @@ class Path:
 
 def paths_of(stream: Events[Any]) -> list[Path]:
     """All ways on which events come into `stream`: one, or as many as it merges."""
-    if not isinstance(stream, Derived):
+    if not isinstance(stream, Derived) or isinstance(stream, Called):
         return [Path(stream.name, stream, ())]
     step = () if stream.step.kind == "pass" else (stream.step,)
     return [
@@ -30,8 +30,14 @@ def paths_of(stream: Events[Any]) -> list[Path]:
 
 
 def roots_of(streams: Iterable[Events[Any]]) -> list[Events[Any]]:
-    """The streams from which the events of `streams` come, each once."""
-    return list({path.root.name: path.root for stream in streams for path in paths_of(stream)}.values())
+    """The streams from which the events of `streams` come, each once; results of calls after what they are made of."""
+    found: dict[str, Events[Any]] = {}
+    for stream in streams:
+        for path in paths_of(stream):
+            if isinstance(path.root, Called):
+                found |= {root.name: root for root in roots_of(path.root.parents) if root.name not in found}
+            found.setdefault(path.root.name, path.root)
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ class ProcessState(State):
 
     def fire(self, end: int, watermark: int) -> Iterator[Result]:
         """What the processes send that are due at `end - 1`: for each key a list, which no commit may cut."""
+        self.watermark = max(self.watermark, end - 1)
         return self._wake(end - 1)
 
     def resume(self, watermark: int) -> Iterator[Result]:

@@ -49,6 +49,8 @@ class Splits:
     def __init__(self) -> None:
         self.by_name: dict[str, Split] = {}
         self.floor = MIN_TIME
+        self.hold = END_OF_TIME
+        """What holds the watermark back besides the splits: events that are on their way through a call."""
 
     def add(self, name: str, out_of_order: int, number: int = 0) -> Split:
         """Start to follow a split; until it has sent something it holds the watermark back."""
@@ -66,6 +68,10 @@ class Splits:
 
     def watermark(self) -> int:
         """The task's watermark now."""
+        return min(self.reached(), self.hold)
+
+    def reached(self) -> int:
+        """How far the splits have come, whatever holds the watermark back besides."""
         marks = [split.watermark for split in self.by_name.values() if split.counts]
         if marks:
             self.floor = max(self.floor, min(marks))

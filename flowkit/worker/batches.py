@@ -4,24 +4,29 @@ from typing import Any
 
 from flowkit.errors import WindowClosed
 from flowkit.table import NEVER, State
+from flowkit.worker.calling import CallDriver
+from flowkit.worker.calls import Calls
 from flowkit.worker.drivers import Driver, StreamDriver
 from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
-from flowkit.worker.step import StepContext
+from flowkit.worker.step import EventFailed, StepContext
 from flowkit.worker.units import Units
 
 
 class Batches:
     """The unfinished batches of an engine's agents. What is in them is saved with each commit."""
 
-    def __init__(self, step: StepContext, units: Units, output: Output, recall: Recall) -> None:
-        self.step, self.units, self.output, self.recall = step, units, output, recall
+    def __init__(self, step: StepContext, units: Units, output: Output, recall: Recall, calls: Calls) -> None:
+        self.step, self.units, self.output, self.recall, self.calls = step, units, output, recall, calls
 
     async def add(self, drivers: list[Driver], event: Any, t: int, origin: Origin, *, careful: bool) -> None:
-        """Add an event to the batches of agents; hand over those that are full."""
+        """Add an event to the batches of agents, and hand over those that are full; or begin calls for it."""
         step = self.step
-        for driver, value, source in [row for taker in drivers for row in taker.spread(event, origin)]:
+        for driver, value, source in self._spread(drivers, event, origin, careful):
+            if isinstance(driver, CallDriver):
+                await self.calls.add(driver, value, t, source, careful)
+                continue
             assert isinstance(driver, StreamDriver)
             if not driver.buffer:
                 driver.since = step.now()
@@ -29,6 +34,21 @@ class Batches:
             step.next_due = min(step.next_due, driver.deadline)
             if len(driver.buffer) >= (driver.need.size or 1):
                 await self.flush(driver, careful)
+
+    def _spread(
+        self, drivers: list[Driver], event: Any, origin: Origin, careful: bool
+    ) -> list[tuple[Driver, Any, Origin]]:
+        """Who is to get what. An event that an operator on the way cannot handle is a dead letter."""
+        rows: list[tuple[Driver, Any, Origin]] = []
+        for taker in drivers:
+            try:
+                rows += taker.spread(event, origin)
+            except Exception as error:
+                if not careful:
+                    raise EventFailed((self.step.event_number, self.step.unit), taker, error) from error
+                self.output.dead_letter(origin, error, taker.name, 1)
+                return []
+        return rows
 
     async def flush_all(self, careful: bool) -> bool:
         """Hand over all unfinished batches; False if there were none."""

@@ -88,12 +88,19 @@ def fields_used(engine: Engine, topic: Topic[Any]) -> frozenset[str] | None:
 
 
 @asynccontextmanager
-async def resources(app: App) -> AsyncIterator[None]:
-    """The app's resources, made in order of declaration and closed in reverse."""
+async def resources(app: App, clock: Clock) -> AsyncIterator[Callable[[], None]]:
+    """The app's resources, made in order of declaration and closed in reverse.
+
+    What is given is to be called now and then: it looks whether one is to be made anew.
+    """
     async with AsyncExitStack() as stack:
-        for resource in app.resources.values():
-            resource.bound.set(await stack.enter_async_context(resource.factory()))
-        yield
+        looks = [await stack.enter_async_context(resource.open(clock)) for resource in app.resources.values()]
+
+        def look() -> None:
+            for each in looks:
+                each()
+
+        yield look
 
 
 @contextmanager

@@ -11,7 +11,7 @@ so that a failed event leaves no trace (units.py). Events that may be late, or t
 always.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,12 +19,14 @@ import msgspec
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
-from flowkit.flow import roots_of
+from flowkit.flow import Called, roots_of
 from flowkit.record import END_OF_TIME
 from flowkit.store import SpaceChange, Store
 from flowkit.table import TableEvents, current
 from flowkit.window import Split
 from flowkit.worker.batches import Batches
+from flowkit.worker.calling import Call
+from flowkit.worker.calls import Calls
 from flowkit.worker.drivers import Driver, StreamDriver
 from flowkit.worker.firing import Firing
 from flowkit.worker.inlet import Decoded
@@ -71,9 +73,10 @@ class Engine:
 
         output, recall = Output(step), Recall(step)
         units = Units(step, output)
-        self.batches = Batches(step, units, output, recall)
+        self.calls = Calls(step, output, recall)
+        self.batches = Batches(step, units, output, recall, self.calls)
         Subscribers(step, units, self.batches, recall)
-        self.firing = Firing(step, self.batches, recall)
+        self.firing = Firing(step, self.batches, recall, self.calls)
         self.ways = Ways(step, units, self.batches, self.firing, output, recall)
         self.ending = False
         """True from when the input has ended until everything that follows from it is done."""
@@ -95,7 +98,8 @@ class Engine:
             table.bound.set(self.states[table.name])
 
     async def stop(self) -> None:
-        """Stop the agents, without telling them that the input has ended."""
+        """Stop the agents, without telling them that the input has ended, and break off calls."""
+        await self.calls.close()
         await self.step.stop_agents()
 
     # Work
@@ -143,8 +147,10 @@ class Engine:
         self.bind()
         self.step.begin()
         first = [driver for driver in self.step.drivers if not _reads_tables(driver)]
+        self.calls.inline = True
         if not self.ending:
             self.step.new_event()
+            await self.calls.drain(careful)
             await self.batches.flush_all(careful)
             await self.step.end_agents(first)
             for split in self.splits.by_name.values():
@@ -152,7 +158,7 @@ class Engine:
             self.splits.floor = END_OF_TIME
             self.ending = True
         await self.firing.advance(careful)
-        while not self.firing.unfinished and await self.batches.flush_all(careful):
+        while not self.firing.unfinished and (await self.calls.drain(careful) or await self.batches.flush_all(careful)):
             await self.firing.advance(careful)
         if self.firing.unfinished:
             return
@@ -163,13 +169,19 @@ class Engine:
         """How far event time has come (ms)."""
         return self.splits.watermark()
 
+    async def take_done(self, calls: Sequence[Call], careful: bool) -> None:
+        """Live: these calls are done; hand over their results."""
+        self.step.begin()
+        await self.calls.take(calls, careful)
+
     def has_old_batch(self) -> bool:
         """True if an agent has waited for its batch to fill for as long as it allows."""
-        return self.batches.has_old()
+        return self.batches.has_old() or self.calls.has_old()
 
     async def flush_old(self, careful: bool) -> None:
         """Hand over the batches that have waited for as long as their agents allow."""
         await self.batches.flush_old(careful)
+        await self.calls.begin_old(careful)
 
     # Commit and recovery
 
@@ -186,6 +198,7 @@ class Engine:
             "splits": self.splits.save(),
             "tables": {name: state.meta() for name, state in self.states.items()},
             **self.batches.save(),
+            **self.calls.save(),
         }
         firing = self.firing.save()
         if self.unfinished:
@@ -203,6 +216,7 @@ class Engine:
             self.splits.load(meta["splits"])
         for name, state in self.states.items():
             state.open(meta.get("tables", {}).get(name, {}))
+        self.calls.open(meta)
         self._load(meta)
 
     def forget(self) -> None:
@@ -225,6 +239,7 @@ class Engine:
         for name in ("records", "late", "dead", "emitted", "fired"):
             setattr(self.counters, name, getattr(self._before, name))
         await step.restart_agents()
+        self.calls.rollback(meta)
         self._load(meta)
 
     def _load(self, meta: dict[str, Any]) -> None:
@@ -236,4 +251,6 @@ class Engine:
 
 
 def _reads_tables(driver: Driver) -> bool:
-    return isinstance(driver, StreamDriver) and any(isinstance(s, TableEvents) for s in roots_of(driver.sources))
+    return isinstance(driver, StreamDriver) and any(
+        isinstance(s, TableEvents | Called) for s in roots_of(driver.sources)
+    )

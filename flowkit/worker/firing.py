@@ -18,6 +18,7 @@ from typing import Any
 from flowkit.record import Closed
 from flowkit.table import Result, State
 from flowkit.worker.batches import Batches
+from flowkit.worker.calls import Calls
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import StepContext
 
@@ -36,8 +37,8 @@ Full = tuple[int, int, bytes, str, Closed[Any, Any]]
 class Firing:
     """Fires what is due, in pieces."""
 
-    def __init__(self, step: StepContext, batches: Batches, recall: Recall) -> None:
-        self.step, self.batches, self.recall = step, batches, recall
+    def __init__(self, step: StepContext, batches: Batches, recall: Recall, calls: Calls) -> None:
+        self.step, self.batches, self.recall, self.calls = step, batches, recall, calls
         self.unfinished = False
         """True while a firing is cut: it goes on before anything else is done."""
         self.number = (BEFORE_RECORDS, 0)
@@ -60,27 +61,36 @@ class Firing:
         step = self.step
         watermark = step.cursor.watermark = step.splits.watermark()
         if self.unfinished:
-            await self._resume(watermark, careful)
+            await self._resume(careful)
             return
+        if self.calls.are_forming() and step.splits.reached() >= step.next_due:
+            await self.calls.begin_forming(careful)
+            watermark = step.cursor.watermark = step.splits.watermark()
         if watermark < step.next_due and not step.cursor.ready:
             return
         if not step.in_piece:
             step.new_event()
-        await self._fire(watermark, careful)
+        await self._fire(careful)
 
-    async def _resume(self, watermark: int, careful: bool) -> None:
+    async def _resume(self, careful: bool) -> None:
         """Go on under the number at which it was cut: whether and where that was leaves no trace."""
         step = self.step
         before = step.event_number
         step.event_number, step.unit = self.number
         self.unfinished = False
-        await self._fire(watermark, careful)
+        await self._fire(careful)
         self.number = step.event_number, step.unit
         step.event_number = max(before, step.event_number)
 
-    async def _fire(self, watermark: int, careful: bool) -> None:
+    async def _fire(self, careful: bool) -> None:
+        self.step.firing = True
+        try:
+            await self._fire_all(list(self.step.states.values()), careful)
+        finally:
+            self.step.firing = False
+
+    async def _fire_all(self, states: list[State], careful: bool) -> None:
         step = self.step
-        states = list(step.states.values())
         while True:
             if self._state is not None and not await self._send_results(self._state, careful):
                 return
@@ -89,6 +99,8 @@ class Firing:
                 return
             if step.cursor.ready:
                 self._take_full()
+            # What has fired may be on its way through a call, which holds all later windows.
+            watermark = step.splits.watermark()
             ends = [(end, n) for n, state in enumerate(states) if (end := state.peek(watermark)) is not None]
             first = min(ends, default=None)
             batch = self.batches.due_before(watermark, None if first is None else (first[0], states[first[1]]))
@@ -106,6 +118,9 @@ class Firing:
                 break
         for state in states:
             state.settle(watermark)
+        step.settled = max(step.settled, watermark)
+        step.cursor.watermark = watermark
+        self.calls.resumed()
         step.refresh_due()
 
     async def _send_results(self, state: State, careful: bool) -> bool:
@@ -130,7 +145,7 @@ class Firing:
 
     def _is_enough(self) -> bool:
         """True if the firing is to be cut after the result just sent."""
-        return self.left <= 0 or (self.left % GLANCE == 0 and time.perf_counter() > self.step.until)
+        return self.left <= 0 or self.calls.cuts or (self.left % GLANCE == 0 and time.perf_counter() > self.step.until)
 
     def _cut(self) -> None:
         step = self.step

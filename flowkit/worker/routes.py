@@ -5,9 +5,10 @@ from typing import Any
 
 from flowkit.agent import AgentSpec, Group
 from flowkit.app import App
-from flowkit.flow import Events, paths_of, roots_of
+from flowkit.flow import Called, Events, paths_of, roots_of
 from flowkit.store import Store
 from flowkit.table import AnyTable, Cursor, Mode, ProcessState, ProcessTable, State, compiled_of, make_state
+from flowkit.worker.calling import CallDriver
 from flowkit.worker.drivers import AggregateDriver, Driver, EachDriver, ProcessDriver, StreamDriver
 from flowkit.worker.tap import Tap
 
@@ -63,6 +64,7 @@ def make_drivers(group: Group, states: dict[str, State], cursor: Cursor) -> list
             if table.window is not None:
                 declared.drops_late = declared.states
             drivers.append(declared)
+    drivers += [CallDriver(root, cursor) for root in roots_of(subscriptions(group)) if isinstance(root, Called)]
     return drivers + [_agent_driver(group, agent, states, cursor) for agent in group.agents]
 
 

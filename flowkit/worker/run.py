@@ -64,12 +64,17 @@ class Summary:
 class Signs:
     """Signs of life of a run, for the watchdog."""
 
-    def __init__(self, task: Task, engines: Sequence[Engine]) -> None:
-        self.task, self.engines, self.steps = task, engines, 0
+    def __init__(self, task: Task, engines: Sequence[Engine], limit_ms: int) -> None:
+        self.task, self.engines, self.limit, self.steps = task, engines, limit_ms, 0
 
     def __call__(self) -> tuple[int, ...] | None:
         """What changes while it lives; None while it waits for a reason."""
         if any(engine.step.resting for engine in self.engines):
+            return None
+        waiting = [engine.calls for engine in self.engines if engine.calls.waiting]
+        for calls in waiting:
+            calls.tell_waiting(self.limit)
+        if waiting:
             return None
         return (self.steps, self.task.commits, *(engine.step.beats for engine in self.engines))
 
@@ -171,7 +176,7 @@ async def run(
             new_id=random_ids(),
             hook=hook,
         )
-        await stack.enter_async_context(resources(app))
+        look = await stack.enter_async_context(resources(app, SystemClock()))
         stack.push_async_callback(task.close)
         feed = BoundedFeed(engines, outlets)
         stack.push_async_callback(feed.close)
@@ -182,7 +187,7 @@ async def run(
         if not fresh:
             await _open_heads(feed, sources, meta, options.batch_size)
         feed.restore(meta)
-        signs = Signs(task, engines)
+        signs = Signs(task, engines, options.stall_after)
         await stack.enter_async_context(told_stalls(signs, options.stall_after))
         await task.start(feed, meta)
         already_done = len(feed.finished) == len(engines) and not any(engine.unfinished for engine in engines)
@@ -193,7 +198,7 @@ async def run(
         stopped, broken_off = False, None
         while True:
             try:
-                stopped = await _work(task, signs, should_stop, on_progress, report)
+                stopped = await _work(task, signs, look, should_stop, on_progress, report)
             except InputError as error:  # an input breaks off: what was read before that is not lost
                 broken_off = error
             if already_done or await task.commit(final=True):
@@ -219,6 +224,7 @@ async def run(
 async def _work(
     task: Task,
     signs: Signs,
+    look: Callable[[], None],
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None] | None,
     report: Callable[[], Progress],
@@ -227,6 +233,7 @@ async def _work(
     next_report = 0.0
     while await task.step():
         signs.steps += 1
+        look()
         now = time.monotonic()
         if on_progress is not None and now >= next_report:
             on_progress(report())

@@ -19,12 +19,25 @@ import structlog
 
 from flowkit.app import App
 from flowkit.errors import Fenced, StoreCorrupt
+from flowkit.resource import lease_all
 from flowkit.sink import Sink
 from flowkit.source import Broker, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
-from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Piece, Records, Tick, Unfinished, Waiting
+from flowkit.worker.feed import (
+    ClockMark,
+    Completed,
+    Ended,
+    Feed,
+    Finished,
+    Idle,
+    Piece,
+    Records,
+    Tick,
+    Unfinished,
+    Waiting,
+)
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.whole import whole
 
@@ -179,11 +192,18 @@ class Task:
         return True
 
     async def next(self, limit: int) -> Piece | Waiting | None:
-        """The next piece, of at most `limit` records. What an engine has left unfinished comes before all else."""
+        """The next piece, of at most `limit` records. What an engine has left unfinished comes before all else.
+
+        None also while an engine has no room for more calls of async functions: then it takes results only.
+        """
         for engine in self.engines:
-            if engine.unfinished:
+            if engine.unfinished and not engine.calls.cuts:
                 return Unfinished(engine)
-        return await self.feed.next(limit)
+            self.feed.done(engine)
+        piece = await self.feed.next(limit)
+        if isinstance(piece, Completed) or not any(e.calls.cuts or e.calls.no_room for e in self.engines):
+            return piece
+        return None
 
     def commit_is_due(self) -> bool:
         """True after enough records and results of windows, or enough time."""
@@ -196,7 +216,8 @@ class Task:
         engine = piece.engine
         engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
         engine.allow(self.commit_every - self.since_commit)
-        started, fired = time.perf_counter(), engine.firing.handled
+        started, handled = time.perf_counter(), engine.firing.handled + engine.calls.handled
+        leases = lease_all(self.app.resources.values()) if self.app.resources else ()
         try:
             count = await self._run(piece)
         except EventFailed as failed:
@@ -208,10 +229,13 @@ class Task:
             log.debug("an agent raised: going back to the last commit, then carefully", agent=failed.driver.name)
             await self.rollback()
             return
+        finally:
+            for lease in leases:
+                lease.release()
         if not isinstance(piece, Unfinished):
             self.feed.taken(piece, count)
         self._dirty = True
-        self.since_commit += count + engine.firing.handled - fired
+        self.since_commit += count + engine.firing.handled + engine.calls.handled - handled
         if count:
             # A slice of about 50 ms, so that commits, stops and the event loop never wait long for slow agents.
             took = time.perf_counter() - started
@@ -232,6 +256,10 @@ class Task:
                 piece.split.idle = True
             case ClockMark():
                 engine.splits.floor = max(engine.splits.floor, piece.watermark)
+            case Completed():
+                await engine.take_done(piece.calls, self.careful)
+                if engine.unfinished:
+                    return 0
             case Tick():
                 await engine.flush_old(self.careful)
             case Finished():

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Worker:
         """The tasks that it owns or is about to, by name."""
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
+        self._look_at_resources: Callable[[], None] = _nothing
         self._placed_at = 0.0
         """When (monotonic seconds) it last heard from the broker which tasks are its own."""
 
@@ -82,7 +83,7 @@ class Worker:
             self.broker = open_broker(self.broker_url, self.clock)
             await stack.enter_async_context(self.broker)
             await self.wiring.connect(self.broker)
-            await stack.enter_async_context(resources(self.app))
+            self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
             stack.enter_context(LoopWatch(self.options.stall_after).running())
             await self._join()
             watch = asyncio.create_task(self._watch(), name="watchdog")
@@ -204,8 +205,11 @@ class Worker:
                 for owned in self.owned.values():
                     if owned.live is not None:
                         owned.live.excuse()
+            self._look_at_resources()
             for owned in self.owned.values():
                 self._look_at(owned, limit)
+                if owned.live is not None and owned.live.opened:
+                    owned.live.engine.calls.tell_waiting(self.options.stall_after)
 
     def _look_at(self, owned: Ownership, limit: float) -> None:
         live = owned.live
@@ -260,6 +264,10 @@ class Worker:
         except FlowkitError as error:
             log.warning("could not leave; the membership will run out", error=str(error))
         log.info("worker stopped", worker=self.id)
+
+
+def _nothing() -> None:
+    return None
 
 
 async def serve(

@@ -1,0 +1,390 @@
+"""Events on their way through calls of async functions (`map_async`): held, saved with each commit, handed over.
+
+    event ── add ── under way ── done ── hand over ── subscribers, as a step of its own
+
+What is under way holds the watermark before its time. In a bounded run the oldest is waited for when there is no room
+for another, and at the end: what is handed over when depends on how many there are, never on how long calls take. In a
+live run the task takes no input while there is no room, and that a call is done is a piece of its feed
+(`flowkit.worker.feed.Completed`), so that after a rollback the same results come at the same place again.
+"""
+
+import asyncio
+import contextvars
+import heapq
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from flowkit.codec import Codec
+from flowkit.record import END_OF_TIME, MIN_TIME
+from flowkit.table import current
+from flowkit.worker.calling import Call, CallDriver, Calling, Failed, Row
+from flowkit.worker.origin import Made, Origin
+from flowkit.worker.output import Output
+from flowkit.worker.recall import Recall
+from flowkit.worker.step import StepContext
+
+log = structlog.get_logger("flowkit.engine")
+
+
+class Calls:
+    """All calls of an engine."""
+
+    def __init__(self, step: StepContext, output: Output, recall: Recall) -> None:
+        self.step, self.output, self.recall = step, output, recall
+        self.drivers = [driver for driver in step.drivers if isinstance(driver, CallDriver)]
+        self.inline = step.bounded
+        """True while results are waited for where there is no room; else the task has to wait."""
+        self.done: list[Call] = []
+        """Calls that are done, of which the task has not taken note."""
+        self.waiting = False
+        """True while the task waits for a call."""
+        self.handled = 0
+        """How many results have been handed over."""
+        self.wake = asyncio.Event()
+        self._holds: list[Row] = []
+        self._journal: list[Call] = []
+        """Calls handed over since the last commit."""
+        self._again: dict[bytes, deque[Call]] = {}
+        """Calls of before a rollback, for when their events come again."""
+        self._touched: set[CallDriver] = set()
+        """Streams of which a firing that was cut has begun calls."""
+        self._waiter: asyncio.Future[None] | None = None
+        self._codecs: dict[Any, Codec | None] = {}
+        self._told = 0.0
+        for driver in self.drivers:
+            driver.calling = Calling(step.app, driver.stream, step.clock, self.now, self.recall.event, self._finished)
+
+    def now(self) -> int:
+        """The clock (ms) that time-outs go by."""
+        return int(time.monotonic() * 1000) if self.step.bounded else self.step.clock.now_ms()
+
+    # Taking events
+
+    async def add(self, driver: CallDriver, event: Any, t: int, origin: Origin, careful: bool) -> None:
+        """Begin the call of an event, or add the event to a batch."""
+        step = self.step
+        # A result must find the windows open that were open when its event came.
+        row = Row(event, t, max(t - 1, step.settled if step.firing else step.cursor.watermark), origin)
+        heapq.heappush(self._holds, row)
+        step.splits.hold = self._holds[0].hold
+        if driver.spec.size is None:
+            await self._begin(driver, [row], careful)
+            return
+        if not driver.forming:
+            driver.since = step.now()
+        driver.forming.append(row)
+        if len(driver.forming) >= driver.spec.size:
+            await self._complete(driver, careful)
+
+    async def _complete(self, driver: CallDriver, careful: bool) -> None:
+        rows, driver.forming = driver.forming, []
+        await self._begin(driver, rows, careful)
+
+    async def _begin(self, driver: CallDriver, rows: list[Row], careful: bool) -> None:
+        while self.inline and driver.full:
+            await self._hand_over_oldest(driver, careful)
+        call = self._known(rows, driver) if self._again else None
+        if call is None:
+            call = Call(driver.calling, rows)
+            driver.calling.start(call)
+        elif call.arrived and not self.inline:
+            self._finished(call)  # that it is done came before its event did
+        driver.pending.append(call)
+        if not self.inline and driver.full:
+            self.step.link_hit = True
+            if self.step.firing:
+                self._touched.add(driver)
+
+    def _known(self, rows: list[Row], driver: CallDriver) -> Call | None:
+        """The call that was made for these events before a rollback."""
+        same = self._again.get(_identity(driver, rows))
+        if not same:
+            return None
+        call = same.popleft()
+        call.rows = rows
+        if call.saved and call.results is not None:
+            call.results = [
+                result if data is None else self._decode(driver, data, type(result))
+                for result, data in zip(call.results, call.saved, strict=True)
+            ]
+        return call
+
+    async def begin_old(self, careful: bool) -> None:
+        """Begin the calls of batches that have waited for as long as they may."""
+        now = self.step.now()
+        for driver in self.drivers:
+            if self._is_old(driver, now):
+                await self._complete(driver, careful)
+
+    def has_old(self) -> bool:
+        """True if a batch has waited for as long as it may."""
+        now = self.step.now()
+        return any(self._is_old(driver, now) for driver in self.drivers)
+
+    def _is_old(self, driver: CallDriver, now: int) -> bool:
+        within = driver.spec.within
+        return within is not None and bool(driver.forming) and now - driver.since >= within
+
+    def are_forming(self) -> bool:
+        """True if a batch is not complete."""
+        return any(driver.forming for driver in self.drivers)
+
+    async def begin_forming(self, careful: bool) -> None:
+        """Begin the calls of batches that are not complete: a window waits for them."""
+        for driver in self.drivers:
+            if driver.forming:
+                await self._complete(driver, careful)
+
+    # Handing over
+
+    async def _hand_over_oldest(self, driver: CallDriver, careful: bool) -> None:
+        call = driver.pending[0]
+        if call.results is None:
+            await self._wait_for(call)
+        driver.pending.popleft()
+        await self._hand_over(driver, call, careful)
+
+    async def _hand_over(self, driver: CallDriver, call: Call, careful: bool) -> None:
+        step = self.step
+        assert call.results is not None
+        before, call.saved = step.cursor.time, []
+        for row, result in zip(call.rows, call.results, strict=True):
+            if type(result) is Failed:
+                call.saved.append(None)
+                self.output.dead_letter(row.origin, result.error, driver.name, result.attempts)
+            else:
+                data = self._encode(driver, result)
+                call.saved.append(data)
+                origin = row.origin.made_of(Made(driver.name, data, result if data is None else type(result)))
+                await step.send(driver.name, result, row.t, careful, origin)
+            row.gone = True
+            self.handled += 1
+        while self._holds and self._holds[0].gone:
+            heapq.heappop(self._holds)
+        step.splits.hold = self._holds[0].hold if self._holds else END_OF_TIME
+        self._journal.append(call)
+        step.cursor.time = before
+
+    def _encode(self, driver: CallDriver, value: Any) -> bytes | None:
+        """The result as it is now, or None if it cannot be kept."""
+        codec = self.recall.result_codec(driver.stream.type, type(value))
+        try:
+            return None if codec is None else codec.encode(value)
+        except Exception:
+            return None
+
+    def _decode(self, driver: CallDriver, data: bytes, kind: type) -> Any:
+        codec = self.recall.result_codec(driver.stream.type, kind)
+        assert codec is not None
+        return codec.decode(data)
+
+    async def take(self, calls: Sequence[Call], careful: bool) -> None:
+        """Live: these are done. Hand over what may be, in the order of each stream or as they come."""
+        step = self.step
+        step.new_event()
+        step.cursor.watermark = step.splits.watermark()
+        for call in calls:
+            call.arrived = True
+        arrived = {call.calling for call in calls}
+        for driver in self.drivers:
+            if driver.calling not in arrived:
+                continue
+            if driver.spec.ordered:
+                while driver.pending and driver.pending[0].arrived:
+                    await self._hand_over(driver, driver.pending.popleft(), careful)
+            else:
+                ready = [call for call in calls if call.calling is driver.calling and call in driver.pending]
+                for call in [*ready, *(call for call in driver.pending if call.arrived and call not in ready)]:
+                    driver.pending.remove(call)
+                    await self._hand_over(driver, call, careful)
+
+    async def drain(self, careful: bool) -> bool:
+        """Wait for all that is under way, and hand it over; False if there was nothing."""
+        found = False
+        for driver in self.drivers:
+            if driver.forming:
+                await self._complete(driver, careful)
+            while driver.pending:
+                found = True
+                await self._hand_over_oldest(driver, careful)
+        return found
+
+    # Waiting
+
+    @property
+    def under_way(self) -> bool:
+        """True if there are calls that are not handed over."""
+        return any(driver.pending for driver in self.drivers)
+
+    @property
+    def no_room(self) -> bool:
+        """Live: True if the task is to take no input."""
+        return not self.inline and any(driver.full for driver in self.drivers)
+
+    @property
+    def cuts(self) -> bool:
+        """Live: True if a firing has to wait until there is room."""
+        return not self.inline and any(driver.full for driver in self._touched)
+
+    def resumed(self) -> None:
+        """The firing that was cut is through."""
+        self._touched.clear()
+
+    def take_done(self) -> list[Call]:
+        """Live: the calls that are done, each once. Amid a firing only those for which it waits."""
+        amid = {driver.calling for driver in self._touched if driver.full}
+        ready = [call for call in self.done if not amid or call.calling in amid]
+        self.done = [call for call in self.done if amid and call.calling not in amid]
+        return ready
+
+    def _finished(self, call: Call) -> None:
+        if not self.step.bounded:
+            self.done.append(call)
+            self.wake.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait_for(self, call: Call) -> None:
+        self.waiting = True
+        loop = asyncio.get_running_loop()
+        timed = any(driver.spec.timeout is not None for driver in self.drivers)
+        try:
+            while call.results is None:
+                if call.task is not None and call.task.done():
+                    call.task.result()  # raises what is no error of the event
+                self._waiter = loop.create_future()
+                again = loop.call_later(0.01, self._look) if timed else None
+                try:
+                    await self._waiter
+                finally:
+                    if again is not None:
+                        again.cancel()
+        finally:
+            self.waiting, self._waiter = False, None
+        self.step.waited()
+
+    def _look(self) -> None:
+        self.expire()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def expire(self) -> None:
+        """Break off what has taken longer than its time-out."""
+        now = self.now()
+        for driver in self.drivers:
+            if driver.spec.timeout is not None:
+                driver.calling.expire(now)
+
+    def tell_waiting(self, limit_ms: int) -> None:
+        """Say which call has been waited for longest, once in `limit_ms`, if it has taken so long."""
+        now = time.monotonic()
+        running = [call for driver in self.drivers for call in driver.calling.running]
+        if not running or now - self._told < limit_ms / 1000:
+            return
+        oldest = min(running, key=lambda call: call.since)
+        age = self.now() - oldest.since
+        if age >= limit_ms:
+            self._told = now
+            log.warning("waiting for a call", **self.oldest(oldest, age))
+
+    def oldest(self, call: Call, age: int) -> dict[str, Any]:
+        """A call in words."""
+        topic, split, offset, where, *_ = call.rows[0].origin.save()
+        place = where or f"{topic}[{split}] {offset}"
+        return {"stream": call.calling.name, "event": place, "events": len(call.rows), "age_ms": age}
+
+    # Commit and recovery
+
+    def save(self) -> dict[str, Any]:
+        """What a commit saves: the events that are under way. What was handed over is behind it."""
+        self._journal.clear()
+        for calls in self._again.values():
+            for call in calls:
+                call.calling.drop(call)
+        self._again = {}
+        saved = {}
+        for driver in self.drivers:
+            for call in driver.pending:
+                call.kept = call.arrived
+            if driver.pending or driver.forming:
+                saved[driver.name] = [
+                    [_saved(call.rows) for call in driver.pending],
+                    _saved(driver.forming),
+                    driver.since,
+                ]
+        return {"calls": saved, "settled": self.step.settled} if self.drivers else {}
+
+    def open(self, saved: dict[str, Any]) -> None:
+        """Take up what `save` gave ({}: nothing yet), and make the calls again."""
+        base = contextvars.copy_context()
+        hidden = {current, *(table.bound for table in self.step.group.tables)}
+        for driver in self.drivers:
+            for variable, value in base.items():
+                if variable not in hidden:
+                    driver.calling.context.run(variable.set, value)
+        self._load(saved)
+
+    def rollback(self, saved: dict[str, Any]) -> None:
+        """Go back to what `save` gave; calls made since then are not made again where their events come again."""
+        known = [*self._journal, *(call for driver in self.drivers for call in driver.pending)]
+        known += [call for calls in self._again.values() for call in calls]
+        self._journal, self._again = [], {}
+        self._touched.clear()
+        self.inline = self.step.bounded
+        for driver in self.drivers:
+            kept = [call for call in known if call.calling is driver.calling]
+            for call in kept:
+                if call.task is None:
+                    continue  # not even begun
+                call.arrived = call.kept
+                self._again.setdefault(_identity(driver, call.rows), deque()).append(call)
+            driver.calling.queue.clear()
+        self._load(saved)
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self._holds = []
+        self.step.settled = saved.get("settled", MIN_TIME)
+        for driver in self.drivers:
+            driver.pending.clear()
+            calls, forming, since = saved.get("calls", {}).get(driver.name, ([], [], 0))
+            for saved_rows in calls:
+                rows = list(self._loaded(saved_rows))
+                call = self._known(rows, driver)
+                if call is None:
+                    call = Call(driver.calling, rows)
+                    driver.calling.start(call)
+                driver.pending.append(call)
+            driver.forming, driver.since = list(self._loaded(forming)), since
+        self.step.splits.hold = self._holds[0].hold if self._holds else END_OF_TIME
+
+    def _loaded(self, saved: list[Any]) -> Iterator[Row]:
+        for origin_row, t, hold in saved:
+            origin = Origin.load(origin_row)
+            row = Row(self.recall.event(origin), t, hold, origin)
+            heapq.heappush(self._holds, row)
+            yield row
+
+    async def close(self) -> None:
+        """Break off everything."""
+        tasks = []
+        for driver in self.drivers:
+            driver.calling.queue.clear()
+            for call in list(driver.calling.running):
+                call.dropped = True
+                if call.task is not None:
+                    call.task.cancel()
+                    tasks.append(call.task)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _saved(rows: list[Row]) -> list[Any]:
+    return [[row.origin.save(), row.t, row.hold] for row in rows]
+
+
+def _identity(driver: CallDriver, rows: list[Row]) -> bytes:
+    return msgspec.msgpack.encode([driver.name, [row.origin.save() for row in rows]])
