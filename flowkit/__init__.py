@@ -12,6 +12,7 @@ from flowkit.errors import (
     Fenced,
     FlowkitError,
     InputError,
+    LookupFailed,
     NoEvent,
     ReadOnly,
     RecordError,
@@ -26,11 +27,13 @@ from flowkit.errors import (
     WrongPartition,
 )
 from flowkit.flow import Events, Keyed
+from flowkit.lookup import Cache
 from flowkit.options import Settings
 from flowkit.record import (
     Change,
     Closed,
     DeadLetter,
+    Enriched,
     Record,
     days,
     hours,
@@ -61,6 +64,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "Cache",
     "Change",
     "Closed",
     "CommitError",
@@ -71,6 +75,7 @@ __all__ = [
     "Custom",
     "DeadLetter",
     "DecodeError",
+    "Enriched",
     "Events",
     "Fenced",
     "First",
@@ -79,6 +84,7 @@ __all__ = [
     "InputError",
     "Keyed",
     "Last",
+    "LookupFailed",
     "Max",
     "Mean",
     "Min",

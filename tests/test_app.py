@@ -14,6 +14,7 @@ from flowkit.errors import ConfigError, NoEvent
 from flowkit.record import Change, Closed, DeadLetter, Record
 from flowkit.table import CountDistinct, Custom, Mean, OverlappingTable, Sum, Table, TopK, WindowedTable
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
+from flowkit.worker import resources
 
 
 class Tx(Record):
@@ -441,7 +442,7 @@ async def test_a_resource_is_made_by_its_factory_and_got_only_while_a_worker_run
     assert app.resources == {"client": client}
     with pytest.raises(NoEvent, match="resource 'client' exists only while a worker runs: use it inside an agent"):
         client()
-    async with client.open(VirtualClock()):
+    async with resources(app, VirtualClock()):
         assert client() == 5
 
 

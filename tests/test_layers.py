@@ -27,6 +27,7 @@ FLOORS = {
     **dict.fromkeys(GROUND, 0),
     "window": 1,
     "store": 1,
+    "lookup": 1,
     "source": 2,
     "sink": 2,
     "flow": 2,

@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flowkit.clock import Clock
 from flowkit.errors import ConfigError
 from flowkit.flow.retry import Retry
 
 AsyncFunction = Callable[[Any], Awaitable[Any]]
+
+Now = Callable[[], int]
+"""The time of day (ms)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class CallSpec:
     Durations in ms. `begin` gives the function to one task, whose clock it is told. `retry` None: the app's.
     """
 
-    begin: Callable[[Clock], AsyncFunction]
+    begin: Callable[[Now], AsyncFunction]
     function: Any
     """What the user wrote, for people."""
     concurrency: int

@@ -11,12 +11,15 @@ import inspect
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from flowkit.codec import has_field, type_name
 from flowkit.errors import ConfigError
 from flowkit.flow.calls import CallSpec, check_calls
+from flowkit.flow.enriching import enricher
 from flowkit.flow.retry import Retry
+from flowkit.lookup import Cache, result_type
+from flowkit.record import Enriched
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -37,6 +40,18 @@ class Owner(Protocol):
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or with the first number behind it that makes it free."""
+
+
+class EnrichOptions(TypedDict, total=False):
+    """Keywords of `Events.enrich`, told there."""
+
+    cache: Cache | None
+    concurrency: int
+    timeout: int | None
+    ordered: bool
+    retry: Retry | None
+    type: Any
+    name: str | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,7 @@ class Events(Generic[T_co]):
         the event goes to the dead letters. The result's type is what the function is annotated to give, or `type`;
         give one wherever results are kept. Raises ConfigError for what cannot be right.
         """
-        spec = CallSpec(lambda _clock: function, function, concurrency, timeout, ordered, retry)
+        spec = CallSpec(lambda _now: function, function, concurrency, timeout, ordered, retry)
         made = _awaited(_returned(function)) if type is None else type
         return self._called("map_async", function, spec, made, name)
 
@@ -162,9 +177,65 @@ class Events(Generic[T_co]):
         bounded run), when a window waits for it, or at the end of the input. One that fails is tried as `retry` says,
         then in halves, down to the single events that make it fail: only those go to the dead letters.
         """
-        spec = CallSpec(lambda _clock: function, function, concurrency, timeout, ordered, retry, size, within)
+        spec = CallSpec(lambda _now: function, function, concurrency, timeout, ordered, retry, size, within)
         made = _element(_awaited(_returned(function))) if type is None else type
         return self._called("map_async_batches", function, spec, made, name)
+
+    @overload
+    def enrich(
+        self,
+        lookup: Callable[[Any], Awaitable[U | None]],
+        *,
+        key: str | Callable[[T_co], Any],
+        how: Literal["left"] = "left",
+        **options: Unpack[EnrichOptions],
+    ) -> "Events[Enriched[T_co, U | None]]": ...
+    @overload
+    def enrich(
+        self,
+        lookup: Callable[[Any], Awaitable[U | None]],
+        *,
+        key: str | Callable[[T_co], Any],
+        how: Literal["inner"],
+        **options: Unpack[EnrichOptions],
+    ) -> "Events[Enriched[T_co, U]]": ...
+    def enrich(
+        self,
+        lookup: Any,
+        *,
+        key: Any,
+        how: Literal["left", "inner"] = "left",
+        cache: Cache | None = None,
+        concurrency: int = 64,
+        timeout: int | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        type: Any = None,
+        name: str | None = None,
+    ) -> Any:
+        """Each event with what `await lookup(key)` finds for it, as `Enriched(event, found)`.
+
+        `lookup` is an async function, or one of `flowkit.lookup`; `key` a field, or a function of the event; nothing is
+        looked up for None. `how`: "left" also gives the events for which nothing is found (None), "inner" does not.
+        `type` is that of what is found, if the lookup does not tell. The rest is as with `map_async`. With a cache,
+        several events that want the same key make one call.
+        """
+        where, owner = f"{self.name!r}.enrich", self._owner("enrich")
+        check_by(where, key, self.type)
+        if how not in ("left", "inner"):
+            raise ConfigError(f"{where}: how={how!r}: give 'left' or 'inner'")
+        if cache is not None and not isinstance(cache, Cache):
+            raise ConfigError(f"{where}: cache={cache!r}: give a flowkit.Cache(…)")
+        begin = enricher(lookup, cache, key, self.type)
+        spec = CallSpec(begin, lookup, concurrency, timeout, ordered, retry)
+        found = result_type(lookup) if type is None else type
+        label = name or owner.free_name(f"{self.name}.enrich")
+        if how == "left":
+            return self._called("enrich", lookup, spec, _enriched(self.type, found, how="left"), label)
+        every = self._called("enrich", lookup, spec, _enriched(self.type, found, how="left"), f"{label}.all")
+        only: Events[Any] = every.filter(_is_found, name=label)
+        only.type = _enriched(self.type, found, how="inner")
+        return only
 
     def _called(self, operator: str, function: Any, spec: CallSpec, type_: Any, name: str | None) -> "Called[Any]":
         owner = self._owner(operator)
@@ -234,6 +305,16 @@ def check_by(where: str, by: object, type_: Any) -> None:
 
 def _same(event: T) -> T:
     return event
+
+
+def _is_found(event: Enriched[Any, Any]) -> bool:
+    return event.found is not None
+
+
+def _enriched(event: Any, found: Any, *, how: str) -> Any:
+    """The type of an event with what was found for it, made at run time."""
+    generic: Any = Enriched
+    return generic[event, found if how == "inner" else typing.Optional[found]]  # noqa: UP045
 
 
 def _label(what: Any) -> str:

@@ -7,7 +7,7 @@ queued ── started ── done: a result or a failure for each event
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from flowkit.agent import Need
@@ -15,10 +15,10 @@ from flowkit.app import App
 from flowkit.clock import Clock
 from flowkit.errors import FlowkitError
 from flowkit.flow import Called, Retry
-from flowkit.resource import Lease, lease_all
 from flowkit.table import Cursor
 from flowkit.worker.drivers import Driver
 from flowkit.worker.origin import Origin
+from flowkit.worker.resources import lease_all
 
 
 class Row:
@@ -78,7 +78,7 @@ class Calling:
         self.app, self.name, self.spec, self.clock, self.now = app, stream.name, stream.spec, clock, now
         self.fresh, self.finished = fresh, finished
         self.retry: Retry = self.spec.retry or app.retry
-        self.function = self.spec.begin(clock)
+        self.function = self.spec.begin(clock.now_ms)
         self.running: dict[Call, None] = {}
         self.queue: deque[Call] = deque()
         self.context = contextvars.Context()
@@ -117,7 +117,7 @@ class Calling:
 
     async def _single(self, call: Call) -> None:
         row = call.rows[0]
-        leases = self._leases()
+        leases = lease_all(self.app)
         try:
             try:
                 if self.spec.timeout is not None:
@@ -179,7 +179,7 @@ class Calling:
         return late.with_traceback(error.__traceback__)
 
     async def _batch(self, call: Call) -> None:
-        leases = self._leases()
+        leases = lease_all(self.app)
         try:
             call.results = await self._several(call, call.rows, first=True)
         finally:
@@ -216,9 +216,6 @@ class Calling:
         if len(found) != wanted:
             raise FlowkitError(f"{self.name!r}: gave {len(found)} results for a batch of {wanted} events")
         return found
-
-    def _leases(self) -> Sequence[Lease]:
-        return lease_all(self.app.resources.values()) if self.app.resources else ()
 
 
 class CallDriver(Driver):

@@ -380,6 +380,9 @@ class Calls:
                     call.task.cancel()
                     tasks.append(call.task)
         await asyncio.gather(*tasks, return_exceptions=True)
+        for driver in self.drivers:
+            if hasattr(driver.calling.function, "aclose"):
+                await driver.calling.function.aclose()
 
 
 def _saved(rows: list[Row]) -> list[Any]:

@@ -25,9 +25,10 @@ from flowkit.sink import FileSink, Sink
 from flowkit.source import FileReader, FileSource
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
-from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, resources, tuned_collector
+from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.heads import Head, LinkHead
+from flowkit.worker.resources import resources
 from flowkit.worker.task import Hook, Task, _no_hook
 from flowkit.worker.watchdog import told_stalls
 

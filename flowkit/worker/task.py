@@ -19,7 +19,6 @@ import structlog
 
 from flowkit.app import App
 from flowkit.errors import Fenced, StoreCorrupt
-from flowkit.resource import lease_all
 from flowkit.sink import Sink
 from flowkit.source import Broker, partition_of
 from flowkit.store import Frame, SpaceChange, Store
@@ -39,6 +38,7 @@ from flowkit.worker.feed import (
     Waiting,
 )
 from flowkit.worker.outlets import BoundOutlet
+from flowkit.worker.resources import lease_all
 from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
@@ -217,7 +217,7 @@ class Task:
         engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
         engine.allow(self.commit_every - self.since_commit)
         started, handled = time.perf_counter(), engine.firing.handled + engine.calls.handled
-        leases = lease_all(self.app.resources.values()) if self.app.resources else ()
+        leases = lease_all(self.app)
         try:
             count = await self._run(piece)
         except EventFailed as failed:

@@ -18,11 +18,12 @@ from flowkit.errors import ConfigError, Fenced, FlowkitError
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, open_broker
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host
-from flowkit.worker.build import random_ids, resources, tuned_collector
+from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.placement import share
+from flowkit.worker.resources import resources
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
 from flowkit.worker.wiring import Wiring
