@@ -240,10 +240,10 @@ class Harness:
         calls = task.engine.calls
         if calls.under_way and (not found or calls.no_room or calls.cuts):
             for _ in range(TURNS):  # those that need nothing but turns of the event loop come to their end
-                if calls.done:
+                if calls.ready:
                     break
                 await anyio.lowlevel.checkpoint()
-            if not calls.done:
+            if not calls.ready:
                 return False
         elif not found:
             return False

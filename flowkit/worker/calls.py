@@ -107,11 +107,9 @@ class Calls:
             return None
         call = same.popleft()
         call.rows = rows
-        if call.saved and call.results is not None:
-            call.results = [
-                result if data is None else self._decode(driver, data, type(result))
-                for result, data in zip(call.results, call.saved, strict=True)
-            ]
+        for n, data in enumerate(call.saved):  # as many as were handed over
+            if data is not None and call.results is not None:
+                call.results[n] = self._decode(driver, data, type(call.results[n]))
         return call
 
     async def begin_old(self, careful: bool) -> None:
@@ -153,6 +151,7 @@ class Calls:
         step = self.step
         assert call.results is not None
         before, call.saved = step.cursor.time, []
+        self._journal.append(call)
         for row, result in zip(call.rows, call.results, strict=True):
             if type(result) is Failed:
                 call.saved.append(None)
@@ -167,7 +166,6 @@ class Calls:
         while self._holds and self._holds[0].gone:
             heapq.heappop(self._holds)
         step.splits.hold = self._holds[0].hold if self._holds else END_OF_TIME
-        self._journal.append(call)
         step.cursor.time = before
 
     def _encode(self, driver: CallDriver, value: Any) -> bytes | None:
@@ -237,10 +235,18 @@ class Calls:
 
     def take_done(self) -> list[Call]:
         """Live: the calls that are done, each once. Amid a firing only those for which it waits."""
-        amid = {driver.calling for driver in self._touched if driver.full}
-        ready = [call for call in self.done if not amid or call.calling in amid]
-        self.done = [call for call in self.done if amid and call.calling not in amid]
+        ready = self._ready()
+        self.done = [call for call in self.done if call not in ready]
         return ready
+
+    @property
+    def ready(self) -> bool:
+        """Live: True if there is anything for `take_done` to give."""
+        return bool(self._ready())
+
+    def _ready(self) -> list[Call]:
+        amid = {driver.calling for driver in self._touched if driver.full}
+        return [call for call in self.done if not amid or call.calling in amid]
 
     def _finished(self, call: Call) -> None:
         if not self.step.bounded:

@@ -170,7 +170,7 @@ class LiveTask:
         """Wait until a call is done, for at most `ms`."""
         calls = self.engine.calls
         self.progress = time.monotonic()
-        if not calls.done:
+        if not calls.ready:
             calls.wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(calls.wake.wait(), ms / 1000)
