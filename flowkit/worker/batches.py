@@ -23,6 +23,9 @@ class Batches:
     async def add(self, drivers: list[Driver], event: Any, t: int, origin: Origin, *, careful: bool) -> None:
         """Add an event to the batches of agents, and hand over those that are full; or begin calls for it."""
         step = self.step
+        if len(drivers) == 1 and type(only := drivers[0]) is CallDriver:
+            await self.calls.add(only, event, t, origin, careful)
+            return
         for driver, value, source in self._spread(drivers, event, origin, careful):
             if isinstance(driver, CallDriver):
                 await self.calls.add(driver, value, t, source, careful)

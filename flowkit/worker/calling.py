@@ -30,9 +30,6 @@ class Row:
         self.event, self.t, self.hold, self.origin = event, t, hold, origin
         self.gone = False
 
-    def __lt__(self, other: "Row") -> bool:
-        return self.hold < other.hold
-
 
 class Failed:
     """What became of an event instead of a result."""
@@ -46,7 +43,20 @@ class Failed:
 class Call:
     """One call for one event, or for a batch of them."""
 
-    __slots__ = ("arrived", "calling", "dropped", "due", "expired", "kept", "results", "rows", "saved", "since", "task")
+    __slots__ = (
+        "arrived",
+        "begun",
+        "calling",
+        "dropped",
+        "due",
+        "expired",
+        "kept",
+        "results",
+        "rows",
+        "saved",
+        "since",
+        "task",
+    )
 
     def __init__(self, calling: "Calling", rows: list[Row]) -> None:
         self.calling, self.rows = calling, rows
@@ -56,7 +66,9 @@ class Call:
         """The results as they were when they were handed over: whoever takes them may change them."""
         self.arrived = self.kept = False
         """True once the task has taken note that it is done; and whether it had at the last commit."""
+        self.begun = False
         self.task: asyncio.Task[None] | None = None
+        """While it is under way."""
         self.since = 0
         self.due: int | None = None
         """When (ms) the present try has taken too long."""
@@ -81,17 +93,38 @@ class Calling:
         self.function = self.spec.begin(clock.now_ms)
         self.running: dict[Call, None] = {}
         self.queue: deque[Call] = deque()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._spare = False
+        """True while there is an asyncio task that has not begun."""
         self.context = contextvars.Context()
 
     def start(self, call: Call) -> None:
         """Start a call, or put it behind those that wait for room."""
-        if len(self.running) >= self.spec.concurrency:
-            self.queue.append(call)
-            return
-        self.running[call] = None
-        call.since = self.now()
-        run = self._single(call) if self.spec.size is None else self._batch(call)
-        call.task = asyncio.get_running_loop().create_task(run, context=self.context.copy())
+        self.queue.append(call)
+        if not self._spare and len(self.running) < self.spec.concurrency:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        self._spare = True
+        task = asyncio.get_running_loop().create_task(self._run(), context=self.context.copy())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _run(self) -> None:
+        """Make calls until none waits. Those that need not wait for anything share one asyncio task."""
+        self._spare, task, single = False, asyncio.current_task(), self.spec.size is None
+        while self.queue and len(self.running) < self.spec.concurrency:
+            call = self.queue.popleft()
+            self.running[call] = None
+            call.begun, call.task, call.since = True, task, self.now()
+            if self.queue and not self._spare and len(self.running) < self.spec.concurrency:
+                self._spawn()  # for when this one has to wait
+            try:
+                await (self._single(call) if single else self._batch(call))
+            except asyncio.CancelledError:
+                if not call.dropped or task is None:
+                    raise
+                task.uncancel()
 
     def expire(self, now: int) -> None:
         """Break off what has taken longer than the time-out."""
@@ -103,15 +136,14 @@ class Calling:
     def drop(self, call: Call) -> None:
         """Forget a call, whatever comes of it."""
         call.dropped = True
-        if call.task is not None and not call.task.done():
+        if call.task is not None:
             call.task.cancel()
         elif call in self.queue:
             self.queue.remove(call)
 
     def _done(self, call: Call) -> None:
         self.running.pop(call, None)
-        while self.queue and len(self.running) < self.spec.concurrency:
-            self.start(self.queue.popleft())
+        call.task = None
         if not call.dropped:
             self.finished(call)
 
@@ -226,6 +258,9 @@ class CallDriver(Driver):
         self.stream, self.spec, self.sources = stream, stream.spec, stream.parents
         self.need = Need(stream.spec.size or 1, stream.spec.within)
         self.calling: Calling
+        self.concurrency = stream.spec.concurrency
+        self.encoders: dict[type, Callable[[Any], bytes] | None] = {}
+        """How its results are kept, by their class."""
         self.pending: deque[Call] = deque()
         """Calls not handed over, the oldest first."""
         self.forming: list[Row] = []
@@ -236,4 +271,4 @@ class CallDriver(Driver):
     @property
     def full(self) -> bool:
         """True if there is no room for another call."""
-        return len(self.pending) >= self.spec.concurrency
+        return len(self.pending) >= self.concurrency

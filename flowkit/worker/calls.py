@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from flowkit.codec import Codec
+from flowkit.errors import FlowkitError
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.table import current
 from flowkit.worker.calling import Call, CallDriver, Calling, Failed, Row
@@ -46,7 +46,8 @@ class Calls:
         self.handled = 0
         """How many results have been handed over."""
         self.wake = asyncio.Event()
-        self._holds: list[Row] = []
+        self._holds: list[tuple[int, int, Row]] = []
+        self._number = 0
         self._journal: list[Call] = []
         """Calls handed over since the last commit."""
         self._again: dict[bytes, deque[Call]] = {}
@@ -54,7 +55,6 @@ class Calls:
         self._touched: set[CallDriver] = set()
         """Streams of which a firing that was cut has begun calls."""
         self._waiter: asyncio.Future[None] | None = None
-        self._codecs: dict[Any, Codec | None] = {}
         self._told = 0.0
         for driver in self.drivers:
             driver.calling = Calling(step.app, driver.stream, step.clock, self.now, self.recall.event, self._finished)
@@ -70,10 +70,13 @@ class Calls:
         step = self.step
         # A result must find the windows open that were open when its event came.
         row = Row(event, t, max(t - 1, step.settled if step.firing else step.cursor.watermark), origin)
-        heapq.heappush(self._holds, row)
-        step.splits.hold = self._holds[0].hold
+        self._number += 1
+        heapq.heappush(self._holds, (row.hold, self._number, row))
+        step.splits.hold = self._holds[0][0]
         if driver.spec.size is None:
-            await self._begin(driver, [row], careful)
+            if self.inline and len(driver.pending) >= driver.concurrency:
+                await self._make_room(driver, careful)
+            self._begin(driver, [row])
             return
         if not driver.forming:
             driver.since = step.now()
@@ -82,12 +85,20 @@ class Calls:
             await self._complete(driver, careful)
 
     async def _complete(self, driver: CallDriver, careful: bool) -> None:
+        if self.inline and driver.full:
+            await self._make_room(driver, careful)
         rows, driver.forming = driver.forming, []
-        await self._begin(driver, rows, careful)
+        self._begin(driver, rows)
 
-    async def _begin(self, driver: CallDriver, rows: list[Row], careful: bool) -> None:
-        while self.inline and driver.full:
-            await self._hand_over_oldest(driver, careful)
+    async def _make_room(self, driver: CallDriver, careful: bool) -> None:
+        while len(driver.pending) >= driver.concurrency:
+            call = driver.pending[0]
+            if call.results is None:
+                await self._wait_for(call)
+            driver.pending.popleft()
+            await self._hand_over(driver, call, careful)
+
+    def _begin(self, driver: CallDriver, rows: list[Row]) -> None:
         call = self._known(rows, driver) if self._again else None
         if call is None:
             call = Call(driver.calling, rows)
@@ -140,39 +151,40 @@ class Calls:
 
     # Handing over
 
-    async def _hand_over_oldest(self, driver: CallDriver, careful: bool) -> None:
-        call = driver.pending[0]
-        if call.results is None:
-            await self._wait_for(call)
-        driver.pending.popleft()
-        await self._hand_over(driver, call, careful)
-
     async def _hand_over(self, driver: CallDriver, call: Call, careful: bool) -> None:
-        step = self.step
-        assert call.results is not None
-        before, call.saved = step.cursor.time, []
-        self._journal.append(call)
-        for row, result in zip(call.rows, call.results, strict=True):
-            if type(result) is Failed:
-                call.saved.append(None)
-                self.output.dead_letter(row.origin, result.error, driver.name, result.attempts)
+        step, name, saved, results = self.step, driver.name, call.saved, call.results
+        assert results is not None
+        before = step.cursor.time
+        saved.clear()
+        self._journal.append(call)  # whatever happens from here on: what was under way is in it, or pending
+        for n, row in enumerate(call.rows):
+            result = results[n]
+            kind = type(result)
+            if kind is Failed:
+                saved.append(None)
+                self.output.dead_letter(row.origin, result.error, name, result.attempts)
             else:
-                data = self._encode(driver, result)
-                call.saved.append(data)
-                origin = row.origin.made_of(Made(driver.name, data, result if data is None else type(result)))
-                await step.send(driver.name, result, row.t, careful, origin)
+                data = self._encode(driver, result, kind)
+                saved.append(data)
+                origin = row.origin.made_of(Made(name, data, result if data is None else kind))
+                await step.send(name, result, row.t, careful, origin)
             row.gone = True
-            self.handled += 1
-        while self._holds and self._holds[0].gone:
-            heapq.heappop(self._holds)
-        step.splits.hold = self._holds[0].hold if self._holds else END_OF_TIME
+        self.handled += len(results)
+        holds = self._holds
+        while holds and holds[0][2].gone:
+            heapq.heappop(holds)
+        step.splits.hold = holds[0][0] if holds else END_OF_TIME
         step.cursor.time = before
 
-    def _encode(self, driver: CallDriver, value: Any) -> bytes | None:
+    def _encode(self, driver: CallDriver, value: Any, kind: type) -> bytes | None:
         """The result as it is now, or None if it cannot be kept."""
-        codec = self.recall.result_codec(driver.stream.type, type(value))
         try:
-            return None if codec is None else codec.encode(value)
+            encode = driver.encoders[kind]
+        except KeyError:
+            codec = self.recall.result_codec(driver.stream.type, kind)
+            encode = driver.encoders[kind] = None if codec is None else codec.encode
+        try:
+            return None if encode is None else encode(value)
         except Exception:
             return None
 
@@ -209,7 +221,11 @@ class Calls:
                 await self._complete(driver, careful)
             while driver.pending:
                 found = True
-                await self._hand_over_oldest(driver, careful)
+                call = driver.pending[0]
+                if call.results is None:
+                    await self._wait_for(call)
+                driver.pending.popleft()
+                await self._hand_over(driver, call, careful)
         return found
 
     # Waiting
@@ -261,8 +277,8 @@ class Calls:
         timed = any(driver.spec.timeout is not None for driver in self.drivers)
         try:
             while call.results is None:
-                if call.task is not None and call.task.done():
-                    call.task.result()  # raises what is no error of the event
+                if call.begun and call.task is None:
+                    raise FlowkitError(f"{call.calling.name!r}: a call ended without a result")
                 self._waiter = loop.create_future()
                 again = loop.call_later(0.01, self._look) if timed else None
                 try:
@@ -345,7 +361,7 @@ class Calls:
         for driver in self.drivers:
             kept = [call for call in known if call.calling is driver.calling]
             for call in kept:
-                if call.task is None:
+                if not call.begun:
                     continue  # not even begun
                 call.arrived = call.kept
                 self._again.setdefault(_identity(driver, call.rows), deque()).append(call)
@@ -366,13 +382,14 @@ class Calls:
                     driver.calling.start(call)
                 driver.pending.append(call)
             driver.forming, driver.since = list(self._loaded(forming)), since
-        self.step.splits.hold = self._holds[0].hold if self._holds else END_OF_TIME
+        self.step.splits.hold = self._holds[0][0] if self._holds else END_OF_TIME
 
     def _loaded(self, saved: list[Any]) -> Iterator[Row]:
         for origin_row, t, hold in saved:
             origin = Origin.load(origin_row)
             row = Row(self.recall.event(origin), t, hold, origin)
-            heapq.heappush(self._holds, row)
+            self._number += 1
+            heapq.heappush(self._holds, (hold, self._number, row))
             yield row
 
     async def close(self) -> None:
@@ -382,9 +399,9 @@ class Calls:
             driver.calling.queue.clear()
             for call in list(driver.calling.running):
                 call.dropped = True
-                if call.task is not None:
-                    call.task.cancel()
-                    tasks.append(call.task)
+            for task in list(driver.calling.tasks):
+                task.cancel()
+                tasks.append(task)
         await asyncio.gather(*tasks, return_exceptions=True)
         for driver in self.drivers:
             if hasattr(driver.calling.function, "aclose"):

@@ -25,7 +25,10 @@ class Subscribers:
             return
         step.unit += 1
         cursor = step.cursor
-        late = any(state.is_late(t) for driver in drivers for state in driver.drops_late)
+        late = False
+        for driver in drivers:
+            if driver.drops_late and any(state.is_late(t) for state in driver.drops_late):
+                late = True
         cautious = careful or step.changed or t < step.careful_before or t <= cursor.watermark - step.careful_lag
         if cautious or late:
             source = origin or self.recall.of_table(name, t, event)
