@@ -11,7 +11,7 @@ from flowkit.cli.arguments import Module, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.outcome import EXIT_CODES, OK, out
 from flowkit.cli.show import duration, type_name, window_words
-from flowkit.flow import Events
+from flowkit.flow import Called, Events, roots_of
 from flowkit.sink import FileSink
 from flowkit.table import AnyTable, TableEvents
 from flowkit.window import Cumulative, Session, Sliding, Tumbling
@@ -71,6 +71,9 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
                 if readers:
                     yield f"    {EVENT_WORDS[kind]}"
                     yield from readers
+        for stream in _called(group):
+            yield f"  calls {stream.name}: {call_words(stream)}"
+            yield from _readers(group, stream.name, "    ")
         if any(source.name == app.dead_letters.name for agent in group.agents for source in agent.sources):
             yield "  dead letters of this app"
             yield from _readers(group, app.dead_letters.name, "    ")
@@ -89,6 +92,32 @@ EVENT_WORDS = {
     "changes": "changes, event by event",
     "late": "late records, whose windows are all closed",
 }
+
+
+def _called(group: Group) -> list[Called[Any]]:
+    """The streams of results of async functions in a group, upstream first."""
+    taken = [source for table in group.tables for source in table.sources]
+    taken += [source for agent in group.agents for source in agent.sources]
+    return [root for root in roots_of(taken) if isinstance(root, Called)]
+
+
+def call_words(stream: Called[Any]) -> str:
+    """What is called for what, and how."""
+    spec = stream.spec
+    called = getattr(spec.function, "__name__", None) or repr(spec.function)
+    words = [f"await {called} for each event of {', '.join(parent.name for parent in stream.parents)}"]
+    if spec.size is not None:
+        words = [f"await {called} for up to {spec.size} events of {', '.join(p.name for p in stream.parents)}"]
+    if spec.within is not None:
+        words.append(f"which wait for {duration(spec.within)} at most")
+    words.append(f"{spec.concurrency} at once")
+    if spec.timeout is not None:
+        words.append(f"{duration(spec.timeout)} for each try")
+    if spec.retry is not None and spec.retry.attempts > 1:
+        words.append(f"tries {spec.retry.attempts} times")
+    words.append("in order" if spec.ordered else "as they are ready (in a bounded run in order)")
+    words.append("the watermark waits for what is under way, and a commit saves it")
+    return ", ".join(words)
 
 
 def _tasks(group: Group) -> str:

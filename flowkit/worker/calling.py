@@ -44,18 +44,8 @@ class Call:
     """One call for one event, or for a batch of them."""
 
     __slots__ = (
-        "arrived",
-        "begun",
-        "calling",
-        "dropped",
-        "due",
-        "expired",
-        "kept",
-        "results",
-        "rows",
-        "saved",
-        "since",
-        "task",
+        *("arrived", "begun", "calling", "dropped", "due", "expired"),
+        *("kept", "results", "rows", "saved", "since", "task"),
     )
 
     def __init__(self, calling: "Calling", rows: list[Row]) -> None:
@@ -149,7 +139,7 @@ class Calling:
 
     async def _single(self, call: Call) -> None:
         row = call.rows[0]
-        leases = lease_all(self.app)
+        leases = lease_all(self.app) if self.app.resources else ()
         try:
             try:
                 if self.spec.timeout is not None:
@@ -211,7 +201,7 @@ class Calling:
         return late.with_traceback(error.__traceback__)
 
     async def _batch(self, call: Call) -> None:
-        leases = lease_all(self.app)
+        leases = lease_all(self.app) if self.app.resources else ()
         try:
             call.results = await self._several(call, call.rows, first=True)
         finally:

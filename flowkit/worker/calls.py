@@ -318,7 +318,7 @@ class Calls:
         """A call in words."""
         topic, split, offset, where, *_ = call.rows[0].origin.save()
         place = where or f"{topic}[{split}] {offset}"
-        return {"stream": call.calling.name, "event": place, "events": len(call.rows), "age_ms": age}
+        return {"stream": call.calling.name, "at": place, "events": len(call.rows), "age_ms": age}
 
     # Commit and recovery
 

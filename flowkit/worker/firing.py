@@ -63,14 +63,18 @@ class Firing:
         if self.unfinished:
             await self._resume(careful)
             return
-        if self.calls.are_forming() and step.splits.reached() >= step.next_due:
-            await self.calls.begin_forming(careful)
-            watermark = step.cursor.watermark = step.splits.watermark()
-        if watermark < step.next_due and not step.cursor.ready:
+        if watermark >= step.next_due or step.cursor.ready:
+            if not step.in_piece:
+                step.new_event()
+            await self._fire(careful)
+        if self.unfinished or not self.calls.are_forming() or step.splits.reached() < step.next_due:
             return
+        # A window may wait for events of a batch that is not complete.
         if not step.in_piece:
             step.new_event()
-        await self._fire(careful)
+        await self.calls.begin_forming(careful)
+        if step.splits.watermark() >= step.next_due or step.cursor.ready:
+            await self._fire(careful)
 
     async def _resume(self, careful: bool) -> None:
         """Go on under the number at which it was cut: whether and where that was leaves no trace."""

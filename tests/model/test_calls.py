@@ -152,8 +152,8 @@ def app_of(how: How, config: Config) -> App:
 
 @st.composite
 def events(draw: st.DrawFn) -> list[Event]:
-    step = st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, DISORDER - 1))
-    steps = draw(st.lists(step, max_size=25))
+    some = st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, DISORDER - 1))
+    steps = draw(st.lists(some, max_size=25))
     now, found = 0, []
     for n, (key, step, back) in enumerate(steps):
         now += step
