@@ -67,9 +67,13 @@ class Firing:
             if not step.in_piece:
                 step.new_event()
             await self._fire(careful)
+        await self._begin_forming(careful)
+
+    async def _begin_forming(self, careful: bool) -> None:
+        """Begin batches that are not complete, if windows may wait for what is in them."""
+        step = self.step
         if self.unfinished or not self.calls.are_forming() or step.splits.reached() < step.next_due:
             return
-        # A window may wait for events of a batch that is not complete.
         if not step.in_piece:
             step.new_event()
         await self.calls.begin_forming(careful)

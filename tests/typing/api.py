@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict, assert_type
 
 import flowkit
 from flowkit import (
+    Cache,
     Change,
     Closed,
     Count,
@@ -20,6 +21,7 @@ from flowkit import (
     Cumulative,
     Custom,
     DeadLetter,
+    Enriched,
     First,
     Global,
     Last,
@@ -208,6 +210,51 @@ assert_type(totals, WindowedTable[Any, Any])
 assert_type(running, Table[str, Any])
 assert_type(sliding_totals, OverlappingTable[Any, Any])
 assert_type(of_closed, WindowedTable[str, Any])
+
+
+# --- calls of async functions, and lookups ----------------------------------------------------------------------------
+
+
+class Score(flowkit.Record):
+    card: str
+    value: float
+
+
+async def score(tx: Transaction) -> Score:
+    return Score(tx.card, 0.5)
+
+
+async def score_all(txs: list[Transaction]) -> list[Score]:
+    return [await score(tx) for tx in txs]
+
+
+async def find_profile(card: str) -> Profile | None: ...
+
+
+assert_type(transactions.map_async(score), flowkit.Events[Score])
+assert_type(transactions.map_async(score, concurrency=8, timeout=seconds(2), retry=Retry(3)), flowkit.Events[Score])
+assert_type(transactions.map_async_batches(score_all, size=32, within=50), flowkit.Events[Score])
+assert_type(transactions.filter(lambda tx: tx.amount > 0).map_async(score).map(lambda s: s.value), flowkit.Events[float])
+assert_type(
+    transactions.enrich(find_profile, key="card", cache=Cache(ttl=minutes(5))),
+    flowkit.Events[Enriched[Transaction, Profile | None]],
+)
+assert_type(
+    transactions.enrich(find_profile, key=lambda tx: tx.card, how="inner"),
+    flowkit.Events[Enriched[Transaction, Profile]],
+)
+assert_type(
+    transactions.enrich(lookup.http("http://127.0.0.1/{key}", Profile), key="card"),
+    flowkit.Events[Enriched[Transaction, Profile | None]],
+)
+
+
+@app.each(transactions.map_async(score))
+async def take_score(result: Score) -> None: ...
+
+
+@app.each(transactions.enrich(find_profile, key="card"))
+def take_enriched(result: Enriched[Transaction, Profile | None]) -> None: ...
 
 
 # --- settings and resources -----------------------------------------------------------------------------------------
@@ -569,6 +616,31 @@ app.table("w10", of=transactions, by="card", n=Count)  # type: ignore[call-overl
 app.table("w11", of=transactions, by=lambda tx: tx.missing, n=Count())  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownLambdaType, reportUnknownMemberType]
 app.table("w12", of=transactions, n=Count())  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 app.table("w13", of=features, by="card", n=Count())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+
+
+# --- wrong: calls and lookups -----------------------------------------------------------------------------------------
+
+
+def score_now(tx: Transaction) -> Score: ...
+async def score_alert(alert: Alert) -> Score: ...
+
+
+transactions.map_async(score_now)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async(score_alert)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async(score_all)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async_batches(score)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async(score, timeout=0.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.enrich(find_profile)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+transactions.enrich(find_profile, key="card", how="outer")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+transactions.enrich(find_profile, key="card", cache=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@app.each(transactions.map_async(score))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def take_wrong_result(result: Alert) -> None: ...
+
+
+@app.each(transactions.enrich(find_profile, key="card"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def take_wrong_found(result: Enriched[Transaction, Profile]) -> None: ...
 
 
 # --- wrong: topics, settings, resources -----------------------------------------------------------------------------
