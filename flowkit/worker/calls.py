@@ -252,7 +252,11 @@ class Calls:
     def take_done(self) -> list[Call]:
         """Live: the calls that are done, each once. Amid a firing only those for which it waits."""
         ready = self._ready()
-        self.done = [call for call in self.done if call not in ready]
+        if len(ready) == len(self.done):
+            self.done = []
+        else:
+            taken = set(ready)
+            self.done = [call for call in self.done if call not in taken]
         return ready
 
     @property

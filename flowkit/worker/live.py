@@ -166,6 +166,11 @@ class LiveTask:
         """True if calls of async functions are under way."""
         return self.engine.calls.under_way
 
+    @property
+    def has_no_room(self) -> bool:
+        """True if nothing can be done before a call ends."""
+        return self.engine.calls.no_room or self.engine.calls.cuts
+
     async def wait_for_calls(self, ms: int) -> None:
         """Wait until a call is done, for at most `ms`."""
         calls = self.engine.calls

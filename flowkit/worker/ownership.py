@@ -176,7 +176,7 @@ class Ownership:
                 await live.commit_if_due()
                 if not swept and live.task.commits:
                     swept = await self._sweep(place)
-                if live.waits_for_calls:
+                if live.waits_for_calls and (not found or live.has_no_room):
                     await live.wait_for_calls(CALLS_LOOK_MS)
                 elif not found:
                     live.progress = time.monotonic()

@@ -225,7 +225,11 @@ async def test_the_misses_of_one_turn_go_into_one_call_where_a_lookup_can() -> N
 
     registry = Many(a=Device("a", "m"))
     lookup = begin(registry, None, Time())
-    assert list(await asyncio.gather(lookup("a"), lookup("b"), lookup("a"))) == [Device("a", "m"), None, Device("a", "m")]
+    assert list(await asyncio.gather(lookup("a"), lookup("b"), lookup("a"))) == [
+        Device("a", "m"),
+        None,
+        Device("a", "m"),
+    ]
     assert registry.asked == ["a,b"]
     await lookup.aclose()
 

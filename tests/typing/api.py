@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, NotRequired, TypedDict, assert_type
 
 import flowkit
+import flowkit.lookup
 from flowkit import (
     Cache,
     Change,
@@ -228,24 +229,32 @@ async def score_all(txs: list[Transaction]) -> list[Score]:
     return [await score(tx) for tx in txs]
 
 
-async def find_profile(card: str) -> Profile | None: ...
+class Holder(flowkit.Record):
+    card: str
+    name: str
+
+
+async def find_profile(card: str) -> Holder | None:
+    return None
 
 
 assert_type(transactions.map_async(score), flowkit.Events[Score])
 assert_type(transactions.map_async(score, concurrency=8, timeout=seconds(2), retry=Retry(3)), flowkit.Events[Score])
 assert_type(transactions.map_async_batches(score_all, size=32, within=50), flowkit.Events[Score])
-assert_type(transactions.filter(lambda tx: tx.amount > 0).map_async(score).map(lambda s: s.value), flowkit.Events[float])
+assert_type(
+    transactions.filter(lambda tx: tx.amount > 0).map_async(score).map(lambda s: s.value), flowkit.Events[float]
+)
 assert_type(
     transactions.enrich(find_profile, key="card", cache=Cache(ttl=minutes(5))),
-    flowkit.Events[Enriched[Transaction, Profile | None]],
+    flowkit.Events[Enriched[Transaction, Holder | None]],
 )
 assert_type(
     transactions.enrich(find_profile, key=lambda tx: tx.card, how="inner"),
-    flowkit.Events[Enriched[Transaction, Profile]],
+    flowkit.Events[Enriched[Transaction, Holder]],
 )
 assert_type(
-    transactions.enrich(lookup.http("http://127.0.0.1/{key}", Profile), key="card"),
-    flowkit.Events[Enriched[Transaction, Profile | None]],
+    transactions.enrich(flowkit.lookup.http("http://127.0.0.1/{key}", Holder), key="card"),
+    flowkit.Events[Enriched[Transaction, Holder | None]],
 )
 
 
@@ -254,7 +263,7 @@ async def take_score(result: Score) -> None: ...
 
 
 @app.each(transactions.enrich(find_profile, key="card"))
-def take_enriched(result: Enriched[Transaction, Profile | None]) -> None: ...
+def take_enriched(result: Enriched[Transaction, Holder | None]) -> None: ...
 
 
 # --- settings and resources -----------------------------------------------------------------------------------------
@@ -281,6 +290,18 @@ class Client:
 @app.resource
 async def client() -> AsyncIterator[Client]:
     yield Client()
+
+
+@app.resource(reload_every=minutes(5))
+async def model() -> AsyncIterator[Client]:
+    yield Client()
+
+
+assert_type(model(), Client)
+
+
+async def swap() -> None:
+    assert_type(await model.reload(), None)
 
 
 @app.resource
@@ -621,8 +642,12 @@ app.table("w13", of=features, by="card", n=Count())  # type: ignore[call-overloa
 # --- wrong: calls and lookups -----------------------------------------------------------------------------------------
 
 
-def score_now(tx: Transaction) -> Score: ...
-async def score_alert(alert: Alert) -> Score: ...
+def score_now(tx: Transaction) -> Score:
+    return Score(tx.card, 0.5)
+
+
+async def score_alert(alert: Alert) -> Score:
+    return Score(alert.card, 0.5)
 
 
 transactions.map_async(score_now)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -632,7 +657,7 @@ transactions.map_async_batches(score)  # type: ignore[arg-type]  # pyright: igno
 transactions.map_async(score, timeout=0.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 transactions.enrich(find_profile)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 transactions.enrich(find_profile, key="card", how="outer")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
-transactions.enrich(find_profile, key="card", cache=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+transactions.enrich(find_profile, key="card", cache=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
 @app.each(transactions.map_async(score))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -640,7 +665,7 @@ def take_wrong_result(result: Alert) -> None: ...
 
 
 @app.each(transactions.enrich(find_profile, key="card"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-def take_wrong_found(result: Enriched[Transaction, Profile]) -> None: ...
+def take_wrong_found(result: Enriched[Transaction, Holder]) -> None: ...
 
 
 # --- wrong: topics, settings, resources -----------------------------------------------------------------------------
@@ -656,6 +681,11 @@ app.topic(Transaction)  # type: ignore[arg-type, call-arg]  # pyright: ignore[re
 @app.resource  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 async def no_resource() -> Client:
     return Client()
+
+
+@app.resource(reload_every="5 min")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+async def no_time() -> AsyncIterator[Client]:
+    yield Client()
 
 
 client().missing  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
