@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from flowkit.errors import FlowkitError
+from flowkit.errors import ConfigError, FlowkitError
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.table import current
 from flowkit.worker.calling import Call, CallDriver, Calling, Failed, Row
-from flowkit.worker.origin import Made, Origin
+from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import StepContext
@@ -166,7 +166,7 @@ class Calls:
             else:
                 data = self._encode(driver, result, kind)
                 saved.append(data)
-                origin = row.origin.made_of(Made(name, data, result if data is None else kind))
+                origin = row.origin.made_of((name, data, result if data is None else kind))
                 await step.send(name, result, row.t, careful, origin)
             row.gone = True
         self.handled += len(results)
@@ -346,7 +346,20 @@ class Calls:
         return {"calls": saved, "settled": self.step.settled} if self.drivers else {}
 
     def open(self, saved: dict[str, Any]) -> None:
-        """Take up what `save` gave ({}: nothing yet), and make the calls again."""
+        """Take up what `save` gave ({}: nothing yet), and make the calls again.
+
+        Raises ConfigError if the app no longer has a stream whose events were under way: they would be lost.
+        """
+        known = {driver.name for driver in self.drivers}
+        gone = {name: len(calls) for name, (calls, *_) in saved.get("calls", {}).items() if name not in known}
+        if gone:
+            raise ConfigError(
+                *(
+                    f"stream {name!r} had {count} calls under way at the last commit, and the app no longer has it: "
+                    f"give the stream that it is now name={name!r} (calls are named after what they are made of)"
+                    for name, count in gone.items()
+                )
+            )
         base = contextvars.copy_context()
         hidden = {current, *(table.bound for table in self.step.group.tables)}
         for driver in self.drivers:

@@ -3,7 +3,7 @@
 import os
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowkit.record import DeadLetter
 from flowkit.source import Batch
@@ -11,12 +11,8 @@ from flowkit.source import Batch
 OURS = str(Path(__file__).parent.parent) + os.sep
 
 
-class Made(NamedTuple):
-    """The result of a call: its stream, the result encoded, and its class (or, if it cannot be encoded, itself)."""
-
-    stream: str
-    data: bytes | None
-    kind: Any
+Made = tuple[str, bytes | None, Any]
+"""The result of a call: its stream, the result encoded, and its class (or, if it cannot be encoded, itself)."""
 
 
 class Origin:
@@ -58,12 +54,13 @@ class Origin:
         """
         if self.made is None:
             return [*self._saved(), *(self.via or ())]
-        if self.made.data is None:
+        stream, data, kind = self.made
+        if data is None:
             raise TypeError(
-                f"{self.made.stream!r} gave a {type(self.made.kind).__name__}, which cannot be kept: give a type that "
+                f"{stream!r} gave a {type(kind).__name__}, which cannot be kept: give a type that "
                 "can be encoded, or take what is needed of it by map"
             )
-        return [*self._saved(), *(self.via or (None, None)), *self.made[:2]]
+        return [*self._saved(), *(self.via or (None, None)), stream, data]
 
     @classmethod
     def load(cls, saved: list[Any]) -> "Origin":
@@ -77,7 +74,7 @@ class Origin:
             row[6],
             row,
             (via[0], via[1]) if via and via[0] is not None else None,
-            Made(made[0], made[1], None) if made else None,
+            (made[0], made[1], None) if made else None,
         )
 
     def _saved(self) -> list[Any]:

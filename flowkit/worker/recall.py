@@ -48,16 +48,15 @@ class Recall:
 
     def _of_result(self, origin: Origin, made: Made) -> Any:
         """The result of a call anew, or what was made of it."""
-        if made.data is None:
-            result = made.kind
-        else:
-            codec = self.result_codec(self._type(made.stream), made.kind)
+        called, data, result = made
+        if data is not None:
+            codec = self.result_codec(self._type(called), result)
             assert codec is not None
-            result = codec.decode(made.data)
+            result = codec.decode(data)
         if origin.via is None:
             return result
         stream, number = origin.via
-        return self._chain(made.stream, stream).many(result)[number]
+        return self._chain(called, stream).many(result)[number]
 
     def result_codec(self, type_: Any, kind: Any) -> Codec | None:
         """How the results of a call are kept whose declared type is `type_`; of unknown type, as their class says."""

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from flowkit import App, Closed, Count, NoEvent, Record, Retry, Stream, Tumbling
+from flowkit import App, Closed, ConfigError, Count, NoEvent, Record, Retry, Stream, Tumbling
 from flowkit.clock import VirtualClock
 from flowkit.source import MemoryBroker
 from flowkit.testing import harness
-from tests.model.world import World, lines
+from tests.model.world import Crash, World, lines
 from tests.worker.test_live import open_task
 
 
@@ -395,6 +395,35 @@ async def test_a_live_task_stops_cleanly_with_calls_under_way_which_the_next_one
             b'{"n":1,"at":0,"key":"a"}',
             b'{"n":2,"at":0,"key":"a"}',
         ]
+
+
+async def test_events_under_way_are_not_lost_when_their_stream_gets_another_name() -> None:
+    committed = asyncio.Event()
+
+    async def hang(event: Event) -> Result:
+        await committed.wait()
+        return Result(event.n)
+
+    async def stop(step: str) -> None:
+        if step == "resolved":
+            committed.set()
+            raise Crash
+
+    world = World([("events", lines(some(5)))])
+    with pytest.raises(Crash):
+        await world.run(an_app(hang), commit_every=3, batch_size=3, hook=stop)
+    with pytest.raises(ConfigError, match="stream 'scored' had 3 calls under way at the last commit"):
+        await world.run(renamed(hang))
+
+
+def renamed(service: Any) -> App:
+    app = App("app")
+    source = app.topic("events", Event, key="key", time="at", out_of_order=100)
+
+    @app.each(source.map_async(service, name="other"))
+    def tell(result: Result) -> None: ...
+
+    return app
 
 
 async def test_a_call_that_takes_long_is_told_with_its_age_and_is_no_stall() -> None:
