@@ -11,7 +11,6 @@ live run the task takes no input while there is no room, and that a call is done
 import asyncio
 import contextvars
 import heapq
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,9 +18,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from flowkit.errors import ConfigError, FlowkitError
+from flowkit.errors import ConfigError
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.table import current
+from flowkit.worker.call_watch import CallWatch
 from flowkit.worker.calling import Call, CallDriver, Calling, Failed, Row
 from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
@@ -41,8 +41,6 @@ class Calls:
         """True while results are waited for where there is no room; else the task has to wait."""
         self.done: list[Call] = []
         """Calls that are done, of which the task has not taken note."""
-        self.waiting = False
-        """True while the task waits for a call."""
         self.handled = 0
         """How many results have been handed over."""
         self.wake = asyncio.Event()
@@ -54,14 +52,11 @@ class Calls:
         """Calls of before a rollback, for when their events come again."""
         self._touched: set[CallDriver] = set()
         """Streams of which a firing that was cut has begun calls."""
-        self._waiter: asyncio.Future[None] | None = None
-        self._told = 0.0
+        self.watch = CallWatch(step, self.drivers)
         for driver in self.drivers:
-            driver.calling = Calling(step.app, driver.stream, step.clock, self.now, self.recall.event, self._finished)
-
-    def now(self) -> int:
-        """The clock (ms) that time-outs go by."""
-        return int(time.monotonic() * 1000) if self.step.bounded else self.step.clock.now_ms()
+            driver.calling = Calling(
+                step.app, driver.stream, step.clock, self.watch.now, self.recall.event, self._finished
+            )
 
     # Taking events
 
@@ -94,7 +89,7 @@ class Calls:
         while len(driver.pending) >= driver.concurrency:
             call = driver.pending[0]
             if call.results is None:
-                await self._wait_for(call)
+                await self.watch.wait_for(call)
             driver.pending.popleft()
             await self._hand_over(driver, call, careful)
 
@@ -223,7 +218,7 @@ class Calls:
                 found = True
                 call = driver.pending[0]
                 if call.results is None:
-                    await self._wait_for(call)
+                    await self.watch.wait_for(call)
                 driver.pending.popleft()
                 await self._hand_over(driver, call, careful)
         return found
@@ -272,57 +267,7 @@ class Calls:
         if not self.step.bounded:
             self.done.append(call)
             self.wake.set()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def _wait_for(self, call: Call) -> None:
-        self.waiting = True
-        loop = asyncio.get_running_loop()
-        timed = any(driver.spec.timeout is not None for driver in self.drivers)
-        try:
-            while call.results is None:
-                if call.begun and call.task is None:
-                    raise FlowkitError(f"{call.calling.name!r}: a call ended without a result")
-                self._waiter = loop.create_future()
-                again = loop.call_later(0.01, self._look) if timed else None
-                try:
-                    await self._waiter
-                finally:
-                    if again is not None:
-                        again.cancel()
-        finally:
-            self.waiting, self._waiter = False, None
-        self.step.waited()
-
-    def _look(self) -> None:
-        self.expire()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def expire(self) -> None:
-        """Break off what has taken longer than its time-out."""
-        now = self.now()
-        for driver in self.drivers:
-            if driver.spec.timeout is not None:
-                driver.calling.expire(now)
-
-    def tell_waiting(self, limit_ms: int) -> None:
-        """Say which call has been waited for longest, once in `limit_ms`, if it has taken so long."""
-        now = time.monotonic()
-        running = [call for driver in self.drivers for call in driver.calling.running]
-        if not running or now - self._told < limit_ms / 1000:
-            return
-        oldest = min(running, key=lambda call: call.since)
-        age = self.now() - oldest.since
-        if age >= limit_ms:
-            self._told = now
-            log.warning("waiting for a call", **self.oldest(oldest, age))
-
-    def oldest(self, call: Call, age: int) -> dict[str, Any]:
-        """A call in words."""
-        topic, split, offset, where, *_ = call.rows[0].origin.save()
-        place = where or f"{topic}[{split}] {offset}"
-        return {"stream": call.calling.name, "at": place, "events": len(call.rows), "age_ms": age}
+        self.watch.turn()
 
     # Commit and recovery
 

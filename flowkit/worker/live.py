@@ -188,7 +188,7 @@ class LiveTask:
         something else has not been seen yet, and is no silence.
         """
         now, engine = self.looked, self.engine
-        engine.calls.expire()
+        engine.calls.watch.expire()
         idle_after = {topic.name: topic.idle_after for topic in self.group.inputs}
         for topic, split, _ in self.readers:
             after, since = idle_after[topic], self.quiet_since.get(split.name)
@@ -233,7 +233,7 @@ class LiveTask:
                 if await self.step():
                     await asyncio.sleep(0)  # give way
                 elif self.waits_for_calls:
-                    self.engine.calls.expire()
+                    self.engine.calls.watch.expire()
                     await self.wait_for_calls(min(20, max(1, int((until - time.monotonic()) * 1000))))
                 else:
                     break

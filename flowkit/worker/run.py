@@ -72,9 +72,9 @@ class Signs:
         """What changes while it lives; None while it waits for a reason."""
         if any(engine.step.resting for engine in self.engines):
             return None
-        waiting = [engine.calls for engine in self.engines if engine.calls.waiting]
-        for calls in waiting:
-            calls.tell_waiting(self.limit)
+        waiting = [engine.calls.watch for engine in self.engines if engine.calls.watch.waiting]
+        for watch in waiting:
+            watch.tell_waiting(self.limit)
         if waiting:
             return None
         return (self.steps, self.task.commits, *(engine.step.beats for engine in self.engines))

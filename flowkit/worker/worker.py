@@ -210,7 +210,7 @@ class Worker:
             for owned in self.owned.values():
                 self._look_at(owned, limit)
                 if owned.live is not None and owned.live.opened:
-                    owned.live.engine.calls.tell_waiting(self.options.stall_after)
+                    owned.live.engine.calls.watch.tell_waiting(self.options.stall_after)
 
     def _look_at(self, owned: Ownership, limit: float) -> None:
         live = owned.live

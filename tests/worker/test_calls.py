@@ -433,8 +433,8 @@ async def test_a_call_that_takes_long_is_told_with_its_age_and_is_no_stall() -> 
         await h.advance(5_000, event_time=False)
         (task,) = h._tasks.values()
         with capture_logs() as logs:
-            task.engine.calls.tell_waiting(3_000)
-            task.engine.calls.tell_waiting(3_000)
+            task.engine.calls.watch.tell_waiting(3_000)
+            task.engine.calls.watch.tell_waiting(3_000)
         (told,) = logs
         assert told["event"] == "waiting for a call"
         assert (told["stream"], told["age_ms"], told["events"]) == ("scored", 5_000, 1)
