@@ -26,7 +26,7 @@ from flowkit.errors import (
     WindowClosed,
     WrongPartition,
 )
-from flowkit.flow import Events, Keyed
+from flowkit.flow import Events, Kept, Keyed, Matches
 from flowkit.lookup import Cache
 from flowkit.options import Settings
 from flowkit.record import (
@@ -34,7 +34,10 @@ from flowkit.record import (
     Closed,
     DeadLetter,
     Enriched,
+    Joined,
     Record,
+    Tick,
+    Timer,
     days,
     hours,
     milliseconds,
@@ -54,6 +57,7 @@ from flowkit.table import (
     Quantile,
     Sum,
     Table,
+    Timers,
     TopK,
     Variance,
     WindowedTable,
@@ -82,9 +86,12 @@ __all__ = [
     "FlowkitError",
     "Global",
     "InputError",
+    "Joined",
+    "Kept",
     "Keyed",
     "Last",
     "LookupFailed",
+    "Matches",
     "Max",
     "Mean",
     "Min",
@@ -106,7 +113,10 @@ __all__ = [
     "Stream",
     "Sum",
     "Table",
+    "Tick",
     "TimeError",
+    "Timer",
+    "Timers",
     "TopK",
     "Topic",
     "Tumbling",

@@ -9,11 +9,26 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeV
 
 import msgspec
 
-from flowkit.agent import AgentSpec, Getter, Outlet, Plan, Retry, Sink, Stream, Topic, check_name, make_plan
+from flowkit.agent import (
+    AgentSpec,
+    Getter,
+    Outlet,
+    Plan,
+    Retry,
+    Sink,
+    Stream,
+    Topic,
+    check_name,
+    key_type,
+    make_plan,
+    merge_rows,
+    process_table,
+    windows_of,
+)
 from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
 from flowkit.errors import ConfigError
-from flowkit.flow import Derived, Events
-from flowkit.record import DeadLetter
+from flowkit.flow import Derived, Events, Keeping, roots_of
+from flowkit.record import DeadLetter, Tick
 from flowkit.resource import Resource
 from flowkit.table import (
     Aggregate,
@@ -22,11 +37,13 @@ from flowkit.table import (
     ProcessTable,
     Table,
     TableEvents,
+    Ticks,
+    Timers,
     WindowedTable,
     compiled_of,
     overlaps,
 )
-from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling, Window
+from flowkit.window import Count, Crontab, Cumulative, Every, Global, Schedule, Session, Sliding, Tumbling, Window
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -147,6 +164,16 @@ class App:
         table.belong_to(self)
         self.tables[table.name] = table
         return table
+
+    def keep(self, operator: Keeping) -> Events[Any]:
+        """The main stream of an operator that keeps something. Raises ConfigError."""
+        if operator.pairs is None:
+            return self.add_operator(process_table(operator)).main
+        options: dict[str, Any] = {"window": operator.window, "default": operator.pairs.new}
+        if isinstance(operator.window, Session):
+            options["merge"] = merge_rows
+        table = self.table(f"{operator.name}.windows", key_type(operator), operator.pairs.value_type, **options)
+        return windows_of(operator, table)
 
     def topic(
         self,
@@ -342,6 +369,68 @@ class App:
         self.tables[name] = table
         return table
 
+    def timers(self, name: str, key: type[K], *, clock: Literal["event", "wall"] = "event") -> Timers[K]:
+        """Timers by key, which agents set while they handle events, and a stream of those that have come.
+
+        `silence.set(key, at)`, `silence.cancel(key)`, `silence.get(key)`; see `Timers`. Raises ConfigError.
+        """
+        self._new_name(name, "timers")
+        _check_types(f"timers {name!r}", key, int, None)
+        _check_clock(f"timers {name!r}", clock)
+        timers: Timers[K] = Timers(name, key, clock)
+        timers.belong_to(self)
+        self.tables[name] = timers
+        return timers
+
+    def timer(
+        self, period: int, /, *, clock: Literal["wall", "event"] = "wall", **options: Unpack[AgentOptions[Out]]
+    ) -> OnEach[Tick, Out]:
+        """An agent that is called every `period` (ms), at whole multiples of it since the epoch.
+
+        `def f(tick: Tick)` or `async def f(tick: Tick)`; a result goes to the sinks. The keywords are those of
+        `agent`; tables are seen at the time when it was due. With tables it runs in each of their tasks, which see
+        their own keys; without, in one task of its own. `clock="event"`: by the watermark, and none is left out. By the
+        clock, of those that were missed while the app was down or busy only the latest comes. In a bounded run both go
+        by event time, from the first event of the run to the last. Raises ConfigError.
+        """
+        return self._periodic(Every(period), clock, "timer", options)
+
+    def crontab(
+        self,
+        expression: str,
+        /,
+        *,
+        timezone: str = "UTC",
+        clock: Literal["wall", "event"] = "wall",
+        **options: Unpack[AgentOptions[Out]],
+    ) -> OnEach[Tick, Out]:
+        """An agent that is called as a crontab says, `"*/5 * * * *"`, by the clocks of a time zone; else as `timer`.
+
+        The five fields are minute, hour, day of month, month and day of week. A time that the clocks skip in spring is
+        skipped, one that they show twice in autumn counts the first time only.
+        """
+        return self._periodic(Crontab(expression, timezone), clock, "crontab", options)
+
+    def _periodic(self, schedule: Schedule, clock: Any, how: str, options: Any) -> Callable[[Any], Any]:
+        _check_clock(f"@app.{how}", clock)
+        tables, reads, sinks = (options.get(option, ()) for option in ("tables", "reads", "sinks"))
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            label = options.get("name") or str(getattr(function, "__name__", type(function).__name__))
+            self._check_agent(label)
+            ticks = Ticks(f"{label}.ticks", schedule, clock)
+            self._new_name(ticks.name, "a periodic agent")
+            ticks.belong_to(self)
+            self.tables[ticks.name] = ticks
+            try:
+                added = self._register((ticks,), tables, reads, sinks, options.get("retry"), label, per_event=True)
+            except ConfigError:
+                del self.tables[ticks.name]
+                raise
+            return added(function)
+
+        return register
+
     @overload
     def agent(self, s1: Events[A], /, **options: Unpack[AgentOptions[Out]]) -> OnStream[A, Out]: ...
     @overload
@@ -451,16 +540,17 @@ class App:
                 if not isinstance(what, wanted):
                     raise ConfigError(f"@app.{how}: {option}=[{what!r}] is no {option.removesuffix('s')}")
         self._check_own((*sources, *sinks))
+        # Whoever is given timers may set them.
+        given = [root for root in roots_of(sources) if isinstance(root, Timers) and root not in reads]
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             label = name or str(getattr(function, "__name__", type(function).__name__))
-            if label in self.agents:
-                raise ConfigError(f"app {self.name!r} has an agent named {label!r} already: give this one name=")
+            self._check_agent(label)
             self.agents[label] = AgentSpec(
                 label,
                 function,
                 tuple(dict.fromkeys(sources)),
-                tuple(tables),
+                (*tables, *(timers for timers in given if timers not in tables)),
                 tuple(reads),
                 tuple(sinks),
                 retry or self.retry,
@@ -469,6 +559,10 @@ class App:
             return function
 
         return register
+
+    def _check_agent(self, label: str) -> None:
+        if label in self.agents:
+            raise ConfigError(f"app {self.name!r} has an agent named {label!r} already: give this one name=")
 
     def _check_own(self, used: Iterable[Events[Any] | Outlet[Any]]) -> None:
         for what in used:
@@ -506,15 +600,26 @@ class App:
         self.resources[name] = resource
         return resource
 
-    def plan(self) -> Plan:
-        """How agents, tables and topics make up tasks. Raises ConfigError with all problems at once."""
-        return make_plan(list(self.agents.values()), list(self.tables.values()))
+    def plan(self, *, rekey: bool = False) -> Plan:
+        """How agents, tables and topics make up tasks. Raises ConfigError with all problems at once.
+
+        With `rekey`, for workers: a `group_by` that changes the key sends events through an internal topic, named
+        APP.STREAM. Without, for one task that has all of every input: they pass.
+        """
+        agents, tables = list(self.agents.values()), list(self.tables.values())
+        topics = (*self.topics, self.dead_letters.name)
+        return make_plan(agents, tables, rekey=self.name if rekey else None, topics=topics)
 
 
 def _check_whole(where: str, **durations: object) -> None:
     for option, ms in durations.items():
         if ms is not None and type(ms) is not int:
             raise ConfigError(f"{where}: {option}={ms!r}: give whole ms (seconds(…), minutes(…))")
+
+
+def _check_clock(where: str, clock: object) -> None:
+    if clock not in ("event", "wall"):
+        raise ConfigError(f"{where}: clock={clock!r}: use 'event' (the watermark) or 'wall' (the time of day)")
 
 
 def _check_types(where: str, key: Any, value: Any, default: Any) -> None:

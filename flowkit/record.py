@@ -81,6 +81,33 @@ class Change(msgspec.Struct, Generic[K, V]):
     end: int = END_OF_TIME
 
 
+class Joined(msgspec.Struct, Generic[K, V]):
+    """A left and a right event that belong together.
+
+    The stream of an outer join says in its type which side may be missing: `Joined[Order, Payment | None]` of a left
+    join, `Joined[Order | None, Payment]` of a right one.
+
+    >>> Joined("order 7", "payment 7")
+    Joined(left='order 7', right='payment 7')
+    """
+
+    left: K
+    right: V
+
+
+class Timer(msgspec.Struct, Generic[K]):
+    """A timer that has gone off: that of `key`, set for `at` (ms), which is the event's time."""
+
+    key: K
+    at: int
+
+
+class Tick(msgspec.Struct):
+    """What a periodic agent is called with: the time (ms) that it was due at, which is the event's time."""
+
+    at: int
+
+
 class DeadLetter(msgspec.Struct):
     """A record that could not be used, as it came in, with where it lay and what was wrong with it.
 

@@ -14,10 +14,11 @@ settings.load_profile("flowkit")
 
 HERE = Path(__file__).parent
 
-PROCESSES = ("testing/test_plugin.py", "services/test_fraud_main.py")
+PROCESSES = ("testing/test_plugin.py", "services/test_anomaly_main.py", "services/test_fraud_main.py")
 """Tests elsewhere that start processes."""
 
-collect_ignore = ["typing/api.py"]  # read by type checkers; importing it would run its wrong uses
+# Read by type checkers; importing them would run their wrong uses.
+collect_ignore = ["typing/api.py", "typing/operators.py"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark

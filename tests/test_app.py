@@ -171,7 +171,7 @@ def test_a_table(app: App, types: tuple[Any, Any], options: dict[str, Any], cls:
     assert (get_origin(table.changes.type), get_args(table.changes.type)) == (Change, types)
     assert table.changes.name == "t.changes"
     if cls is not Table:
-        assert table.window == options["window"]
+        assert table.windowing == options["window"]
         assert (get_origin(table.closed.type), get_args(table.closed.type)) == (Closed, types)
         assert (table.closed.name, table.late.name) == ("t.closed", "t.late")
 

@@ -41,6 +41,7 @@ HEAVY = {
     "cryptography",
     "logging",
     "multiprocessing",
+    "opentelemetry",
     "prometheus_client",
     "rich",
     "river",

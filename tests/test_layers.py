@@ -26,6 +26,8 @@ GROUND = {"errors", "clock", "record", "codec", "options"}
 FLOORS = {
     **dict.fromkeys(GROUND, 0),
     "window": 1,
+    "join": 1,
+    "pattern": 1,
     "store": 1,
     "lookup": 1,
     "source": 2,

@@ -1,6 +1,8 @@
 """Agents: what users write, how it is declared, checked and arranged into tasks. Nothing here runs anything."""
 
+from flowkit.agent.operators import key_type, merge_rows, process_table, windows_of
 from flowkit.agent.plan import Group, Plan, make_plan
+from flowkit.agent.rekey import Hop, Internal
 from flowkit.agent.spec import AgentSpec
 from flowkit.agent.stream import END, EVENT, Need, Stream
 from flowkit.agent.topic import Getter, Outlet, Sink, Topic, check_name
@@ -12,6 +14,8 @@ __all__ = [
     "AgentSpec",
     "Getter",
     "Group",
+    "Hop",
+    "Internal",
     "Need",
     "Outlet",
     "Plan",
@@ -20,5 +24,9 @@ __all__ = [
     "Stream",
     "Topic",
     "check_name",
+    "key_type",
     "make_plan",
+    "merge_rows",
+    "process_table",
+    "windows_of",
 ]

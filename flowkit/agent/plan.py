@@ -10,11 +10,12 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from typing import Any
 
+from flowkit.agent.rekey import Hop, Internal, gathered, hops_of, make_cuts
 from flowkit.agent.spec import AgentSpec
 from flowkit.agent.topic import Outlet, Topic
 from flowkit.errors import ConfigError
-from flowkit.flow import Called, Events, roots_of
-from flowkit.table import AnyTable, TableEvents
+from flowkit.flow import Called, Cuts, Events, Path, paths_of, roots_of
+from flowkit.table import AnyTable, TableEvents, Ticks, Timers
 
 
 @dataclass
@@ -26,6 +27,12 @@ class Group:
     tables: list[AnyTable[Any, Any]] = field(default_factory=list)
     topics: list[Topic[Any]] = field(default_factory=list)
     broadcast_topics: list[Topic[Any]] = field(default_factory=list)
+    hops: list[Hop] = field(default_factory=list)
+    """What it sends on by another key."""
+    cuts: Cuts = field(default_factory=dict)
+    """The internal topics of the whole plan, by the stream that goes through each."""
+    close_for: int | None = None
+    """What those who take its hops want of `close_after_idle` (ms)."""
 
     @property
     def inputs(self) -> list[Topic[Any]]:
@@ -34,12 +41,31 @@ class Group:
     @property
     def outlets(self) -> list[Outlet[Any]]:
         found: dict[str, Outlet[Any]] = {sink.name: sink for agent in self.agents for sink in agent.sinks}
+        found |= {hop.topic.name: hop.topic for hop in self.hops}
         return list(found.values())
+
+    def paths_of(self, stream: Events[Any]) -> list[Path]:
+        """The ways on which events come into `stream` in this group."""
+        return paths_of(stream, self.cuts)
+
+    def roots(self) -> list[Events[Any]]:
+        """Where the events come from that anything in the group takes, each once."""
+        streams = [source for table in self.tables for source in table.sources]
+        streams += [source for agent in self.agents for source in agent.sources]
+        found = {root.name: root for root in roots_of(streams, self.cuts)}
+        found |= {root.name: root for hop in self.hops for root in hop.roots(self.cuts)}
+        return list(found.values())
+
+    @property
+    def called(self) -> list[Called[Any]]:
+        """The streams of results of calls, upstream first."""
+        return [root for root in self.roots() if isinstance(root, Called)]
 
     @property
     def close_after_idle(self) -> int | None:
         """How long (ms) all inputs must be quiet before the watermark goes on by the clock."""
         given = [topic.close_after_idle for topic in self.inputs] + [table.close_after_idle for table in self.tables]
+        given.append(self.close_for)
         return min((ms for ms in given if ms is not None), default=None)
 
 
@@ -52,40 +78,111 @@ class Plan:
     def readers(self, topic: str) -> list[Group]:
         return [group for group in self.groups if any(t.name == topic for t in group.inputs)]
 
+    def senders(self, topic: Internal) -> list[Group]:
+        """The groups that send into an internal topic."""
+        return [group for group in self.groups if any(hop.topic is topic for hop in group.hops)]
 
-def make_plan(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -> Plan:
-    """The plan of an app. Raises ConfigError with all problems at once."""
+    @property
+    def internals(self) -> list[Internal]:
+        """The internal topics."""
+        return list({hop.topic.name: hop.topic for group in self.groups for hop in group.hops}.values())
+
+
+def make_plan(
+    agents: Sequence[AgentSpec],
+    tables: Sequence[AnyTable[Any, Any]],
+    *,
+    rekey: str | None = None,
+    topics: Iterable[str] = (),
+) -> Plan:
+    """The plan of an app. Raises ConfigError with all problems at once.
+
+    `rekey` is the app's name where there are several tasks a topic: what changes its key goes through an internal topic
+    then, whose name must be none of `topics`. Without, every `group_by` lets events pass.
+    """
     problems = [problem for agent in agents for problem in agent.problems()]
     problems += _table_problems(agents, tables)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     depths = _depths(agents, tables)
+    taken = [source for agent in agents for source in agent.sources]
+    taken += [source for table in tables for source in table.sources]
+    cuts = {} if rekey is None else make_cuts(rekey, taken, topics)
     broadcast_writers = [agent for agent in agents if any(table.broadcast for table in agent.tables)]
-    joined = _Joined()
-    for agent in agents:
-        if agent not in broadcast_writers:
-            joined.join([_node(agent), *map(_root, roots_of(agent.sources))])
-            for table in (*agent.tables, *(t for t in agent.reads if not t.broadcast)):
-                joined.join([_node(agent), ("table", table.name)])
-    for table in tables:
-        joined.join([("table", table.name), *map(_root, roots_of(table.sources))])
+    joined = _joined(agents, tables, broadcast_writers, cuts)
     made: dict[Any, Group] = {}
+
+    def group_of(node: tuple[str, str]) -> Group:
+        return made.setdefault(joined.find(node), Group("", cuts=cuts))
+
     for agent in agents:
         if agent not in broadcast_writers:
-            made.setdefault(joined.find(_node(agent)), Group("")).agents.append(agent)
+            group_of(_node(agent)).agents.append(agent)
     for table in tables:
-        key = joined.find(("table", table.name))
-        if not table.broadcast and (key in made or table.sources):
-            made.setdefault(key, Group("")).tables.append(table)
+        node = ("table", table.name)
+        if not table.broadcast and (joined.find(node) in made or table.sources):
+            group_of(node).tables.append(table)
+    for hop in hops_of(cuts):
+        group_of(_root(hop.paths[0].root)).hops.append(hop)
     groups = list(made.values())
     for group in groups:
         _complete(group, broadcast_writers, agents, depths)
     for writer in reversed(broadcast_writers):  # one that nobody reads still runs, somewhere
         if not any(writer in group.agents for group in groups):
-            groups.append(group := Group("", [writer]))
+            groups.append(group := Group("", [writer], cuts=cuts))
             _complete(group, broadcast_writers, agents, depths)
     _name(groups)
-    return Plan(_in_order(groups))
+    _check_clocks(groups)
+    plan = Plan(_in_order(groups))
+    _check_hops(plan)
+    return plan
+
+
+def _joined(
+    agents: Sequence[AgentSpec],
+    tables: Sequence[AnyTable[Any, Any]],
+    broadcast_writers: Sequence[AgentSpec],
+    cuts: Cuts,
+) -> "_Joined":
+    """What must be in one group."""
+    joined = _Joined()
+    for agent in agents:
+        if agent not in broadcast_writers:
+            joined.join([_node(agent), *map(_root, roots_of(agent.sources, cuts))])
+            for table in (*agent.tables, *(t for t in agent.reads if not t.broadcast)):
+                joined.join([_node(agent), ("table", table.name)])
+    for table in tables:
+        joined.join([("table", table.name), *map(_root, roots_of(table.sources, cuts))])
+    for hop in hops_of(cuts):
+        joined.join(map(_root, hop.roots(cuts)))
+    return joined
+
+
+def _check_hops(plan: Plan) -> None:
+    """Raise ConfigError if a group would wait for its own watermark; tell senders how their receivers go by the clock.
+
+    Only hops carry watermarks, so only they make such a circle.
+    """
+    below = {group.name: {hop.topic.name: hop.topic for hop in group.hops} for group in plan.groups}
+    takers = {name: {taker.name for topic in topics for taker in plan.readers(topic)} for name, topics in below.items()}
+    by_name = {group.name: group for group in plan.groups}
+    circle = _circle(takers)
+    if circle:
+        way = " <- ".join(_members(by_name[name]) for name in circle)
+        raise ConfigError(
+            f"what is sent on by another key comes back to where it is sent from: {way}: these would wait for their "
+            "own watermark; let what reads both the stream and its group_by share no table, or send through a topic "
+            "of your own"
+        )
+    for name in TopologicalSorter(takers).static_order():
+        wanted = [by_name[taker].close_after_idle for taker in takers[name]]
+        by_name[name].close_for = min((ms for ms in wanted if ms is not None), default=None)
+
+
+def _members(group: Group) -> str:
+    """What is in a group, for people."""
+    names = [repr(agent.name) for agent in group.agents] + [repr(table.name) for table in group.tables]
+    return " and ".join(names) or repr(group.name)
 
 
 def _node(agent: AgentSpec) -> tuple[str, str]:
@@ -128,26 +225,51 @@ def _complete(group: Group, writers: list[AgentSpec], agents: Sequence[AgentSpec
     brought = [agent for agent in group.agents if agent in writers]
     group.tables += [table for writer in brought for table in writer.tables]
     group.tables.sort(key=lambda table: depths[table.name])
+    group.hops = gathered(group.hops)
     _inputs(group, set(brought))
+
+
+def _check_clocks(groups: list[Group]) -> None:
+    """Raise ConfigError for what goes by event time where nothing has any."""
+    problems = [
+        f"{table.what} {table.name!r} goes by event time, but its group reads no topic, so there is none: "
+        'use clock="wall", or tables or streams that topics feed'
+        for group in groups
+        for table in group.tables
+        if isinstance(table, Ticks | Timers) and table.clock == "event" and not group.inputs
+    ]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _name(groups: list[Group]) -> None:
     """Names by what does not change when an agent is added: tables. State is found by them, so they must differ."""
     for group in groups:
-        group.name = min([t.name for t in group.tables if not t.broadcast], default="")
+        kept = [t.name for t in group.tables if not t.broadcast and t.writers != "none"]
+        group.name = min(kept, default="")
     taken = {group.name for group in groups}
     for group in groups:
         if not group.name:
-            group.name = min(agent.name for agent in group.agents)
+            # What sends on is called after what it reads: under another name it would read, and send, it all again.
+            # Not after calls: those may get another name, and are missed then, if they are found to have been there.
+            roots = [
+                f"from-{root.name}"
+                for hop in group.hops
+                for root in hop.roots(group.cuts)
+                if not isinstance(root, Called)
+            ]
+            group.name = min(roots or [agent.name for agent in group.agents])
             while group.name in taken:
                 group.name = f"agent-{group.name}"
             taken.add(group.name)
 
 
 def _inputs(group: Group, brought: set[AgentSpec]) -> None:
-    everywhere = _topics(source for agent in group.agents if agent in brought for source in agent.sources)
-    here = _topics(source for agent in group.agents if agent not in brought for source in agent.sources)
-    here |= _topics(source for table in group.tables for source in table.sources)
+    cuts = group.cuts
+    everywhere = _topics((source for agent in group.agents if agent in brought for source in agent.sources), cuts)
+    here = _topics((source for agent in group.agents if agent not in brought for source in agent.sources), cuts)
+    here |= _topics((source for table in group.tables for source in table.sources), cuts)
+    here |= _topics((root for hop in group.hops for root in hop.roots(cuts)), cuts)
     for name in sorted(everywhere.keys() & here.keys()):
         writers = ", ".join(repr(agent.name) for agent in group.agents if agent in brought)
         raise ConfigError(
@@ -157,9 +279,9 @@ def _inputs(group: Group, brought: set[AgentSpec]) -> None:
     group.topics, group.broadcast_topics = list(here.values()), list(everywhere.values())
 
 
-def _topics(streams: Iterable[Events[Any]]) -> dict[str, Topic[Any]]:
+def _topics(streams: Iterable[Events[Any]], cuts: Cuts) -> dict[str, Topic[Any]]:
     """The topics from which the events of streams come, by name."""
-    return {root.name: root for root in roots_of(streams) if isinstance(root, Topic)}
+    return {root.name: root for root in roots_of(streams, cuts) if isinstance(root, Topic)}
 
 
 def _in_order(groups: list[Group]) -> list[Group]:
@@ -181,7 +303,7 @@ def _in_order(groups: list[Group]) -> list[Group]:
 
 def _depths(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -> dict[str, int]:
     """How many tables lie upstream of each table, through their closed windows. Raises ConfigError for a circle."""
-    above: dict[str, dict[str, TableEvents]] = {table.name: {} for table in tables}
+    above: dict[str, dict[str, TableEvents[Any]]] = {table.name: {} for table in tables}
     windows: dict[str, set[str]] = {table.name: set() for table in tables}
     for sources, written in [
         *((agent.sources, agent.tables) for agent in agents),
@@ -190,6 +312,8 @@ def _depths(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, Any]]) -
         for source in roots_of(sources):
             if isinstance(source, TableEvents):
                 for table in written:
+                    if table.writers == "any":
+                        continue  # timers are set by whoever takes them: time goes on, so that it comes to an end
                     above[table.name].setdefault(source.table.name, source)
                     if source.kind != "changes":
                         windows[table.name].add(source.table.name)
@@ -221,7 +345,7 @@ def _circle(above: Mapping[str, Iterable[str]]) -> list[str]:
     return []
 
 
-def _broadcast_problem(where: str, source: TableEvents) -> Iterator[str]:
+def _broadcast_problem(where: str, source: TableEvents[Any]) -> Iterator[str]:
     if source.table.broadcast:
         yield (
             f"{where}: {source.name!r} would come once in every task, since table {source.table.name!r} is broadcast: "
@@ -240,7 +364,7 @@ def _table_problems(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, 
             yield from _broadcast_problem(f"agent {agent.name!r}", source)
     for table in tables:
         writers = [agent for agent in agents if table in agent.tables]
-        if len(writers) > 1:
+        if len(writers) > 1 and table.writers == "one":
             names = ", ".join(repr(agent.name) for agent in writers)
             yield f"table {table.name!r} is written by {names}: one agent writes a table, others name it in reads="
         readers = [
@@ -249,7 +373,7 @@ def _table_problems(agents: Sequence[AgentSpec], tables: Sequence[AnyTable[Any, 
             if table in agent.reads
             or any(isinstance(s, TableEvents) and s.table is table for s in roots_of(agent.sources))
         ]
-        if readers and not writers and not table.sources:
+        if readers and not writers and not table.sources and table.writers != "none":
             yield f"table {table.name!r} is read by {readers[0].name!r}, but no agent writes it"
         for root in roots_of(table.sources):
             if isinstance(root, TableEvents):

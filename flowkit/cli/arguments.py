@@ -37,6 +37,16 @@ LogLevel = Annotated[
         help="debug, info, warning or error. SIGUSR1 makes a running process say more, SIGUSR2 takes it back.",
     ),
 ]
+Http = Annotated[
+    str | None,
+    typer.Option(
+        "--http",
+        metavar="[HOST:]PORT",
+        envvar="FLOWKIT_HTTP",
+        show_default=False,
+        help="Serve health, /metrics, /flow and /tables there. Off unless given.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for other programs.")]
 
 

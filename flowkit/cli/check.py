@@ -9,15 +9,17 @@ from typing import Any, Literal, NamedTuple
 
 import typer
 
-from flowkit.agent import AgentSpec, Group, Topic
+from flowkit.agent import AgentSpec, Group, Internal, Topic
 from flowkit.app import App
 from flowkit.cli.arguments import Module, OptionalBroker, OptionalState
 from flowkit.cli.check_code import kept_between_events
+from flowkit.cli.check_keys import misplaced
 from flowkit.cli.load import find_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
 from flowkit.cli.show import count, duration
 from flowkit.errors import ConfigError
-from flowkit.table import AnyTable, check_schema
+from flowkit.flow import Derived, Events, roots_of
+from flowkit.table import AnyTable, ProcessTable, Ticks, Timers, check_schema
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 
 Severity = Literal["error", "warning", "note"]
@@ -48,8 +50,8 @@ def check(module: Module, state: OptionalState = None, broker: OptionalBroker = 
     findings = list(check_app(app))
     if state is not None and Path(state).exists():
         findings += check_state(app, Path(state))
-    if broker is not None and not problems_of(app):
-        findings += check_broker(app.plan().groups, broker)
+    if broker is not None and not problems_of(app, rekey=True):
+        findings += check_broker(app.plan(rekey=True).groups, broker)
     order: tuple[Severity, ...] = ("error", "warning", "note")
     for severity in order:
         for finding in findings:
@@ -62,23 +64,34 @@ def check(module: Module, state: OptionalState = None, broker: OptionalBroker = 
 
 def check_app(app: App) -> Iterator[Finding]:
     """What can be told of an app alone."""
-    yield from (Finding("error", problem) for problem in problems_of(app))
+    yield from (Finding("error", problem) for problem in problems_of(app) or problems_of(app, rekey=True))
     for table in app.tables.values():
         yield from _growth(table, app)
         yield from _ttl(table)
     yield from _times(app)
+    yield from _keys(app)
+    yield from _holding(app)
     for agent in app.agents.values():
         yield from _variables(agent)
     yield from _unused(app)
 
 
 def _growth(table: AnyTable[Any, Any], app: App) -> Iterator[Finding]:
-    """Tables whose keys nothing ever removes."""
-    if not isinstance(table.window, Count | Global | None) or table.ttl is not None or table.broadcast or table.local:
+    """Tables whose keys nothing ever removes, and operators that keep without bound."""
+    if table.grows:
+        yield Finding("warning", f"{table.name!r} ({table.words}) may keep more and more: {table.grows}")
+    if isinstance(table, ProcessTable) or table.writers != "one":  # a timer goes when its time has come
+        return
+    if (
+        not isinstance(table.windowing, Count | Global | None)
+        or table.ttl is not None
+        or table.broadcast
+        or table.local
+    ):
         return
     if has_few_values(table.key_type) or any(_deletes(agent, table) for agent in app.agents.values()):
         return
-    kind = "" if table.window is None else f" ({type(table.window).__name__.lower()} windows)"
+    kind = "" if table.windowing is None else f" ({type(table.windowing).__name__.lower()} windows)"
     yield Finding(
         "warning",
         f"table {table.name!r}{kind}: keys are kept for ever: give it ttl=, such as ttl=days(30), or delete them",
@@ -109,7 +122,7 @@ def _deletes(agent: AgentSpec, table: AnyTable[Any, Any]) -> bool:
 
 
 def _ttl(table: AnyTable[Any, Any]) -> Iterator[Finding]:
-    if table.ttl is not None and isinstance(table.window, Tumbling | Sliding | Cumulative | Session):
+    if table.ttl is not None and isinstance(table.windowing, Tumbling | Sliding | Cumulative | Session):
         yield Finding(
             "note",
             f"table {table.name!r}: ttl={duration(table.ttl)} has no effect: the state of a window goes when it closes",
@@ -125,8 +138,8 @@ def _times(app: App) -> Iterator[Finding]:
         fed = [
             table.name
             for table in app.tables.values()
-            if isinstance(table.window, Tumbling | Sliding | Cumulative | Session)
-            and (table.source is topic or any(topic in a.sources and table in a.tables for a in app.agents.values()))
+            if isinstance(table.windowing, Tumbling | Sliding | Cumulative | Session)
+            and topic in roots_of((*table.sources, *_written_from(app, table)))
         ]
         if fed:
             yield Finding(
@@ -134,6 +147,37 @@ def _times(app: App) -> Iterator[Finding]:
                 f"topic {topic.name!r}: feeds the windows of {', '.join(fed)} without time=: on a broker they go by "
                 "the time of arrival, and in files everything falls into one window",
             )
+
+
+def _keys(app: App) -> Iterator[Finding]:
+    """What is kept by another key than that by which its events come."""
+    for name, by, stream, keys in dict.fromkeys(misplaced(app)):
+        yield Finding(
+            "warning",
+            f"{name!r} is kept by {by!r}, but {stream!r} comes by {' and '.join(map(repr, keys))}: a worker with "
+            f"several partitions refuses what belongs to another task (dead letters): use .group_by({by!r})",
+        )
+
+
+def _holding(app: App) -> Iterator[Finding]:
+    """Topics of which an empty partition holds the windows of others, since they are sent on by another key."""
+    if problems_of(app, rekey=True):
+        return
+    groups = app.plan(rekey=True).groups
+    for group in groups:
+        streams = ", ".join(repr(hop.topic.stream.name) for hop in group.hops)
+        for topic in group.topics if group.hops else ():
+            if not isinstance(topic, Internal) and topic.idle_after is None:
+                yield Finding(
+                    "note",
+                    f"topic {topic.name!r}: is sent on by another key ({streams}): windows there wait for each of its "
+                    "partitions, also for one that gets nothing; idle_after= lets them go on without it",
+                )
+
+
+def _written_from(app: App, table: AnyTable[Any, Any]) -> list[Events[Any]]:
+    """The streams from which agents write a table."""
+    return [source for agent in app.agents.values() if table in agent.tables for source in agent.sources]
 
 
 def _variables(agent: AgentSpec) -> Iterator[Finding]:
@@ -150,8 +194,9 @@ def _variables(agent: AgentSpec) -> Iterator[Finding]:
 
 def _unused(app: App) -> Iterator[Finding]:
     agents = list(app.agents.values())
-    sources = {source.name for agent in agents for source in agent.sources}
-    sources |= {table.source.name for table in app.tables.values() if table.source is not None}
+    taken = [source for agent in agents for source in agent.sources]
+    taken += [source for table in app.tables.values() for source in table.sources]
+    sources = {root.name for root in roots_of(taken)}
     written = {sink.name for agent in agents for sink in agent.sinks}
     for topic in app.topics.values():
         if topic.name not in sources | written:
@@ -159,15 +204,39 @@ def _unused(app: App) -> Iterator[Finding]:
     for sink in app.sinks.values():
         if sink.name not in written:
             yield Finding("warning", f"sink {sink.name!r}: no agent sends to it")
+    used = _streams_on_the_way(taken)
+    for stream in app.derived.values():
+        if stream.name not in used:
+            yield Finding("warning", f"stream {stream.name!r}: nothing takes what it makes")
     for table in app.tables.values():
-        subscribed = any(f"{table.name}.{kind}" in sources for kind in ("closed", "changes", "late"))
+        if isinstance(table, Ticks):
+            continue
+        if isinstance(table, Timers):
+            if table.name not in sources:
+                yield Finding("warning", f"timers {table.name!r}: no agent has them among its sources")
+            continue
+        subscribed = any(stream.name in sources for stream in table.streams)
         read = subscribed or any(table in agent.reads for agent in agents)
-        if table.source is None and not any(table in agent.tables for agent in agents):
+        if not table.sources and not any(table in agent.tables for agent in agents):
             if not read:
                 yield Finding("warning", f"table {table.name!r}: no agent writes or reads it")
-        elif table.source is not None and not read:
-            end = f"{table.name}.closed" if table.window is not None else f"{table.name}.changes"
+        elif table.words and not read:
+            yield Finding("note", f"{table.name!r} ({table.words}): nothing takes what it sends")
+        elif table.sources and not read:
+            end = f"{table.name}.closed" if table.windowing is not None else f"{table.name}.changes"
             yield Finding("note", f"table {table.name!r}: counts, but no agent reads it or subscribes to {end}")
+
+
+def _streams_on_the_way(taken: Iterable[Events[Any]]) -> set[str]:
+    """The names of all derived streams that lead to what is taken."""
+    names: set[str] = set()
+    left = list(taken)
+    while left:
+        stream = left.pop()
+        if isinstance(stream, Derived):
+            names.add(stream.name)
+            left += stream.parents
+    return names
 
 
 # Against the outside
@@ -175,7 +244,7 @@ def _unused(app: App) -> Iterator[Finding]:
 
 def check_state(app: App, root: Path) -> Iterator[Finding]:
     """Stored state that does not fit what the app declares now. Raises ConfigError if it is not the app's."""
-    from flowkit.cli.state import read_tasks
+    from flowkit.worker import read_tasks
 
     told: set[str] = set()
     for store in read_tasks(root, app).values():
@@ -209,7 +278,8 @@ def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
     known = run_loop(partitions())
     written = {outlet.name for group in groups for outlet in group.outlets if isinstance(outlet, Topic)}
     read = {topic.name for group in groups for topic in group.inputs}
-    for name in sorted((read | written) - known.keys()):
+    internal = {hop.topic.name for group in groups for hop in group.hops}  # which the worker makes as they must be
+    for name in sorted((read | written) - known.keys() - internal):
         yield Finding("note", f"topic {name!r}: is not at {url} yet: flowkit topics create {name} --broker {url}")
     for group in groups:
         counts = {topic.name: known[topic.name] for topic in group.topics if topic.name in known}

@@ -32,7 +32,7 @@ class Kept(NamedTuple):
 
 def kept_between_events(function: Callable[..., Any], *, per_event: bool) -> list[Kept]:
     """The variables of an agent's function that outlive an event; none if its source cannot be read."""
-    tree = _tree(function)
+    tree = function_tree(function)
     if tree is None:
         return []
     found = list(_globals(tree, function, tree.body))
@@ -49,7 +49,8 @@ def kept_between_events(function: Callable[..., Any], *, per_event: bool) -> lis
     return list(first.values())
 
 
-def _tree(function: Callable[..., Any]) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+def function_tree(function: Callable[..., Any]) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The source of a function, with the lines of its file; None if it cannot be read."""
     try:
         source = textwrap.dedent(inspect.getsource(function))
         (tree,) = ast.parse(source).body

@@ -10,7 +10,8 @@ import typer
 from flowkit.cli.arguments import OptionalBroker, OptionalState, pairs
 from flowkit.cli.loop import run_loop
 from flowkit.cli.outcome import EXIT_CODES, OK, out, say
-from flowkit.cli.show import columns, count, iso, text
+from flowkit.cli.show import columns, count, iso, record_value, text
+from flowkit.codec import enveloped
 from flowkit.errors import ConfigError, InputError
 from flowkit.record import DeadLetter
 
@@ -71,7 +72,7 @@ def show(
         ("attempts", attempts),
         ("error", f"{letter.error}: {letter.reason}"),
         ("key", text(letter.key)),
-        ("value", text(letter.value)),
+        ("value", record_value(letter.value)),
     ):
         out(f"{name:<10} {value}")
     if letter.traceback:
@@ -122,6 +123,11 @@ def replay(
     if to is not None:
         run_loop(_put(to, rest))
     else:
+        sent_on = [letter for letter in rest if enveloped(letter.value) is not None]
+        if sent_on:
+            names = ", ".join(sorted({letter.topic for letter in sent_on}))
+            say(f"{count(len(sent_on), 'dead letter')} of {names} left out: an internal topic; use --to URL")
+        rest = [letter for letter in rest if letter not in sent_on]
         _write(pairs("--output", output or [], "TOPIC=FILE"), rest, header)
     return OK
 

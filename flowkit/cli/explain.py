@@ -5,16 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from flowkit.agent import AgentSpec, Group, Outlet, Topic
+from flowkit.agent import AgentSpec, Group, Internal, Outlet, Topic
 from flowkit.app import App
 from flowkit.cli.arguments import Module, pairs
-from flowkit.cli.load import load_app
-from flowkit.cli.outcome import EXIT_CODES, OK, out
+from flowkit.cli.load import load_app, problems_of
+from flowkit.cli.outcome import EXIT_CODES, OK, out, say
 from flowkit.cli.show import duration, type_name, window_words
-from flowkit.flow import Called, Events, roots_of
+from flowkit.flow import Called, Events, Path, Step, roots_of
 from flowkit.sink import FileSink
-from flowkit.table import AnyTable, TableEvents
-from flowkit.window import Cumulative, Session, Sliding, Tumbling
+from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
+from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
 
 TOPIC_GUARANTEE = (
     "exactly once on embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files "
@@ -44,8 +44,11 @@ def explain(
     """
     bound = dict(pairs("--bind", bind or [], "NAME=FILE"))
     app = load_app(module)
-    groups = app.plan().groups
+    problems = problems_of(app, rekey=True)
+    groups = app.plan(rekey=not problems).groups
     out(mermaid_of(app, groups) if mermaid else "\n".join(text_of(app, groups, bound)))
+    for problem in problems:
+        say(f"as a bounded run has it; a worker cannot run it: {problem}")
     return OK
 
 
@@ -65,21 +68,27 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
             yield f"  topic {topic.name}: {_topic_words(topic)}; every task reads all of it"
             yield from _readers(group, topic.name, "    ")
         for table in group.tables:
-            yield f"  table {table.name}: {table_words(table)}"
-            for kind in ("closed", "changes", "late"):
-                readers = list(_readers(group, f"{table.name}.{kind}", "      "))
+            yield f"  {_table_kind(table)} {table.name}: {table_words(table)}"
+            if isinstance(table, Ticks | Timers):
+                yield from _readers(group, table.name, "    ")
+                continue
+            for stream in table.streams:
+                readers = list(_readers(group, stream.name, "      "))
                 if readers:
-                    yield f"    {EVENT_WORDS[kind]}"
+                    too_late = stream.kind == "late" and isinstance(table, ProcessTable)
+                    yield "    what came when its time had passed" if too_late else f"    {EVENT_WORDS[stream.kind]}"
                     yield from readers
-        for stream in _called(group):
-            yield f"  calls {stream.name}: {call_words(stream)}"
-            yield from _readers(group, stream.name, "    ")
-        if any(source.name == app.dead_letters.name for agent in group.agents for source in agent.sources):
+        for called in group.called:
+            yield f"  calls {called.name}: {call_words(called)}"
+            yield from _readers(group, called.name, "    ")
+        if app.dead_letters in roots_of(source for agent in group.agents for source in agent.sources):
             yield "  dead letters of this app"
             yield from _readers(group, app.dead_letters.name, "    ")
     yield ""
     yield "outputs"
     for outlet in _outlets(groups):
+        if isinstance(outlet, Internal):
+            continue
         yield f"  {_kind(outlet)} {outlet.name}: {type_name(outlet.element)}{_key_words(outlet)}"
         yield f"    {_guarantee(outlet, bound)}"
     yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
@@ -91,14 +100,9 @@ EVENT_WORDS = {
     "closed": "closed windows",
     "changes": "changes, event by event",
     "late": "late records, whose windows are all closed",
+    "": "what it sends",
+    "timed_out": "partial matches whose time ran out",
 }
-
-
-def _called(group: Group) -> list[Called[Any]]:
-    """The streams of results of async functions in a group, upstream first."""
-    taken = [source for table in group.tables for source in table.sources]
-    taken += [source for agent in group.agents for source in agent.sources]
-    return [root for root in roots_of(taken) if isinstance(root, Called)]
 
 
 def call_words(stream: Called[Any]) -> str:
@@ -120,6 +124,18 @@ def call_words(stream: Called[Any]) -> str:
     return ", ".join(words)
 
 
+CLOCK_WORDS = {"event": "in event time", "wall": "by the clock (in a bounded run by event time)"}
+
+
+def schedule_words(schedule: Schedule) -> str:
+    """When something periodic is due, in words."""
+    return f"every {duration(schedule.period)}" if isinstance(schedule, Every) else schedule.words
+
+
+def _table_kind(table: AnyTable[Any, Any]) -> str:
+    return "timers" if isinstance(table, Timers) else "ticks" if isinstance(table, Ticks) else "table"
+
+
 def _tasks(group: Group) -> str:
     names = [topic.name for topic in group.topics]
     if not names:
@@ -130,6 +146,8 @@ def _tasks(group: Group) -> str:
 
 
 def _topic_words(topic: Topic[Any]) -> str:
+    if isinstance(topic, Internal):
+        return f"{type_name(topic.type)}, internal: {topic.stream.name}, re-keyed by {_getter(topic.key)}, exactly once"
     words = [type_name(topic.type) + _key_words(topic)]
     words.append(f"time {_getter(topic.time)}" if topic.time is not None else "time of the transport")
     words.append(f"up to {duration(topic.out_of_order)} out of order" if topic.out_of_order else "in order of time")
@@ -142,21 +160,29 @@ def _topic_words(topic: Topic[Any]) -> str:
 
 def table_words(table: AnyTable[Any, Any]) -> str:
     """What a table keeps, for how long, in words."""
+    if isinstance(table, Ticks):
+        return f"{schedule_words(table.schedule)}, {CLOCK_WORDS[table.clock]}"
     words = [f"keyed by {type_name(table.key_type)}"]
+    if isinstance(table, ProcessTable):
+        return ", ".join([table.words, *words, table.grows or "kept as long as the watermark asks for"])
+    if isinstance(table, Timers):
+        return f"{words[0]}, one time a key, {CLOCK_WORDS[table.clock]}"
     if table.source is not None:
         counted = ", ".join(f"{name} = {aggregate!r}" for name, aggregate in table.aggregates.items())
         words = [f"counts {table.source.name} by {_getter(table.by)}: {counted}"]
+    elif table.words:
+        words.insert(0, table.words)
     else:
         words.append(f"values {type_name(table.value_type)}")
-    if table.window is not None:
-        words.append(f"windows {window_words(table.window)}")
+    if table.windowing is not None:
+        words.append(f"windows {window_words(table.windowing)}")
         if table.allowed_lateness:
             words.append(f"late records count for {duration(table.allowed_lateness)} more")
         if table.early:
             words.append(f"early results each {duration(table.early)} of event time")
         if table.late_policy == "deliver":
             words.append("late records go to the agent")
-    if isinstance(table.window, Tumbling | Sliding | Cumulative | Session):
+    if isinstance(table.windowing, Tumbling | Sliding | Cumulative | Session):
         words.append("gone when its window closes")
     elif table.ttl is not None:
         words.append(f"forgotten {duration(table.ttl)} after its last use")
@@ -171,17 +197,41 @@ def table_words(table: AnyTable[Any, Any]) -> str:
 
 def _readers(group: Group, source: str, indent: str) -> Iterator[str]:
     for agent in group.agents:
-        if any(events.name == source for events in agent.sources):
-            yield f"{indent}-> agent {agent.name}{_agent_words(agent)}"
+        for way in _ways(group, source, agent.sources):
+            yield f"{indent}{way}-> agent {agent.name}{_agent_words(agent)}"
     for table in group.tables:
-        if table.source is not None and table.source.name == source:
-            yield f"{indent}-> table {table.name}"
+        for way in _ways(group, source, table.sources):
+            yield f"{indent}{way}-> table {table.name}"
+    for hop in group.hops:
+        for way in _ways_on(source, hop.paths):
+            key = _getter(hop.topic.stream.key)
+            yield f"{indent}{way}-> re-keyed by {key} through topic {hop.topic.name}, exactly once"
+
+
+def _ways(group: Group, root: str, streams: Iterable[Events[Any]]) -> Iterator[str]:
+    """The ways from a stream to those that are taken, each as the operators on it."""
+    return _ways_on(root, (path for stream in streams for path in group.paths_of(stream)))
+
+
+def _ways_on(root: str, paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        if path.root.name == root:
+            yield "".join(f"-> {step_words(step)} " for step in path.steps)
+
+
+def step_words(step: Step) -> str:
+    """An operator as it was written, more or less."""
+    name = getattr(step.function, "__name__", "")
+    return f"{step.kind}({name})" if name.isidentifier() else step.kind
 
 
 def _agent_words(agent: AgentSpec) -> str:
     words = []
     if agent.tables:
-        words.append(f"keeps {_names(agent.tables)}")
+        kept = [table for table in agent.tables if not isinstance(table, Timers)]
+        timers = [table for table in agent.tables if isinstance(table, Timers)]
+        words += [f"keeps {_names(kept)}"] if kept else []
+        words += [f"sets {_names(timers)}"] if timers else []
     if agent.reads:
         words.append(f"reads {_names(agent.reads)}")
     if agent.sinks:
@@ -242,39 +292,53 @@ def mermaid_of(app: App, groups: list[Group]) -> str:
             lines.append(f"  {outside(thing)}{shape[0]}{_quoted(thing.name)}{shape[1]}")
     edges: list[str] = []
     for number, group in enumerate(groups):
+        edges += _edges(group, number, id_of, outside)
+        if not group.agents and not group.tables:
+            continue  # it only sends on, which an arrow tells
         lines.append(f'  subgraph g{number}["{_quoted(f"{group.name}: {_tasks(group)}")}"]')
         for table in group.tables:
-            words = window_words(table.window) if table.window is not None else "table"
+            words = window_words(table.windowing) if table.windowing is not None else _box_words(table)
             box = f'[/"{_quoted(table.name)}<br>{_quoted(words)}"/]'
             lines.append(f"    {id_of('table_of', f'{number} {table.name}')}{box}")
         lines += [f'    {id_of("agent", f"{number} {a.name}")}("{_quoted(a.name)}")' for a in group.agents]
         lines.append("  end")
-        edges += _edges(group, number, id_of, outside)
     return "\n".join([*lines, *dict.fromkeys(edges)])
+
+
+def _box_words(table: AnyTable[Any, Any]) -> str:
+    return schedule_words(table.schedule) if isinstance(table, Ticks) else _table_kind(table)
 
 
 def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]:
     def table_id(table: AnyTable[Any, Any]) -> str:
         return str(id_of("table_of", f"{number} {table.name}"))
 
-    def arrow(source: Events[Any], target: str) -> str:
-        if isinstance(source, TableEvents):
-            return f"  {table_id(source.table)} -- {source.kind} --> {target}"
-        return f"  {outside(source)} --> {target}"
+    def arrows(source: Events[Any], target: str) -> Iterator[str]:
+        yield from along(group.paths_of(source), target)
+
+    def along(paths: Iterable[Path], target: str) -> Iterator[str]:
+        for path in paths:
+            root = path.root
+            words = [root.kind] if isinstance(root, TableEvents) and root.kind else []
+            label = _quoted(", ".join([*words, *map(step_words, path.steps)]))
+            start = table_id(root.table) if isinstance(root, TableEvents) else outside(root)
+            yield f"  {start} -- {label} --> {target}" if label else f"  {start} --> {target}"
 
     for table in group.tables:
-        if table.source is not None:
-            yield arrow(table.source, table_id(table))
+        for source in table.sources:
+            yield from arrows(source, table_id(table))
     for agent in group.agents:
         target = id_of("agent", f"{number} {agent.name}")
         for source in agent.sources:
-            yield arrow(source, target)
+            yield from arrows(source, target)
         for table in agent.tables:
             yield f"  {target} <--> {table_id(table)}"
         for table in agent.reads:
             yield f"  {table_id(table)} -. reads .-> {target}"
         for sink in agent.sinks:
             yield f"  {target} --> {outside(sink)}"
+    for hop in group.hops:
+        yield from along(hop.paths, outside(hop.topic))
 
 
 def _quoted(words: str) -> str:

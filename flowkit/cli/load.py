@@ -26,10 +26,13 @@ def load_app(target: str) -> App:
     return app
 
 
-def problems_of(app: App) -> list[str]:
-    """What is wrong with the app's declarations, with file and line of the agent where a problem names one."""
+def problems_of(app: App, *, rekey: bool = False) -> list[str]:
+    """What is wrong with the app's declarations, with file and line of the agent where a problem names one.
+
+    With `rekey` also what only workers cannot do.
+    """
     try:
-        app.plan()
+        app.plan(rekey=rekey)
     except ConfigError as error:
         return [_located(problem, app) for problem in error.problems]
     return []

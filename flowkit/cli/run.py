@@ -1,16 +1,24 @@
 """`flowkit run`: a bounded run over files, to the end of the input and of time."""
 
+import os
 import signal
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowkit.cli.arguments import LogLevel, Module, pairs
+from flowkit.cli.arguments import Http, LogLevel, Module, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.logging import set_up_logs
 from flowkit.cli.loop import Stop, run_loop
 from flowkit.cli.outcome import EXIT_CODES, OK
+from flowkit.errors import ConfigError
 from flowkit.options import WorkerOptions
+
+if TYPE_CHECKING:
+    from flowkit.worker import Task
 
 HELP = """Run an app over files to their end: all windows close, everything is written.
 
@@ -20,7 +28,8 @@ or DIR/dead-letters.jsonl), see flowkit dlq.
 
 With --state a run that was stopped or killed goes on from its last commit when the same command is given again; the
 outputs then equal those of an unbroken run, byte for byte. With FLOWKIT_STORE_KEY_FILE (a file with a key of 32 bytes;
-or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
+or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest. --http lets a long run be looked at
+meanwhile, as a worker: see flowkit worker --help.
 
 \b
 Examples:
@@ -54,6 +63,11 @@ def run(
         int | None,
         typer.Option("--commit-every", metavar="N", envvar="FLOWKIT_COMMIT_EVERY", help="Records a commit [5000]."),
     ] = None,
+    http: Http = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="FILE", help="Where to write Prometheus metrics at the end."),
+    ] = None,
     log_level: LogLevel = None,
 ) -> int:
     """Run a bounded run and say how it went; the exit code."""
@@ -65,6 +79,7 @@ def run(
     inputs = pairs("--input", input_ or [], "TOPIC=FILE")
     outputs = pairs("--output", output or [], "NAME=FILE")
     options = WorkerOptions.from_environment(batch_size=batch_size, commit_every=commit_every)
+    beside = beside_run(http, metrics) if http or metrics else None
     app = load_app(module)
     from flowkit.cli.progress import Bar, say_summary
     from flowkit.worker import run as run_bounded
@@ -80,6 +95,7 @@ def run(
                 options=options,
                 on_progress=bar if bar.shown else None,
                 should_stop=stop,
+                beside=beside,
             )
         )
     letters = {app.dead_letters.name}
@@ -90,3 +106,38 @@ def run(
     stopped = signal.Signals(stop.signal).name if stop.signal is not None and summary.stopped else None
     say_summary(app.name, summary, bound, unbound, empty, stopped)
     return OK if stopped is None or stop.signal is None else 128 + stop.signal
+
+
+def beside_run(http: str | None, metrics: str | None) -> "Callable[[Task], AbstractAsyncContextManager[object]]":
+    """What goes on beside a run: the server that shows it, and its metrics in a file once it has ended."""
+    from flowkit.clock import SystemClock
+    from flowkit.worker import RunView, exposition
+
+    address = None
+    if http:
+        from flowkit.web import address_of
+
+        address = address_of(http)
+    if metrics and not Path(metrics).absolute().parent.is_dir():
+        raise ConfigError(f"--metrics {metrics}: the directory {Path(metrics).parent} does not exist")
+
+    @asynccontextmanager
+    async def beside(task: "Task") -> AsyncIterator[None]:
+        view = RunView(task, SystemClock())
+        async with AsyncExitStack() as stack:
+            if address is not None:
+                from flowkit.web import serve_http
+
+                await stack.enter_async_context(serve_http(view, address))
+            yield
+            if metrics:
+                _write(Path(metrics), exposition(view))
+
+    return beside
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file in one step: whoever reads it sees all of it, or nothing."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_bytes(data)
+    draft.replace(path)

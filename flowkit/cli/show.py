@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
-from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
-from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
+import msgspec
 
+from flowkit.codec import decode_mark, enveloped
+from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
+from flowkit.window import IDLE, QUIET, Count, Cumulative, Global, Session, Sliding, Tumbling
+
+STANDINGS = {IDLE: ", idle", QUIET: ", silent: by the clock"}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1))
 
@@ -48,6 +52,16 @@ def text(data: bytes | None, limit: int | None = None) -> str:
     shown = data.decode("utf-8", "backslashreplace")
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
     return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def record_value(data: bytes | None) -> str:
+    """A record's value as text; of an internal topic the event in it as JSON, or what a sender says of itself."""
+    mark = decode_mark(data)
+    if mark is not None:
+        sender, watermark, standing = mark
+        return f"(mark: {sender} has come to {iso(watermark)}{STANDINGS.get(standing, '')})"
+    event = enveloped(data)
+    return text(data if event is None else msgspec.json.encode(event, enc_hook=repr))
 
 
 def type_name(type_: Any) -> str:

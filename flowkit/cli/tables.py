@@ -28,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
 def list_(module: Module, state: State, json: Json = False) -> int:
     """List the app's tables, their keys and windows, and how many values they hold."""
-    from flowkit.cli.state import read_table, read_tasks
+    from flowkit.worker import read_table, read_tasks
 
     app = load_app(module)
     tasks = read_tasks(Path(state), app)
@@ -36,7 +36,7 @@ def list_(module: Module, state: State, json: Json = False) -> int:
     for table in app.tables.values():
         entries = asyncio.run(read_table(app, table, tasks))
         spread = len({entry.task for entry in entries})
-        rows.append((table.name, type_name(table.key_type), window_words(table.window), len(entries), spread))
+        rows.append((table.name, type_name(table.key_type), window_words(table.windowing), len(entries), spread))
     if json:
         _print_json([dict(zip(("table", "key", "window", "entries", "tasks"), row, strict=True)) for row in rows])
     else:
@@ -82,7 +82,7 @@ def scan(
 
 
 def _read(app: App, table: str, state: str) -> list[Any]:
-    from flowkit.cli.state import read_table, read_tasks
+    from flowkit.worker import read_table, read_tasks
 
     return asyncio.run(read_table(app, _table(app, table), read_tasks(Path(state), app)))
 

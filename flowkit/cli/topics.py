@@ -11,11 +11,16 @@ import typer
 from flowkit.cli.arguments import Broker, Json
 from flowkit.cli.loop import Stop, run_loop
 from flowkit.cli.outcome import EXIT_CODES, OK, out, say
-from flowkit.cli.show import columns, count, iso, text
+from flowkit.cli.show import columns, count, iso, record_value, text
 from flowkit.clock import SystemClock
-from flowkit.codec import EventTime, encode_key
+from flowkit.codec import EventTime, decode_mark, encode_key, enveloped
 from flowkit.errors import ConfigError, InputError, TimeError
 from flowkit.options import WorkerOptions
+
+HELP = """Look at and feed the topics of a broker (embedded://DIR).
+
+Topics named APP.STREAM are internal: a worker makes and writes them. Read them, but write nothing there.
+"""
 
 PUT_RECORDS = 1_000
 """Records written in one transaction."""
@@ -28,7 +33,7 @@ Row = tuple[int, int, int, bytes | None, bytes | None]
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    group = typer.Typer(help="Look at and feed the topics of a broker (embedded://DIR).", no_args_is_help=True)
+    group = typer.Typer(help=HELP, no_args_is_help=True)
     group.command("list", epilog=EXIT_CODES)(list_)
     group.command("create", epilog=EXIT_CODES)(create)
     group.command("put", epilog=EXIT_CODES)(put)
@@ -54,22 +59,43 @@ async def opened(url: str, *, make: bool = False) -> AsyncIterator[Any]:
 
 
 def list_(broker: Broker, json: Json = False) -> int:
-    """List topics with their partitions and how many records they hold."""
+    """List topics with their partitions and how many records they hold.
 
-    async def work() -> list[tuple[str, int, int]]:
+    Internal ones, named APP.STREAM, are those through which a worker's group_by sends events, with marks between them
+    that tell how far the senders are.
+    """
+
+    async def work() -> list[tuple[str, int, int, bool]]:
         async with opened(broker) as it:
             rows = []
             for name, partitions in (await it.topics()).items():
                 bounds = [await it.bounds(name, number) for number in range(partitions)]
-                rows.append((name, partitions, sum(end - start for start, end in bounds)))
+                internal = await _is_internal(it, name)
+                rows.append((name, partitions, sum(end - start for start, end in bounds), internal))
             return rows
 
     rows = run_loop(work())
     if json:
-        _print_json([{"topic": name, "partitions": partitions, "records": n} for name, partitions, n in rows])
+        _print_json(
+            [
+                {"topic": name, "partitions": partitions, "records": n, "internal": internal}
+                for name, partitions, n, internal in rows
+            ]
+        )
     else:
-        out(columns(("TOPIC", "PARTITIONS", "RECORDS"), rows))
+        shown = [(name, partitions, f"{n} (internal)" if internal else n) for name, partitions, n, internal in rows]
+        out(columns(("TOPIC", "PARTITIONS", "RECORDS"), shown))
     return OK
+
+
+async def _is_internal(broker: Any, topic: str) -> bool:
+    """True if flowkit itself writes the topic: its records are events in envelopes, and marks."""
+    for partition, end in enumerate(await broker.end_offsets(topic)):
+        start, _ = await broker.bounds(topic, partition)
+        if start < end:
+            batch = await broker.read(topic, partition, start, 1)
+            return any(enveloped(value) is not None or decode_mark(value) is not None for value in batch.values)
+    return False
 
 
 def create(
@@ -140,7 +166,9 @@ def put(
     async def work() -> int:
         done = 0
         async with opened(broker) as it:
-            await it.end_offsets(topic)  # an unknown topic is told before standard input is waited for
+            # Before standard input is waited for: an unknown topic is told, too.
+            if await _is_internal(it, topic):
+                raise ConfigError(f"topic {topic!r} is internal, what a group_by sends on: put records into its source")
             try:
                 async for records in _lines(file, record):
                     await it.put(topic, records)
@@ -235,7 +263,7 @@ def _print_rows(rows: Sequence[Row], as_json: bool) -> None:
         )
     else:
         for at, _, _, key, value in rows:
-            out(f"{text(key)}\t{iso(at)}\t{text(value)}")
+            out(f"{text(key)}\t{iso(at)}\t{record_value(value)}")
     sys.stdout.flush()
 
 
@@ -245,6 +273,9 @@ def _value(data: bytes | None) -> Any:
 
     if data is None:
         return None
+    if decode_mark(data) is not None or enveloped(data) is not None:
+        event = enveloped(data)
+        return record_value(data) if event is None else msgspec.Raw(record_value(data).encode())
     try:
         return msgspec.Raw(data) if msgspec.json.decode(data) is not None else None
     except (msgspec.MsgspecError, UnicodeDecodeError):

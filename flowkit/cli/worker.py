@@ -1,15 +1,20 @@
 """`flowkit worker`: takes its share of an app's live tasks until it is told to stop."""
 
-from typing import Annotated
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowkit.cli.arguments import Broker, LogLevel, Module, State, pairs
+from flowkit.cli.arguments import Broker, Http, LogLevel, Module, State, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.logging import set_up_logs
 from flowkit.cli.loop import run_loop
 from flowkit.cli.outcome import OK
 from flowkit.options import WorkerOptions
+
+if TYPE_CHECKING:
+    from flowkit.worker import Worker
 
 HELP = """Run an app live: join the other workers of the app and take a share of its tasks.
 
@@ -17,6 +22,10 @@ Topics are on the broker; --bind leads sinks (and topics that should not be ther
 finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (25000). In a container nothing needs to be
 said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
 with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
+
+With --http it serves /healthz, /readyz, /metrics (Prometheus), /flow, /tables and /why as JSON. PORT alone is on
+127.0.0.1; any other address needs a token in FLOWKIT_HTTP_TOKEN (Authorization: Bearer …), but for the first two. With
+the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT (or FLOWKIT_OTEL=1) set it sends traces.
 
 \b
 Example:
@@ -58,6 +67,7 @@ def worker(
         int | None,
         typer.Option("--commit-interval", metavar="MS", envvar="FLOWKIT_COMMIT_INTERVAL", help="Or so long [1000]."),
     ] = None,
+    http: Http = None,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when a .py file changes.")] = False,
     log_level: LogLevel = None,
 ) -> int:
@@ -71,8 +81,18 @@ def worker(
     options = WorkerOptions.from_environment(
         batch_size=batch_size, commit_every=commit_every, commit_interval=commit_interval
     )
+    beside = beside_worker(http) if http else None
     app = load_app(module)
     from flowkit.worker import serve
 
-    run_loop(serve(app, broker, binds, state=state, options=options))
+    run_loop(serve(app, broker, binds, state=state, options=options, beside=beside))
     return OK
+
+
+def beside_worker(http: str) -> "Callable[[Worker], AbstractAsyncContextManager[object]]":
+    """The server that shows a worker. Raises ConfigError for an address that cannot be."""
+    from flowkit.web import address_of, serve_http
+    from flowkit.worker import WorkerView
+
+    address = address_of(http)
+    return lambda worker: serve_http(WorkerView(worker), address)

@@ -1,8 +1,22 @@
 """Flows as they are declared: streams, what operators make of them, and the ways that events take."""
 
 from flowkit.flow.calls import CallSpec
-from flowkit.flow.events import By, Called, Derived, Events, Keyed, Owner, Step, check_by
-from flowkit.flow.paths import DROPPED, Chain, Path, chain_of, nested, paths_of, roots_of
+from flowkit.flow.events import (
+    Called,
+    Derived,
+    Events,
+    Kept,
+    Keyed,
+    Matches,
+    Owner,
+    Step,
+    Windowing,
+    Windows,
+    check_by,
+    key_of,
+)
+from flowkit.flow.keeping import By, Feed, Keeping
+from flowkit.flow.paths import DROPPED, Chain, Cuts, Path, chain_of, keyed_in, nested, paths_into, paths_of, roots_of
 from flowkit.flow.retry import Retry
 
 __all__ = [
@@ -11,16 +25,26 @@ __all__ = [
     "CallSpec",
     "Called",
     "Chain",
+    "Cuts",
     "Derived",
     "Events",
+    "Feed",
+    "Keeping",
+    "Kept",
     "Keyed",
+    "Matches",
     "Owner",
     "Path",
     "Retry",
     "Step",
+    "Windowing",
+    "Windows",
     "chain_of",
     "check_by",
+    "key_of",
+    "keyed_in",
     "nested",
+    "paths_into",
     "paths_of",
     "roots_of",
 ]

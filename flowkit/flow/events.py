@@ -11,23 +11,35 @@ import inspect
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from flowkit.codec import has_field, type_name
 from flowkit.errors import ConfigError
 from flowkit.flow.calls import CallSpec, check_calls
 from flowkit.flow.enriching import enricher
+from flowkit.flow.keeping import (
+    By,
+    Keeping,
+    as_of_join,
+    interval_join,
+    pattern_match,
+    versions_join,
+    window_join,
+)
 from flowkit.flow.retry import Retry
 from flowkit.lookup import Cache, result_type
-from flowkit.record import Enriched
+from flowkit.record import Change, Closed, Enriched, Joined
+from flowkit.window import Window
+
+if TYPE_CHECKING:
+    from flowkit.pattern import AfterMatch, Match, Pattern, TimedOut
 
 T_co = TypeVar("T_co", covariant=True)
+U_co = TypeVar("U_co", covariant=True)
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
-
-By = str | Callable[[Any], Any]
-"""A field's name, or a function of the event."""
+V = TypeVar("V")
 
 
 class Owner(Protocol):
@@ -40,6 +52,21 @@ class Owner(Protocol):
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or with the first number behind it that makes it free."""
+
+    def table(self, name: str, *, of: "Events[Any]", by: Any, window: Any, **options: Any) -> Any:
+        """A table that counts by itself."""
+
+    def keep(self, operator: Keeping) -> Any:
+        """The main stream of an operator that keeps something. Raises ConfigError."""
+
+
+class Windows(Protocol[K, V]):
+    """What the windows of a declared table send: itself a table, to be named in `reads=` or seen by its name."""
+
+    name: str
+    closed: "Events[Closed[K, V]]"
+    changes: "Events[Change[K, V]]"
+    late: "Events[Any]"
 
 
 class EnrichOptions(TypedDict, total=False):
@@ -120,11 +147,17 @@ class Events(Generic[T_co]):
         label = name or owner.free_name(f"{self.name}.merge")
         return Derived(label, made, owner, parents, Step("pass", _same, label))
 
-    def group_by(self, key: str | Callable[[T_co], K], *, name: str | None = None) -> "Keyed[K, T_co]":
+    @overload
+    def group_by(self, key: str, *, name: str | None = None) -> "Keyed[Any, T_co]": ...
+    @overload
+    def group_by(self, key: Callable[[T_co], K], *, name: str | None = None) -> "Keyed[K, T_co]": ...
+    def group_by(self, key: Any, *, name: str | None = None) -> "Keyed[Any, T_co]":
         """The same events, brought together by `key` (a field, or a function of the event).
 
-        Where the key is not that of the topic, they go through a topic of flowkit's own, so that all events of a key
-        reach one task; where it is the same, they stay. Events of which the key is None are dead letters.
+        Where the key is not that of the topic, workers send them through a topic of flowkit's own, named APP.STREAM, so
+        that all events of a key reach one task; `name` is the stream's. Nobody else may write there. Where the key is
+        the same and nothing but filters lies between, they stay, and in a bounded run, which is one task. Events of
+        which the key is None are dead letters.
         """
         owner = self._owner("group_by")
         check_by(f"{self.name!r}.group_by", key, self.type)
@@ -243,6 +276,218 @@ class Events(Generic[T_co]):
         label = name or owner.free_name(f"{self.name}.{operator}")
         return Called(label, type_, owner, (self,), Step("pass", _same, label), spec)
 
+    def window(
+        self,
+        window: Window,
+        *,
+        name: str | None = None,
+        allowed_lateness: int = 0,
+        early: int | None = None,
+        close_after_idle: int | None = None,
+    ) -> "Windowing":
+        """Windows of the events of each key, to be followed by `.aggregate(n=Count(), …)`.
+
+        The key is that of `group_by`, or of the topic. The keywords are those of `app.table`.
+        """
+        owner = self._owner("window")
+        by = key_of(self)
+        if by is None:
+            raise ConfigError(
+                f"{self.name!r}.window: by which key? Say .group_by(…) before it, or give the topic a key="
+            )
+        options = {"allowed_lateness": allowed_lateness, "early": early, "close_after_idle": close_after_idle}
+        return Windowing(self, by, window, name or owner.free_name(f"{self.name}.windows"), options)
+
+    @overload
+    def join(
+        self,
+        other: "Events[U]",
+        *,
+        on: Any,
+        within: int | tuple[int, int] | None = None,
+        window: Window | None = None,
+        how: Literal["inner"] = "inner",
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co, U]]": ...
+    @overload
+    def join(
+        self,
+        other: "Events[U]",
+        *,
+        on: Any,
+        within: int | tuple[int, int] | None = None,
+        window: Window | None = None,
+        how: Literal["left"],
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co, U | None]]": ...
+    @overload
+    def join(
+        self,
+        other: "Events[U]",
+        *,
+        on: Any,
+        within: int | tuple[int, int] | None = None,
+        window: Window | None = None,
+        how: Literal["right"],
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co | None, U]]": ...
+    @overload
+    def join(
+        self,
+        other: "Events[U]",
+        *,
+        on: Any,
+        within: int | tuple[int, int] | None = None,
+        window: Window | None = None,
+        how: Literal["outer"],
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co | None, U | None]]": ...
+    def join(
+        self,
+        other: "Events[Any]",
+        *,
+        on: Any,
+        within: int | tuple[int, int] | None = None,
+        window: Window | None = None,
+        how: Literal["inner", "left", "right", "outer"] = "inner",
+        name: str | None = None,
+    ) -> Any:
+        """Pairs of this stream's events and the other's that have the same key and lie near each other in time.
+
+        `on` is the key: a field of both, or a pair (left, right) of fields or functions. Near is either `within`
+        (earliest, latest): how many ms after the left event the right one comes, both bounds counted, negative for
+        before (a single number: from 0 to that); or `window`: in the same window.
+
+        `how` says whose events are sent also without a partner, once it is certain that none comes: those of neither
+        side, of the left, of the right, or of both. Pairs within an interval are sent at the later of their two times,
+        as soon as both are there; single events at the time when it is certain; those of windows at the window's end.
+
+        State is bounded by the watermark. An event that comes after the watermark has passed it (a window join: its
+        window) goes to `.late`.
+        """
+        owner, label = self._kept("join", other, name)
+        if (within is None) == (window is None):
+            raise ConfigError(
+                f"{label}: say how near two events must be: within=(earliest, latest) ms from the left one, or window="
+            )
+        if window is not None:
+            return owner.keep(window_join(label, self, other, on, window, how))
+        assert within is not None
+        return owner.keep(interval_join(label, self, other, on, within, how))
+
+    @overload
+    def join_as_of(
+        self,
+        other: "Events[U]",
+        *,
+        on: Any,
+        how: Literal["inner"] = "inner",
+        tolerance: int | None = None,
+        keep_for: int | None = None,
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co, U]]": ...
+    @overload
+    def join_as_of(
+        self,
+        other: "Events[U]",
+        *,
+        on: Any,
+        how: Literal["left"],
+        tolerance: int | None = None,
+        keep_for: int | None = None,
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co, U | None]]": ...
+    def join_as_of(
+        self,
+        other: "Events[Any]",
+        *,
+        on: Any,
+        how: Literal["inner", "left"] = "inner",
+        tolerance: int | None = None,
+        keep_for: int | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """Each event with the latest of the other stream's that has the same key and came no later: the rate that was
+        valid then, the last known position.
+
+        An event waits for the watermark to reach its time, so that what was late on the other side counts. `tolerance`
+        (ms): how old the other one may be. `keep_for` (ms): without a tolerance, keys that were not updated for so long
+        are forgotten; with neither, the newest event of each key is kept for ever. `how="left"` sends also events for
+        which there is none.
+        """
+        owner, label = self._kept("join_as_of", other, name)
+        return owner.keep(as_of_join(label, self, other, on, how, tolerance, keep_for))
+
+    @overload
+    def join_table(
+        self,
+        table: "Versions[V]",
+        *,
+        on: By,
+        how: Literal["inner"] = "inner",
+        keep_for: int | None = None,
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co, V]]": ...
+    @overload
+    def join_table(
+        self,
+        table: "Versions[V]",
+        *,
+        on: By,
+        how: Literal["left"],
+        keep_for: int | None = None,
+        name: str | None = None,
+    ) -> "Kept[Joined[T_co, V | None]]": ...
+    def join_table(
+        self,
+        table: Any,
+        *,
+        on: By,
+        how: Literal["inner", "left"] = "inner",
+        keep_for: int | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """Each event with the value that the table had for its key at the event's time, not with today's.
+
+        `on` is the event's field (or a function) that is the table's key. The table has no windows; what its writer
+        deletes is gone from then on. Versions are kept until the watermark has passed them, the newest for ever, unless
+        `keep_for` (ms) says for how long without an update.
+        """
+        changes = getattr(table, "changes", None)
+        if not isinstance(changes, Events) or getattr(table, "windowing", None) is not None:
+            raise ConfigError(f"{self.name!r}.join_table({table!r}): give a table without windows; for streams: join")
+        owner, label = self._kept("join_table", changes, name)
+        return owner.keep(versions_join(label, self, changes, on, how, keep_for))
+
+    def match(
+        self,
+        pattern: "Pattern[T_co]",
+        *,
+        by: By | None = None,
+        after: "AfterMatch | None" = None,
+        name: str | None = None,
+    ) -> "Matches[Match[Any, T_co], TimedOut[Any, T_co]]":
+        """Where `pattern` is found in the events of each key, in the order of their times. See `flowkit.pattern`.
+
+        `by` is the key (a field, or a function), else that of `group_by` or of the topic. `after` says where to go on
+        after a match. An event that comes after the watermark has passed its time goes to `.late`.
+        """
+        owner, label = self._kept("match", self, name)
+        key = by if by is not None else key_of(self)
+        if key is None:
+            raise ConfigError(f"{label}: by which key? Say by=, .group_by(…) before it, or give the topic a key=")
+        matches: Matches[Match[Any, T_co], TimedOut[Any, T_co]]
+        matches = owner.keep(pattern_match(label, self, pattern, key, after))
+        return matches
+
+    def _kept(self, operator: str, other: "Events[Any]", name: str | None) -> tuple[Owner, str]:
+        owner = self._owner(operator)
+        if not isinstance(other, Events):
+            raise ConfigError(f"{self.name!r}.{operator}({other!r}): that is no stream")
+        if other.owner is not owner:
+            raise ConfigError(f"{self.name!r}.{operator}: {other.name!r} belongs to another app")
+        return owner, name or owner.free_name(f"{self.name}.{operator.replace('_', '-')}")
+
     def _owner(self, operator: str) -> Owner:
         if self.owner is None:
             raise ConfigError(f"{self.name!r}.{operator}: this stream belongs to no app: make it with app.topic")
@@ -291,6 +536,53 @@ class Called(Derived[T_co]):
     ) -> None:
         super().__init__(name, type_, owner, parents, step)
         self.spec = spec
+
+
+class Kept(Events[T_co]):
+    """What an operator sends that keeps something by key. `late` are the events that came too late for it."""
+
+    late: Events[Any]
+
+
+class Matches(Kept[T_co], Generic[T_co, U_co]):
+    """Where a pattern was found. `timed_out` are partial matches that ran out of the pattern's `within`."""
+
+    timed_out: Events[U_co]
+
+
+class Versions(Protocol[V]):
+    """A table, as far as its values at any time go."""
+
+    @property
+    def changes(self) -> Events[Change[Any, V]]: ...
+
+
+class Windowing:
+    """A stream cut into windows by key, before it is said what is to be known of each."""
+
+    def __init__(self, stream: Events[Any], by: By, window: Window, name: str, options: dict[str, Any]) -> None:
+        self.stream, self.by, self.window, self.name, self.options = stream, by, window, name, options
+
+    def aggregate(self, **aggregates: Any) -> Windows[Any, Any]:
+        """A table of the windows, each with one field for every aggregate: `.aggregate(n=Count(), sum=Sum("amount"))`.
+
+        Take its `closed` windows as a stream. It is the same as `app.table(…, of=stream, by=…, window=…, n=Count())`.
+        """
+        assert self.stream.owner is not None
+        made: Windows[Any, Any] = self.stream.owner.table(
+            self.name, of=self.stream, by=self.by, window=self.window, **self.options, **aggregates
+        )
+        return made
+
+
+def key_of(stream: Events[Any]) -> By | None:
+    """The key by which the events of a stream are together, as far as operators have left them as they were."""
+    while isinstance(stream, Derived) and not isinstance(stream, Keyed):
+        if isinstance(stream, Called) or stream.step.kind not in ("filter", "pass") or len(stream.parents) > 1:
+            return None
+        (stream,) = stream.parents
+    key: By | None = getattr(stream, "key", None)
+    return key
 
 
 def check_by(where: str, by: object, type_: Any) -> None:

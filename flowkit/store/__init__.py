@@ -12,7 +12,7 @@ To read the code, begin with `lsm`, which names the parts of a store, and `readi
 
     a commit      frame, memtable; commits, turns, journal; log, records, cipher
     sstables      block, sstable, merge; cache; version, manifest, catalog
-    background    background, upkeep, compaction; jobs, runner, helper
+    background    background, upkeep, compaction, staleness; jobs, replay, runner, helper
     opening       opening, state_dir, keys, recovery, adopt
     copies        pinning, snapshot, checkpoint, blobs, building; inspection, verifying
     others        memory, rocks: stores that are read and committed to alike
@@ -37,7 +37,9 @@ if typing.TYPE_CHECKING:
     from flowkit.store.progress import Step
     from flowkit.store.reading import Reading
     from flowkit.store.runner import Inline
+    from flowkit.store.sizes import Size, table_sizes
     from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
+    from flowkit.store.stats import Stats
     from flowkit.store.verifying import Problem, Report, verify
 
 __all__ = [
@@ -61,9 +63,11 @@ __all__ = [
     "Published",
     "Reading",
     "Report",
+    "Size",
     "Space",
     "SpaceChange",
     "StaticKey",
+    "Stats",
     "Step",
     "Store",
     "StoreOptions",
@@ -79,6 +83,7 @@ __all__ = [
     "rotate",
     "stores_in",
     "sync_directory",
+    "table_sizes",
     "verify",
 ]
 
@@ -96,7 +101,9 @@ _WHERE = {
     "progress": ["Step"],
     "reading": ["Reading"],
     "runner": ["Inline"],
+    "sizes": ["Size", "table_sizes"],
     "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
+    "stats": ["Stats"],
     "verifying": ["Problem", "Report", "verify"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}

@@ -45,7 +45,7 @@ class Background:
 
     def choice(self) -> Choice | None:
         """What is to be compacted."""
-        return choose(self.view.version.files, self.core.options.compaction)
+        return choose(self.view.version.files, self.core.options.compaction, self.core.stale)
 
     # Back-pressure
 
@@ -54,7 +54,7 @@ class Background:
         set_aside, options = self.journal.set_aside, self.core.options
         if set_aside and self.journal.memtable_bytes > self.budget.memtables:
             return True
-        runs = max(options.max_runs, options.compaction.l0_runs)  # fewer would never be merged
+        runs = max(options.max_runs, 2 * options.compaction.l0_runs)  # fewer need not be merged
         return len(set_aside) >= 2 or self.view.version.level_0_runs >= runs
 
     async def wait_for_room(self) -> None:
@@ -127,7 +127,8 @@ class Background:
         while view.version.level_0_runs > 1 and core.poison is None:
             commits = core.counts.commits
             await asyncio.sleep(core.options.idle / 1000)
-            quiet = commits == core.counts.commits and not self.journal.set_aside
+            # A commit that waits makes no quiet: on a busy machine a flush, or a sync, may take longer than `idle`.
+            quiet = commits == core.counts.commits and not self.journal.set_aside and not core.preparing
             if quiet and not self.is_compacting():
                 choice = choose(view.version.files, core.options.compaction, idle=True)
                 if choice is not None:

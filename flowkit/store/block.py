@@ -46,6 +46,11 @@ MISSING: Final[Any] = type("Missing", (), {"__repr__": lambda _self: "MISSING"})
 """A look-up found nothing: not even that the key is deleted."""
 
 
+def size_of(value: Value) -> int:
+    """The bytes of a value itself."""
+    return 0 if value is None else len(value) if type(value) is bytes else len(value[1])
+
+
 def _bin_head(length: int) -> int:
     return 2 if length < 256 else 3 if length < 65536 else 5
 
@@ -55,22 +60,21 @@ def _array_head(count: int) -> int:
 
 
 def element_sizes(column: list[Any]) -> tuple[list[int], int]:
-    """The size of each element's msgpack, and the one size that all have (0 if they differ)."""
+    """The size of each element's msgpack, or the one size that all have: then there is no list."""
     kinds = set(map(type, column))
     if list in kinds:
         sizes = [len(_encode(value)) for value in column]
     elif type(None) in kinds:
         sizes = [1 if value is None else len(value) + _bin_head(len(value)) for value in column]
     else:
-        sizes = list(map(len, column))
-        least, most = min(sizes), max(sizes)
-        if least == most:
-            size = most + _bin_head(most)
-            return [size] * len(sizes), size
-        if most < 256:
-            return list(map((2).__add__, sizes)), 0
-        return [size + _bin_head(size) for size in sizes], 0
-    return sizes, sizes[0] if sizes.count(sizes[0]) == len(sizes) else 0
+        lengths = set(map(len, column))
+        if len(lengths) == 1:
+            (length,) = lengths
+            return [], length + _bin_head(length)
+        if max(lengths) < 256:
+            return list(map((2).__add__, map(len, column))), 0
+        return [length + _bin_head(length) for length in map(len, column)], 0
+    return ([], sizes[0]) if sizes.count(sizes[0]) == len(sizes) else (sizes, 0)
 
 
 def encode_block(

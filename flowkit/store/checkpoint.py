@@ -14,6 +14,7 @@ a higher epoch than one's own are never deleted: they may be on the way into a c
 
 import os
 import re
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -183,6 +184,7 @@ class Checkpoints:
 
         Raises Fenced if another owner has claimed, StoreError. Whenever this is broken off, the last checkpoint stands.
         """
+        started = time.monotonic()
         async with self._turn:
             pointer, _ = await self._own()
             self._key = store.key
@@ -194,6 +196,9 @@ class Checkpoints:
             await self._turn_to(name)
         await self._tidy()
         sizes = [stored.meta.bytes for stored in files]
+        store.counts.checkpoints += 1
+        store.counts.checkpoint_uploaded += sum(uploaded)
+        store.counts.checkpoint_seconds += time.monotonic() - started
         return Published(name, pinned.base[0], len(uploaded), sum(uploaded), len(sizes), sum(sizes))
 
     async def _known(self, pointer: Pointer) -> dict[str, Stored]:

@@ -43,10 +43,11 @@ class Commits:
         turns = self.turns
         if turns.busy:
             await turns.free()
-        turns.busy = True
+        turns.busy = self.core.preparing = True
         try:
             await self._prepare(frame)
         finally:
+            self.core.preparing = False
             turns.leave()
 
     async def _prepare(self, frame: Frame) -> None:

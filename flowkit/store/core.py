@@ -46,6 +46,10 @@ class Core:
         self.catalog: Catalog
         self.base: Base | None
         """The commit that the sstables are as of."""
+        self.preparing = False
+        """A commit is on its way into the log, or waits for room."""
+        self.stale: dict[str, int] = {}
+        """How many bytes of older files a file of level 0 hides, about: known of those that were made by this owner."""
         self.logs_from: int
         """The first log that is not in them."""
 

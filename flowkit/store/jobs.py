@@ -8,20 +8,20 @@ leaves only files that the next opening removes.
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from flowkit.store.block import Columns, Value
+from flowkit.store.block import Columns, Value, size_of
 from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Files
 from flowkit.store.frame import BEGINNING, Space
 from flowkit.store.log import read_log
 from flowkit.store.memtable import Memtable, order_of
 from flowkit.store.merge import merge
+from flowkit.store.replay import Replay
 from flowkit.store.sstable import FileMeta, Sstable, SstableWriter
 
-BATCH_RECORDS = 4096
+BATCH_RECORDS = 1024
 BATCH_BYTES = 1024 * 1024
 OWN_FILE_BYTES = 1024 * 1024
 """A window that has so much gets a file of its own, so that its end frees the space at once; others share files."""
@@ -73,9 +73,12 @@ def work(job: Job, files: Files, memtable: Memtable | None = None) -> Generator[
     inputs = job.logs or [name for run in job.runs for name in run]
     try:
         read = sum((directory / name).stat().st_size for name in inputs)
-        if job.logs:
-            memtable = _replayed(job, directory, key)
-        for space, size, chunks in _from_tables(job, directory, key) if memtable is None else _from_memtable(memtable):
+        spaces: Iterator[tuple[Space, int, Iterator[Columns]]]
+        if memtable is not None:
+            spaces = _from_memtable(memtable)
+        else:
+            spaces = _from_logs(job, directory, key) if job.logs else _from_tables(job, directory, key)
+        for space, size, chunks in spaces:
             output.begin(space, size)
             for keys, values in _batches(_cleaned(chunks, job.now, drop=space in bottom)):
                 yield output.add(space, keys, values)
@@ -98,12 +101,15 @@ def finished(steps: Generator[int, None, Done], each: Callable[[int], object] | 
             each(handled)
 
 
-def _replayed(job: Job, directory: Path, key: StoreKey | None) -> Memtable:
-    memtable = Memtable()
+def _from_logs(job: Job, directory: Path, key: StoreKey | None) -> Iterator[tuple[Space, int, Iterator[Columns]]]:
+    replay = Replay()
     for name in job.logs:
         for logged in read_log(directory / name, key):
-            memtable.apply(logged.frame, logged.end - logged.start)
-    return memtable
+            replay.apply(logged.frame)
+    for space in sorted(replay.spaces, key=order_of):
+        # Let go of what has been written, space by space.
+        changes = replay.spaces.pop(space)
+        yield space, changes.size(), changes.chunks()
 
 
 def _from_memtable(memtable: Memtable) -> Iterator[tuple[Space, int, Iterator[Columns]]]:
@@ -163,16 +169,12 @@ def _batches(chunks: Iterable[Columns]) -> Iterator[Columns]:
             continue
         keys += more_keys
         values += more_values
-        size += sum(map(_size_of, more_values)) if len(more_values) < 64 else 0
+        size += sum(map(size_of, more_values)) if len(more_values) < 64 else 0
         if len(keys) >= BATCH_RECORDS or size > BATCH_BYTES:
             yield keys, values
             keys, values, size = [], [], 0
     if keys:
         yield keys, values
-
-
-def _size_of(value: Any) -> int:
-    return 0 if value is None else len(value) if type(value) is bytes else len(value[1])
 
 
 class _Output:

@@ -230,6 +230,11 @@ class LsmStore(Reading):
         """What its files are encrypted with. None if they are not."""
         return self._core.key
 
+    @property
+    def counts(self) -> Stats:
+        """What it has done since it was opened, without its sizes: costs nothing to ask."""
+        return self._core.counts
+
     def stats(self) -> Stats:
         """What it has done since it was opened, and how large it is."""
         files = self.version.files.values()

@@ -27,8 +27,9 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     If what lives of it (the rest was dropped, or written again) takes less than a quarter of that in memory, it is
     carried over to the next log instead.
     Blocks have about `block_bytes`, packed by `packing`; by `cold_packing` in level 2 and below. `bytes_per_second`
-    limits what compaction writes (None: as fast as it can). Commits wait once `max_runs` runs lie in level 0, or two
-    memtables have not been written yet. `idle` after the last commit the runs that are left in level 0 are merged.
+    limits what compaction writes (None: as fast as it can). Commits wait once `max_runs` runs lie in level 0 (twice
+    `l0_runs` if that is more), or two memtables have not been written yet. `idle` after the last commit the runs that
+    are left in level 0 are merged.
     """
 
     durability: Durability = "commit"

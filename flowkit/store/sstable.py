@@ -131,7 +131,7 @@ class SstableWriter:
             self._open = [len(self._firsts), keys[0], 0, 0]
         key_sizes, key_step = element_sizes(keys)
         value_sizes, value_step = element_sizes(values)
-        total = sum(key_sizes) + sum(value_sizes)
+        total = (key_step + value_step) * len(keys) + sum(key_sizes) + sum(value_sizes)
         # Blocks of about equal size: cut by the mean record, which is exact where all are alike.
         per_block = max(1, min(BLOCK_RECORDS, self.block_bytes * len(keys) // max(1, total)))
         self._keys.extend(map(zlib.crc32, keys))
@@ -413,6 +413,20 @@ class Sstable:
                     return value
             at = self.low.find(low, at + 1, stop)
         return MISSING
+
+    def seems_to_have(self, space: Space, key: bytes, crc: int) -> bool:
+        """True if the filter has the key, of which `crc` is the crc32; no block is read."""
+        meta = self._spaces.get(space)
+        if meta is None:
+            return False
+        block = bisect_right(self.firsts, key, meta.first_block, meta.first_block + meta.blocks) - 1
+        if block < meta.first_block:
+            return False
+        stop, low, high = self.numbers[block + 1], crc & 255, crc >> 8 & 255
+        at = self.low.find(low, self.numbers[block], stop)
+        while at >= 0 and self.high[at] != high:
+            at = self.low.find(low, at + 1, stop)
+        return at >= 0
 
     def get_many(
         self, space: Space, keys: Sequence[bytes], left: Iterable[int], found: list[Any], cache: BlockCache

@@ -13,8 +13,12 @@ class Stats(msgspec.Struct):
     compactions: int = 0
     compaction_read: int = 0
     compacted: int = 0
+    compaction_seconds: float = 0.0
     background_seconds: float = 0.0
     waited_seconds: float = 0.0
+    checkpoints: int = 0
+    checkpoint_uploaded: int = 0
+    checkpoint_seconds: float = 0.0
     memtable: int = 0
     tables: int = 0
     table_bytes: int = 0

@@ -18,6 +18,7 @@ from flowkit.store.jobs import Done
 from flowkit.store.journal import Journal
 from flowkit.store.log import log_number
 from flowkit.store.sstable import FileMeta
+from flowkit.store.staleness import note_flush, note_merge, stale_beneath
 from flowkit.store.version import Edit, Hidden, next_run
 from flowkit.store.whole import in_thread
 
@@ -25,8 +26,8 @@ from flowkit.store.whole import in_thread
 async def flush_oldest(core: Core, journal: Journal) -> None:
     """Make a run of level 0 of the memtable that was set aside first."""
     view, kept = core.view, journal.set_aside[0]
-    older = view.version.runs
-    bottom = [space for space in set(kept.memtable.spaces) if space not in older]
+    stale = await stale_beneath(core, kept.memtable)
+    bottom = [space for space in set(kept.memtable.spaces) if space not in view.version.runs]
     done = await flush(core, kept.logs, next_run(view.version.files.values()), now=kept.base[3], bottom=bottom)
     # What was dropped since it was set aside is no longer in the memtable, but still in the job's logs.
     hide = [row for row in _parts_of(done.files) if (row[1], row[2]) not in kept.memtable.spaces]
@@ -37,7 +38,9 @@ async def flush_oldest(core: Core, journal: Journal) -> None:
     view.frozen.remove(kept.memtable)
     for space, keys in kept.memtable.spaces.items():
         view.rows.forget(space, keys.merged().keys())
+    note_flush(core, add, stale)
     await core.change(Edit(add, [], hide, core.logs_from, kept.base))
+    core.moved.set()  # who waits for room need not wait until the memtable has been let go of
     await in_thread(core.remove, [*journal.not_held(kept.logs), *_unused(core, done, add)])
     await kept.memtable.let_go()
     core.counts.flushes += 1
@@ -67,11 +70,14 @@ async def compact(core: Core, choice: Choice) -> None:
         if meta.name not in view.version.files:  # all of it was dropped
             since |= {part.space for part in meta.spaces if (meta.name, part.table, part.end) not in before}
     add, hide = _without_hidden(done.files, [row for row in _parts_of(done.files) if (row[1], row[2]) in since])
+    if choice.level == 0:
+        note_merge(core, choice.inputs, add)
     await core.change(Edit(add, names, hide))
     await in_thread(core.remove, _unused(core, done, add))
     core.counts.compactions += 1
     core.counts.compaction_read += done.read
     core.counts.compacted += done.written
+    core.counts.compaction_seconds += done.seconds
     core.counts.background_seconds += done.seconds
     tell("debug", "compacted", path=str(core.path), to_level=choice.level, inputs=len(names), outputs=len(done.files))
 

@@ -26,8 +26,11 @@ from flowkit.table.definition import (
     overlaps,
 )
 from flowkit.table.fused import BatchLoop, Compiled, batch_loop
-from flowkit.table.process import FeedOf, Process, ProcessState, ProcessTable, Sent
+from flowkit.table.keyed_timers import Timers, TimerState
+from flowkit.table.look import Held, look, look_up
+from flowkit.table.process import Process, ProcessState, ProcessTable, Sent, key_type_of
 from flowkit.table.state import NEVER, Open, Result, State
+from flowkit.table.ticks import Ticks, TickState
 
 __all__ = [
     "NEVER",
@@ -39,8 +42,8 @@ __all__ = [
     "CountDistinct",
     "Cursor",
     "Custom",
-    "FeedOf",
     "First",
+    "Held",
     "Last",
     "Max",
     "Mean",
@@ -58,6 +61,10 @@ __all__ = [
     "Sum",
     "Table",
     "TableEvents",
+    "TickState",
+    "Ticks",
+    "TimerState",
+    "Timers",
     "TopK",
     "Variance",
     "WindowedTable",
@@ -66,6 +73,9 @@ __all__ = [
     "compiled_of",
     "current",
     "default_factory",
+    "key_type_of",
+    "look",
+    "look_up",
     "make_state",
     "migrate_cell",
     "overlaps",

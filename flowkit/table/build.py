@@ -17,11 +17,13 @@ from flowkit.table.cells import Shape
 from flowkit.table.counted import CountState, counter_codec, no_count
 from flowkit.table.cursor import Cursor
 from flowkit.table.definition import AnyTable
+from flowkit.table.keyed_timers import Timers, TimerState
 from flowkit.table.panes import PaneState
 from flowkit.table.process import ProcessState, ProcessTable
 from flowkit.table.session import SessionState, span_codec
 from flowkit.table.state import PlainState, State
 from flowkit.table.stored import Stored
+from flowkit.table.ticks import Ticks, TickState
 from flowkit.window import Count, Cumulative, Global, Session, Sliding
 
 Values = tuple[
@@ -45,12 +47,14 @@ def make_state(
 ) -> State:
     """The state of `table` in one task, empty until its `open`. In the store it is called `space`, or as the table."""
     keys = KeyCodec(table.key_type)
-    if isinstance(table, ProcessTable):
+    if isinstance(table, Ticks):
+        return TickState(_plain_shape(table, space), cursor, store, table=table)
+    if isinstance(table, ProcessTable | Timers):
         return _process_state(table, keys, cursor, store, owns, clean_limit, space)
     compiled = compiled_of(table)
     encode, decode, new, present, final = _values(table) if compiled is None else _accumulators(compiled)
     make = default_factory(table) if compiled is None else compiled.new
-    window = table.window
+    window = table.windowing
     cell_new, encode_value = new, encode
     if isinstance(window, Session):
         encode, decode = span_codec(encode, decode)
@@ -83,7 +87,7 @@ def make_state(
     if window is None or isinstance(window, Global):
         return PlainState(shape, cursor, store, ttl=table.ttl, all_time=window is not None, early=table.early, **common)
     if isinstance(window, Session):
-        merge = table.merge if compiled is None else compiled.merge
+        merge = table.merging if compiled is None else compiled.merge
         assert merge is not None
         return SessionState(shape, cursor, store, gap=window.gap, merge=merge, new=new, early=table.early, **common)
     if isinstance(window, Count):
@@ -99,7 +103,7 @@ def make_state(
 
 
 def _process_state(
-    table: ProcessTable,
+    table: ProcessTable | Timers[Any],
     keys: KeyCodec,
     cursor: Cursor,
     store: Stored,
@@ -123,7 +127,17 @@ def _process_state(
         space=space,
         make=new,
     )
+    if isinstance(table, Timers):
+        return TimerState(shape, cursor, store, table=table)
     return ProcessState(shape, cursor, store, table=table)
+
+
+def _plain_shape(table: AnyTable[Any, Any], space: str | None) -> Shape:
+    """Of a state that has no cells."""
+    keys, values = KeyCodec(table.key_type), Codec("msgpack", table.value_type)
+    return Shape(
+        table.name, keys.encode, keys.decode, values.encode, values.decode_fast, _same, _same, _same, space=space
+    )
 
 
 def _by_wire(owns: Callable[[bytes], bool], wire: Callable[[bytes], bytes]) -> Callable[[bytes], bool]:
@@ -219,10 +233,10 @@ def schema_of(table: AnyTable[Any, Any]) -> dict[str, Any]:
     return {
         "key": _type_schema(table.key_type),
         "value": value,
-        "window": repr(table.window),
+        "window": repr(table.windowing),
         "version": table.version,
         "timed": table.ttl is not None,
-        "logic": table.signature if isinstance(table, ProcessTable) else "",
+        "logic": table.signature if isinstance(table, ProcessTable | Timers) else "",
     }
 
 
@@ -312,11 +326,11 @@ def migrate_cell(table: AnyTable[Any, Any], data: bytes, version: int) -> bytes:
         except Exception as error:
             raise SchemaChanged(f"table {table.name!r}: a migrated value does not fit: {error}") from error
 
-    if isinstance(table.window, Session):
+    if isinstance(table.windowing, Session):
         return pack([(*span, value(raw)) for *span, raw in unpack(data)])
-    if isinstance(table.window, Count):
+    if isinstance(table.windowing, Count):
         count, last, parts = unpack(data)
         return pack((count, last, [(*part, value(raw)) for *part, raw in parts]))
-    if table.ttl is not None and (table.window is None or isinstance(table.window, Global)):
+    if table.ttl is not None and (table.windowing is None or isinstance(table.windowing, Global)):
         return data[:8] + value(data[8:])
     return value(data)

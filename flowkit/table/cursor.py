@@ -20,16 +20,40 @@ class Cursor:
     """One task's present event.
 
     `time` (ms) is the event's; `ordinal` numbers events, so that a count window counts one once; `ready` is set by a
-    table that has something to fire without the watermark's help; `sent` is what operators have made of the event, for
-    those who subscribe to it: (stream, event, time in ms). In a batch `time` is NEVER, and `batch` has (time,
-    ordinal) by the events' identity.
+    table that has something to fire without the watermark's help, by the clock or because it is full; `sent` is what
+    operators have made of the event, for those who subscribe to it: (stream, event, time in ms). In a batch `time` is
+    NEVER, and `batch` has (time, ordinal) by the events' identity.
+
+    `wall` is the last reading of the clock (ms) that counts: in a bounded run the highest event time. `low` is the time
+    of the first record, `high` how far event time has come at least, `end` what that was when the input ended. MIN_TIME
+    stands for none.
     """
 
-    __slots__ = ("agent", "batch", "emit", "event", "ordinal", "ready", "sent", "time", "watermark")
+    __slots__ = (
+        "agent",
+        "batch",
+        "bounded",
+        "emit",
+        "end",
+        "event",
+        "high",
+        "low",
+        "ordinal",
+        "ready",
+        "sent",
+        "time",
+        "wall",
+        "watermark",
+    )
 
     def __init__(self) -> None:
         self.time = MIN_TIME
         self.watermark = MIN_TIME
+        self.wall = MIN_TIME
+        self.low = MIN_TIME
+        self.high = MIN_TIME
+        self.end = MIN_TIME
+        self.bounded = False
         self.event: Any = None
         self.ordinal = 0
         self.ready = False

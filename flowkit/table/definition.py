@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from flowkit.codec import has_field
 from flowkit.errors import ConfigError, NoEvent, UndeclaredTable
-from flowkit.flow import Events, Owner
+from flowkit.flow import Events, Feed, Owner
 from flowkit.record import Change, Closed
 from flowkit.table.cursor import current
 from flowkit.table.state import Open, State
@@ -14,11 +14,12 @@ from flowkit.window import Count, Session, Window, check_window
 
 K = TypeVar("K")
 V = TypeVar("V")
+T_co = TypeVar("T_co", covariant=True)
 
 LatePolicy = Literal["drop", "deliver"]
 
 
-class TableEvents(Events[Any]):
+class TableEvents(Events[T_co]):
     """What a table sends: `kind` is "closed", "changes" or "late", or what an operator calls it ("": its main one)."""
 
     def __init__(self, table: "AnyTable[Any, Any]", kind: str, type_: Any) -> None:
@@ -32,7 +33,10 @@ class AnyTable(Generic[K, V]):
     `changes` is a stream of what each event changed.
     """
 
-    window: Window | None = None
+    windowing: Window | None = None
+    """By which windows its values are kept, if any."""
+    writers: Literal["one", "any", "none"] = "one"
+    """How many agents may write it: of most kinds one; of timers any; none where the clock alone moves it."""
 
     def __init__(
         self,
@@ -52,11 +56,19 @@ class AnyTable(Generic[K, V]):
         self.name, self.key_type, self.value_type = name, key_type, value_type
         self.ttl, self.default, self.broadcast, self.local, self.version = ttl, default, broadcast, local, version
         self.source, self.by, self.aggregates = source, by, dict(aggregates or {})
+        self.feeds: tuple[Feed, ...] = ()
+        """What an operator takes, and by which key."""
+        self.add: Callable[[Any, int, Any], None] | None = None
+        """How an operator puts an event of one of its inputs into the value of a window."""
+        self.words = ""
+        """What an operator does, for people."""
+        self.grows = ""
+        """Why its state has no bound, if it has none."""
         self.migrations: dict[int, Callable[[Any], Any]] = {}
         self.allowed_lateness = 0
         self.early: int | None = None
         self.late_policy: LatePolicy = "drop"
-        self.merge: Callable[[Any, Any], Any] | None = None
+        self.merging: Callable[[Any, Any], Any] | None = None
         self.close_after_idle: int | None = None
         self.bound: ContextVar[State] = ContextVar(f"flowkit_table_{name}")
         self.changes: Events[Change[K, V]] = TableEvents(self, "changes", Change[key_type, value_type])
@@ -82,10 +94,11 @@ class AnyTable(Generic[K, V]):
     @property
     def sources(self) -> tuple[Events[Any], ...]:
         """The streams that the table takes by itself, without an agent."""
-        return () if self.source is None else (self.source,)
+        fed = tuple(feed.stream for feed in self.feeds)
+        return fed if self.source is None else (self.source, *fed)
 
     @property
-    def streams(self) -> tuple["TableEvents", ...]:
+    def streams(self) -> tuple["TableEvents[Any]", ...]:
         """All that the table sends."""
         return tuple(value for value in vars(self).values() if isinstance(value, TableEvents))
 
@@ -192,8 +205,8 @@ class _Windowed(AnyTable[K, V]):
             raise ConfigError(f"{where}: allowed_lateness must be >= 0 ms, early > 0 ms")
         if late not in ("drop", "deliver"):
             raise ConfigError(f"{where}: late={late!r}: use 'drop' (to {self.name}.late) or 'deliver'")
-        self.window, self.allowed_lateness, self.early, self.late_policy = window, allowed_lateness, early, late
-        self.merge, self.close_after_idle = merge, close_after_idle
+        self.windowing, self.allowed_lateness, self.early, self.late_policy = window, allowed_lateness, early, late
+        self.merging, self.close_after_idle = merge, close_after_idle
         self.closed = TableEvents(self, "closed", Closed[self.key_type, self.value_type])  # type: ignore[name-defined]
         self.late = TableEvents(self, "late", Any)
 

@@ -115,7 +115,7 @@ def fuse(table: str, plans: Mapping[str, Plan], event_type: Any, by: Value | Non
     source += f"def result(s):\n    return Result({results})\n"
     if by is not None:
         source += "\ndef key(e):\n" + _indented(key_lines, 4) + "    return key\n"
-    made = run_source(f"<aggregates of table {table}>", source, names)
+    made = run_source(f"<flowkit aggregates of table {table}>", source, names)
     types = {at + i: kind for part, at in zip(parts, first, strict=True) for i, kind in part.types.items()}
     encode, decode = _codec(types, make)
     return Compiled(
@@ -353,7 +353,7 @@ def batch_loop(compiled: Compiled, *, time: str | None = None, steps: Sequence[S
     source = _LOOP.format(target=", ".join(target), at=at, counted="".join(f"{line}\n" for line in lines))
     functions = {f"f{n}": step.function for n, step in enumerate(steps)}
     names = {**compiled.names, **functions}
-    run: BatchLoop = run_source(f"<batch loop of table {compiled.table}>", source, names)["run"]
+    run: BatchLoop = run_source(f"<flowkit batch loop of table {compiled.table}>", source, names)["run"]
     return run
 
 

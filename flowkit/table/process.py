@@ -8,16 +8,16 @@ it sends; `ProcessState` is one task's part of it, a cell for each key and timer
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flowkit.errors import ConfigError, FlowkitError
-from flowkit.flow import By, Events
+from flowkit.flow import By, Feed, Matches
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.table.cells import Cells, Shape, no_event
 from flowkit.table.cursor import Cursor, Mode
 from flowkit.table.definition import AnyTable, TableEvents
-from flowkit.table.state import Open, Result, State
+from flowkit.table.fields import value_of
+from flowkit.table.state import NEVER, Open, Result, State
 from flowkit.table.stored import Stored
 from flowkit.table.timers import Timers
 
@@ -27,8 +27,16 @@ Sent = tuple[str, Any, int]
 Row = tuple[str, Any, int]
 """The same with the stream's full name."""
 
+GLANCE = 64
+"""After so many keys that had nothing to send the firing may be cut."""
+
 TIMER_BUCKET = 60_000
 """The width (ms) of the buckets in which timers are stored and dropped."""
+
+
+def key_type_of(type_: Any, by: By) -> Any:
+    """The type of the key `by` of events of `type_`; Any if it is not known."""
+    return value_of(type_, by).type
 
 
 class Process(Protocol):
@@ -52,12 +60,8 @@ class Process(Protocol):
         """True if there is nothing left worth keeping: the key is forgotten."""
 
 
-@dataclass(frozen=True)
-class FeedOf:
-    """One input of a process: a stream, and the key by which its events are given."""
-
-    stream: Events[Any]
-    by: By
+class Sends(TableEvents[Any], Matches[Any, Any]):
+    """The main stream of a process, with the others as attributes."""
 
 
 class ProcessTable(AnyTable[Any, Any]):
@@ -68,36 +72,47 @@ class ProcessTable(AnyTable[Any, Any]):
         name: str,
         key_type: Any,
         process: Process,
-        feeds: tuple[FeedOf, ...],
+        feeds: tuple[Feed, ...],
         sends: Mapping[str, Any],
         *,
         words: str,
         signature: str = "",
+        grows: str = "",
     ) -> None:
         super().__init__(name, key_type, process.cell_type)
-        self.process, self.feeds = process, feeds
-        self.words = words
-        """What it does, for people."""
+        self.process, self.feeds, self.words = process, feeds, words
         self.signature = signature
         """What must not change while there is state."""
-        self.sends = {kind: TableEvents(self, kind, type_) for kind, type_ in sends.items()}
+        self.grows = grows
+        """Why its state has no bound, if it has none."""
+        self.main = Sends(self, "", sends[""])
+        self.sends: dict[str, TableEvents[Any]] = {"": self.main}
+        for kind, type_ in sends.items():
+            if kind:
+                self.sends[kind] = TableEvents(self, kind, type_)
+                setattr(self.main, kind, self.sends[kind])
 
     @property
-    def sources(self) -> tuple[Events[Any], ...]:
-        return tuple(feed.stream for feed in self.feeds)
-
-    @property
-    def streams(self) -> tuple[TableEvents, ...]:
+    def streams(self) -> tuple[TableEvents[Any], ...]:
         return tuple(self.sends.values())
 
-    def __getitem__(self, kind: str) -> TableEvents:
+    def __getitem__(self, kind: str) -> TableEvents[Any]:
         return self.sends[kind]
+
+
+class Sender(Protocol):
+    """What a state must know of its table: the logic, and the streams by kind."""
+
+    @property
+    def process(self) -> Process: ...
+    @property
+    def sends(self) -> Mapping[str, TableEvents[Any]]: ...
 
 
 class ProcessState(State):
     """A process in one task. An event is late if it comes after the watermark has passed its time."""
 
-    def __init__(self, shape: Shape, cursor: Cursor, store: Stored, *, table: ProcessTable) -> None:
+    def __init__(self, shape: Shape, cursor: Cursor, store: Stored, *, table: Sender) -> None:
         super().__init__(shape, cursor, store)
         self.process = table.process
         self.cells = Cells(shape, store, (self.space, None))
@@ -118,12 +133,10 @@ class ProcessState(State):
 
     def expect(self, key: Any, cell: Any, before: int) -> None:
         """A cell has changed, which wanted to be woken at `before`: forget it, or come back to it."""
-        process = self.process
-        if process.over(cell):
+        due = self.process.due(cell)
+        if due >= NEVER and self.process.over(cell):
             self.cells.delete(key)
-            return
-        due = process.due(cell)
-        if due < before:  # else the timer that there is comes early, and is set again then
+        elif due < before:  # else the timer that there is comes early, and is set again then
             self.timers.arm(due, self.shape.encode_key(key))
             self.due = min(self.due, due)
 
@@ -133,43 +146,62 @@ class ProcessState(State):
         return t <= self.watermark
 
     def peek(self, watermark: int) -> int | None:
-        while (entry := self.timers.first) is not None and entry[0] <= watermark:
-            due = self._due_of(entry[1])
+        timers = self.timers
+        while (entry := timers.first) is not None and entry[0] <= watermark:
+            cell = self.cells.find(self.shape.decode_key(entry[1]))
+            due = NEVER if cell is None else self.process.due(cell)
             if due <= entry[0]:
                 return entry[0] + 1
-            self.timers.pop()
-            if due <= END_OF_TIME:
-                self.timers.arm(due, entry[1])
+            timers.pop()
+            if due < NEVER:
+                timers.arm(due, entry[1])
         return None
 
-    def _due_of(self, key_bytes: bytes) -> int:
-        cell = self.cells.find(self.shape.decode_key(key_bytes))
-        return END_OF_TIME + 1 if cell is None else self.process.due(cell)
-
     def fire(self, end: int, watermark: int) -> Iterator[Result]:
-        """What the processes send that are due at `end - 1`: for each key a list, which no commit may cut."""
-        self.watermark = max(self.watermark, end - 1)
-        return self._wake(end - 1)
+        """What the first process sends that is due and has something to send: a list, which no commit may cut."""
+        return self._wake(min(watermark, self.limit - 1))
 
     def resume(self, watermark: int) -> Iterator[Result]:
         """After a commit the timers tell what is left."""
         return iter(())
 
-    def _wake(self, at: int) -> Iterator[Result]:
-        timers, process, names = self.timers, self.process, self.names
-        while (entry := timers.first) is not None and entry[0] == at:
-            key_bytes = timers.pop()[1]
-            key = self.shape.decode_key(key_bytes)
-            if self._due_of(key_bytes) > at:
-                if self.cells.find(key) is not None:
-                    self.expect(key, self.cells.find(key), END_OF_TIME + 1)
+    def _wake(self, until: int) -> Iterator[Result]:
+        """Wake those that are due, in order, until one sends something: that may make others due in between.
+
+        Most have only something to forget, and no one sees when. Going on to the next of these without a look at other
+        tables: 4 µs each.
+        """
+        timers, process, names, cells = self.timers, self.process, self.names, self.cells
+        decode_key = self.shape.decode_key
+        silent = 0
+        while (entry := timers.first) is not None and (at := entry[0]) <= until:
+            timers.pop()
+            key_bytes = entry[1]
+            key = decode_key(key_bytes)
+            cell = cells.find(key)
+            due = NEVER if cell is None else process.due(cell)
+            if due > at:
+                if due < NEVER:
+                    timers.arm(due, key_bytes)
                 continue
-            cell = self.cells.load(key)
+            # Calls under way may hold the watermark before this: what comes of this time from here on is late.
+            self.watermark = max(self.watermark, at)
+            self.careful_before = self.watermark + 1
+            cell = cells.load(key)
             sent = process.wake(key, cell, at)
-            if process.due(cell) <= at and not process.over(cell):
-                raise FlowkitError(f"{self.name!r}: woken at {at}, and wants to be woken at {process.due(cell)} again")
-            self.expect(key, cell, END_OF_TIME + 1)
-            yield [(names[kind], value, t) for kind, value, t in sent]
+            due = process.due(cell)
+            if due <= at:
+                raise FlowkitError(f"{self.name!r}: woken at {at}, and wants to be woken at {due} again")
+            if due < NEVER:
+                timers.arm(due, key_bytes)
+            elif process.over(cell):
+                cells.delete(key)
+            if sent:
+                yield [(names[kind], value, t) for kind, value, t in sent]
+                return
+            silent += 1
+            if silent % GLANCE == 0:
+                yield []
 
     def settle(self, watermark: int) -> None:
         super().settle(watermark)
@@ -185,6 +217,7 @@ class ProcessState(State):
 
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
+        self.careful_before = MIN_TIME if self.careful_lag == NEVER else self.watermark + 1
         self.timers.open()
         self.due = self.timers.due
 

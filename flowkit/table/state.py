@@ -63,8 +63,12 @@ class State:
         """The watermark at the last `settle`: what lies above is new."""
         self.firing: Firing | None = None
         """The firing that is under way."""
+        self.limit = NEVER
+        """Before this watermark no other table has anything to fire (set whenever this one is to)."""
         self.due = NEVER
         self.moving = False
+        self.by_clock = False
+        """True if it goes by the clock instead of the watermark; see `clock_due`."""
         self.careful_before = MIN_TIME
         self.careful_lag = NEVER
         self.lo = self.hi = 0
@@ -270,6 +274,11 @@ class State:
     def peek(self, watermark: int) -> int | None:
         """The end of the next window to fire at `watermark`, or None."""
         return None
+
+    @property
+    def clock_due(self) -> int:
+        """The reading of the clock (ms) at which something is to be fired."""
+        return NEVER
 
     def fire(self, end: int, watermark: int) -> Iterator[Result]:
         """Results of the windows that end at `end`, in order of key bytes. Each is made when it is asked for.

@@ -96,7 +96,7 @@ class Harness:
         self._random = random.Random(seed)
         self._seeded, self._crashes = seed is not None, crashes if seed is not None else 0.0
         self._partitions = partitions
-        self._plan = app.plan()
+        self._plan = app.plan(rekey=partitions > 1)
         self._broker = MemoryBroker(self.clock, MemoryStore())
         self._tasks: dict[str, LiveTask] = {}
         self._disks: dict[str, list[bytes]] = {}
@@ -117,9 +117,10 @@ class Harness:
 
     async def _open(self) -> None:
         await self._broker.open()
-        for topic in [*self.app.topics.values(), self.app.dead_letters]:
+        named = [*self.app.topics.values(), self.app.dead_letters, *self._plan.internals]
+        topics = {topic.name: self._partitions for topic in named}
+        for topic in named:
             await self._broker.create(topic.name, self._partitions)
-        topics = dict.fromkeys([*self.app.topics, self.app.dead_letters.name], self._partitions)
         for group in self._plan.groups:
             count = self._partitions if group.topics else 1
             for partition in range(count):
@@ -141,6 +142,7 @@ class Harness:
             count,
             broker=self._broker,
             topics=topics,
+            senders=self._senders(),
             sinks=sinks,
             store=open_store(None, disk=self._disks.setdefault(name, [])),
             epoch=claim.epoch,
@@ -151,6 +153,17 @@ class Harness:
         )
         self._tasks[name] = task
         await task.open()
+
+    def _senders(self) -> dict[str, list[str]]:
+        """By internal topic: the tasks that send into it."""
+        return {
+            topic.name: [
+                f"{group.name}/{n}"
+                for group in self._plan.senders(topic)
+                for n in range(self._partitions if group.topics else 1)
+            ]
+            for topic in self._plan.internals
+        }
 
     async def _close(self) -> None:
         for task in self._tasks.values():
@@ -180,18 +193,31 @@ class Harness:
     async def advance(self, ms: int, *, event_time: bool = True) -> None:
         """Let `ms` pass: the clock moves on, and with it event time, as if every input had gone on meanwhile.
 
-        With `event_time=False` only the clock moves, as for inputs that have fallen silent.
+        With `event_time=False` only the clock moves, as for inputs that have fallen silent. Timers that go by the clock
+        come one after the other, each at its time.
         """
+        end = self.clock.now_ms() + ms
+        while (now := self.clock.now_ms()) < end:
+            due = min([task.engine.clock_due() for task in self._tasks.values()], default=end)
+            await self._pass(min(max(due, now + 1), end) - now, event_time=event_time)
+        if not ms:
+            await self._pass(0, event_time=event_time)
+
+    async def _pass(self, ms: int, *, event_time: bool) -> None:
+        """Let time pass in which nothing is due by the clock before its end."""
         self.clock.advance(ms)
         self._look_at_resources()
         for group in self._plan.groups:  # what one sends is taken in by the next before that goes on in time
-            for name, task in self._of(group):
+            for _, task in self._of(group):
                 await task.fetch(10_000)
-                highs = [split.high for _, split, _ in task.readers if split.high > MIN_TIME]
-                if event_time and highs:
-                    reached = max(*highs, self._event_time.get(name, MIN_TIME)) + ms
+            furthest = max((task.high for _, task in self._of(group)), default=MIN_TIME) if group.hops else MIN_TIME
+            for name, task in self._of(group):
+                # One that sends on by another key goes on as its like do: those that take it wait for it.
+                high = max(task.high, furthest)
+                if event_time and high > MIN_TIME:
+                    reached = max(high, self._event_time.get(name, MIN_TIME)) + ms
                     self._event_time[name] = reached
-                    late = max(split.out_of_order for _, split, _ in task.readers)
+                    late = max(topic.out_of_order for topic in group.inputs)
                     self._give(name, ClockMark(task.engine, reached - late - 1))
                 known = len(task.feed.journal)
                 task.look_at_clock()
@@ -369,4 +395,6 @@ async def harness(
         running._look_at_resources = await stack.enter_async_context(resources(app, running.clock))
         stack.push_async_callback(running._close)
         await running._open()
+        if any(task.engine.step.clocked for task in running._tasks.values()):
+            await running.advance(0)  # periodic agents count from now on
         yield running

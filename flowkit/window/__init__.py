@@ -11,14 +11,23 @@ from flowkit.window.kinds import (
     Window,
     check_window,
 )
+from flowkit.window.marks import MarkedSplit
+from flowkit.window.schedule import Crontab, Every, Schedule
 from flowkit.window.sessions import Span, absorb
-from flowkit.window.watermark import Split, Splits
+from flowkit.window.watermark import ACTIVE, IDLE, QUIET, Split, Splits
 
 __all__ = [
+    "ACTIVE",
+    "IDLE",
+    "QUIET",
     "Aligned",
     "Count",
+    "Crontab",
     "Cumulative",
+    "Every",
     "Global",
+    "MarkedSplit",
+    "Schedule",
     "Session",
     "Sliding",
     "Span",

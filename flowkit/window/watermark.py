@@ -4,9 +4,14 @@ A split's watermark is the highest time seen in it, less the out-of-orderness, l
 its splits', idle and ended ones left out; it never goes back, and holds while all are idle.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from flowkit.record import END_OF_TIME, MIN_TIME
+
+T = TypeVar("T", bound="Split")
+
+ACTIVE, IDLE, QUIET = 0, 1, 2
+"""How a task stands: it goes on; all its inputs are idle; they are silent, and it goes by the clock."""
 
 
 class Split:
@@ -32,6 +37,18 @@ class Split:
     def watermark(self) -> int:
         return MIN_TIME if self.high == MIN_TIME else self.high - self.out_of_order - 1
 
+    def save(self) -> list[Any]:
+        """What a commit keeps."""
+        return [self.high, self.idle, self.ended]
+
+    def load(self, saved: list[Any]) -> None:
+        """Go back to what a commit kept."""
+        self.high, self.idle, self.ended = saved[:3]
+
+    def clear(self) -> None:
+        """Forget what was seen, as before the first record."""
+        self.high, self.idle, self.ended = MIN_TIME, False, False
+
 
 class Splits:
     """The splits of one task and their common watermark (ms).
@@ -51,10 +68,17 @@ class Splits:
         self.floor = MIN_TIME
         self.hold = END_OF_TIME
         """What holds the watermark back besides the splits: events that are on their way through a call."""
+        self.by_clock = False
+        """True while the watermark goes by the clock, since all splits are silent."""
 
     def add(self, name: str, out_of_order: int, number: int = 0) -> Split:
         """Start to follow a split; until it has sent something it holds the watermark back."""
         return self.by_name.setdefault(name, Split(name, number, out_of_order))
+
+    def follow(self, split: T) -> T:
+        """Start to follow `split`."""
+        self.by_name[split.name] = split
+        return split
 
     def others(self, name: str) -> int:
         """The least watermark of all splits but `name`; END_OF_TIME if none of them holds it.
@@ -79,23 +103,31 @@ class Splits:
             self.floor = END_OF_TIME
         return self.floor
 
+    def standing(self) -> int:
+        """What a task that has no more than these splits says of itself: ACTIVE, IDLE or QUIET."""
+        if self.hold < END_OF_TIME:
+            return ACTIVE  # what comes of it is still to come
+        if self.by_clock:
+            return QUIET
+        return ACTIVE if self.floor == END_OF_TIME or any(s.counts for s in self.by_name.values()) else IDLE
+
     def save(self) -> dict[str, Any]:
         """What a commit keeps."""
         return {
             "floor": self.floor,
-            "splits": {name: [s.high, s.idle, s.ended] for name, s in self.by_name.items()},
+            "by_clock": self.by_clock,
+            "splits": {name: split.save() for name, split in self.by_name.items()},
         }
 
     def load(self, saved: dict[str, Any]) -> None:
         """Go back to what a commit kept. Splits that are gone by now are forgotten."""
-        self.floor = saved["floor"]
-        for name, (high, idle, ended) in saved["splits"].items():
+        self.floor, self.by_clock = saved["floor"], saved.get("by_clock", False)
+        for name, row in saved["splits"].items():
             if name in self.by_name:
-                split = self.by_name[name]
-                split.high, split.idle, split.ended = high, idle, ended
+                self.by_name[name].load(row)
 
     def clear(self) -> None:
         """Forget what was seen, as before the first record."""
-        self.floor = MIN_TIME
+        self.floor, self.by_clock = MIN_TIME, False
         for split in self.by_name.values():
-            split.high, split.idle, split.ended = MIN_TIME, False, False
+            split.clear()

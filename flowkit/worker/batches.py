@@ -6,11 +6,11 @@ from flowkit.errors import WindowClosed
 from flowkit.table import NEVER, State
 from flowkit.worker.calling import CallDriver
 from flowkit.worker.calls import Calls
-from flowkit.worker.drivers import Driver, StreamDriver
+from flowkit.worker.drivers import StreamDriver
 from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
-from flowkit.worker.step import EventFailed, StepContext
+from flowkit.worker.step import Row, StepContext
 from flowkit.worker.units import Units
 
 
@@ -20,13 +20,10 @@ class Batches:
     def __init__(self, step: StepContext, units: Units, output: Output, recall: Recall, calls: Calls) -> None:
         self.step, self.units, self.output, self.recall, self.calls = step, units, output, recall, calls
 
-    async def add(self, drivers: list[Driver], event: Any, t: int, origin: Origin, *, careful: bool) -> None:
-        """Add an event to the batches of agents, and hand over those that are full; or begin calls for it."""
+    async def add(self, rows: list[Row], t: int, *, careful: bool) -> None:
+        """Add what has come of an event of time `t` to batches, and hand over those that are full; or begin calls."""
         step = self.step
-        if len(drivers) == 1 and type(only := drivers[0]) is CallDriver:
-            await self.calls.add(only, event, t, origin, careful)
-            return
-        for driver, value, source in self._spread(drivers, event, origin, careful):
+        for driver, value, source in rows:
             if isinstance(driver, CallDriver):
                 await self.calls.add(driver, value, t, source, careful)
                 continue
@@ -37,21 +34,6 @@ class Batches:
             step.next_due = min(step.next_due, driver.deadline)
             if len(driver.buffer) >= (driver.need.size or 1):
                 await self.flush(driver, careful)
-
-    def _spread(
-        self, drivers: list[Driver], event: Any, origin: Origin, careful: bool
-    ) -> list[tuple[Driver, Any, Origin]]:
-        """Who is to get what. An event that an operator on the way cannot handle is a dead letter."""
-        rows: list[tuple[Driver, Any, Origin]] = []
-        for taker in drivers:
-            try:
-                rows += taker.spread(event, origin)
-            except Exception as error:
-                if not careful:
-                    raise EventFailed((self.step.event_number, self.step.unit), taker, error) from error
-                self.output.dead_letter(origin, error, taker.name, 1)
-                return []
-        return rows
 
     async def flush_all(self, careful: bool) -> bool:
         """Hand over all unfinished batches; False if there were none."""
@@ -120,7 +102,7 @@ class Batches:
             if failed is None:
                 self._number(rows)
                 try:
-                    failed = await units.attempt([driver], [event for event, _, _ in rows], NEVER)
+                    failed = await units.attempt([driver], [event for event, _, _ in rows], NEVER, [], rows[0][2])
                 finally:
                     cursor.batch = None
             if failed is None:
@@ -138,6 +120,7 @@ class Batches:
                 await self._flush_carefully(driver, [row])
         elif isinstance(error, WindowClosed):
             self.step.counters.late += 1
+            self.step.counters.tally.late[error.table] += 1
             event, t, origin = rows[0]
             await self.step.send(f"{error.table}.late", event, t, True, origin)
         else:

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from flowkit.record import DeadLetter
+from flowkit.record import END_OF_TIME, DeadLetter
 from flowkit.source import Position
 from flowkit.window import Split
 from flowkit.worker.engine import Engine
-from flowkit.worker.feed import Ended, Finished, Piece, Records, Waiting
+from flowkit.worker.feed import Ended, Finished, Piece, Records, Tick, Waiting
 from flowkit.worker.heads import Head, LinkHead
 from flowkit.worker.outlets import BoundOutlet, Outgoing
 
@@ -63,11 +63,28 @@ class BoundedFeed:
                     return Ended(head.engine, head.split)
             if ready:
                 ready.sort(key=_by_time_and_order)
-                _, order, head = ready[0]
+                now, order, head = ready[0]
+                clock = self._clock()
+                if clock is not None and clock[0] <= now:
+                    return Tick(clock[1], now)
                 rival = ready[1] if len(ready) > 1 else None
                 stop = head.until(limit, None if rival is None else rival[0], rival is None or order < rival[1])
+                if clock is not None:
+                    stop = min(stop, head.until(limit, clock[0], wins_ties=False))
                 return Records(head.engine, head.topic, head.split, head.decoded[head.at], head.index, stop)
             return self._end_of_an_engine()
+
+    def _clock(self) -> tuple[int, Engine] | None:
+        """The next engine without inputs that waits for the clock, and until when: the events of others move it."""
+        waiting = [
+            (due, n)
+            for n, engine in enumerate(self.engines)
+            if not engine.group.inputs and (due := engine.clock_due()) <= END_OF_TIME
+        ]
+        if not waiting:
+            return None
+        due, n = min(waiting)
+        return due, self.engines[n]
 
     def _end_of_an_engine(self) -> Ended | Finished | None:
         """There is nothing to read: the next engine may end, those that read dead letters last of all."""

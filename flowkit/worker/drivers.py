@@ -344,11 +344,11 @@ class AggregateDriver(Driver):
         self.table, self.compiled, self.state, self.key = table, compiled, state, compiled.key
         self.sources = table.sources
         self.update = compiled.update
-        plain = table.window is None and table.ttl is None
-        self.loops = plain or isinstance(table.window, Tumbling)
+        plain = table.windowing is None and table.ttl is None
+        self.loops = plain or isinstance(table.windowing, Tumbling)
         self.loop = batch_loop(compiled) if self.loops else None
         """The generated loop over a whole batch, where the kind of table allows one."""
-        window = table.window
+        window = table.windowing
         self.many = isinstance(window, Count) and overlaps(window)
         # Between two windows of Sliding(size, every > size) an event counts nowhere.
         self.gaps = window if isinstance(window, Sliding) and window.every > window.size else None
@@ -370,21 +370,52 @@ class AggregateDriver(Driver):
         return None
 
 
-class ProcessDriver(Driver):
-    """Gives the events of one input to a process. What it sends goes to its subscribers once the event is done."""
+class FeedDriver(Driver):
+    """Gives the events of one of an operator's inputs to its table, by key."""
 
-    def __init__(self, table: ProcessTable, side: int, cursor: Cursor, state: ProcessState) -> None:
+    def __init__(self, table: AnyTable[Any, Any], side: int, cursor: Cursor, state: State) -> None:
         super().__init__(table.name, cursor, [state], Retry())
         feed = table.feeds[side]
-        self.state, self.side, self.by = state, side, feed.by
+        self.side, self.by = side, feed.by
         self.sources, self.drops_late = (feed.stream,), [state]
-        self.key = field_getter(feed.stream.type, feed.by) if isinstance(feed.by, str) else feed.by
+        self._key = field_getter(feed.stream.type, feed.by) if isinstance(feed.by, str) else feed.by
 
-    def feed(self, event: Any) -> Done:
-        key = self.key(event)
+    def key_of(self, event: Any) -> Any:
+        """The key of an event. Raises RecordError if it is None."""
+        key = self._key(event)
         if key is None:
             raise RecordError(f"{self.name!r}: the key ({self.by!r}) is None")
-        sent = self.state.give(key, self.side, event, self.cursor.time)
+        return key
+
+
+class ProcessDriver(FeedDriver):
+    """An input of a process. What it sends goes to its subscribers once the event is done."""
+
+    def __init__(self, table: ProcessTable, side: int, cursor: Cursor, state: ProcessState) -> None:
+        super().__init__(table, side, cursor, state)
+        self.state = state
+
+    def feed(self, event: Any) -> Done:
+        sent = self.state.give(self.key_of(event), self.side, event, self.cursor.time)
         if sent:
             self.cursor.sent += sent
+        return None
+
+
+class WindowFeedDriver(FeedDriver):
+    """An input of an operator that works by windows: puts each event into those at its time."""
+
+    def __init__(self, table: AnyTable[Any, Any], side: int, cursor: Cursor, state: State) -> None:
+        super().__init__(table, side, cursor, state)
+        assert table.add is not None
+        assert table.windowing is not None
+        self.state, self.add, self.several = state, table.add, overlaps(table.windowing)
+
+    def feed(self, event: Any) -> Done:
+        key = self.key_of(event)
+        if self.several:
+            for window in self.state.windows(key):
+                self.add(window.value, self.side, event)
+        else:
+            self.add(self.state.live(key), self.side, event)
         return None

@@ -11,7 +11,7 @@ so that a failed event leaves no trace (units.py). Events that may be late, or t
 always.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,17 +19,17 @@ import msgspec
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
-from flowkit.flow import Called, roots_of
-from flowkit.record import END_OF_TIME
+from flowkit.flow import Called
+from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import SpaceChange, Store
 from flowkit.table import TableEvents, current
-from flowkit.window import Split
+from flowkit.window import MarkedSplit, Split
 from flowkit.worker.batches import Batches
 from flowkit.worker.calling import Call
 from flowkit.worker.calls import Calls
 from flowkit.worker.drivers import Driver, StreamDriver
 from flowkit.worker.firing import Firing
-from flowkit.worker.inlet import Decoded
+from flowkit.worker.inlet import Decoded, Mark
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
@@ -66,9 +66,10 @@ class Engine:
             app, group, step.cursor, store, owns=owns, clean_limit=clean_limit, bounded=bounded
         )
         step.drivers = make_drivers(group, step.states, step.cursor)
-        self.routes = step.routes = make_routes(step.drivers)
+        self.routes = step.routes = make_routes(group, step.drivers)
         wanted = wanted_of(group)
         step.changed = [state for state in step.states.values() if f"{state.name}.changes" in wanted]
+        step.clocked = [state for state in step.states.values() if state.by_clock]
         step.moving = [state for state in step.states.values() if state.moving]
 
         output, recall = Output(step), Recall(step)
@@ -119,9 +120,11 @@ class Engine:
         Fewer than all are done only if the task must look first: at what was emitted, at a firing that was cut, or at
         the time. Raises EventFailed if an agent raised and `careful` is False.
         """
-        split.idle = False
+        split.idle = self.splits.by_clock = False
         step = self.step
         step.in_piece, step.unit = True, 0
+        if step.cursor.low == MIN_TIME:  # an unusable record before the first good one has no time
+            step.cursor.low = next((t for t in decoded.times[start:stop] if t > MIN_TIME), MIN_TIME)
         try:
             return await self.ways.process(topic, split, decoded, start, stop, careful)
         finally:
@@ -146,7 +149,7 @@ class Engine:
         """
         self.bind()
         self.step.begin()
-        first = [driver for driver in self.step.drivers if not _reads_tables(driver)]
+        first = [driver for driver in self.step.drivers if not _reads_tables(self.group, driver)]
         self.calls.inline = True
         if not self.ending:
             self.step.new_event()
@@ -174,12 +177,32 @@ class Engine:
         self.step.begin()
         await self.calls.take(calls, careful)
 
+    def hear(self, split: MarkedSplit, marks: Iterable[Mark]) -> None:
+        """What senders of an internal topic say of themselves."""
+        for sender, watermark, standing in marks:
+            # How far it came first: it came so far before it fell idle, and so did what waited for it alone.
+            split.hear(sender, watermark)
+            self.splits.watermark()
+            split.hear(sender, watermark, standing)
+
+    def mark(self) -> tuple[int, int] | None:
+        """What this task says of itself to those that take its hops: watermark (ms) and standing.
+
+        None while a firing is cut: what it still has to send has times that the watermark has passed.
+        """
+        return None if self.unfinished else (self.watermark(), self.splits.standing())
+
     def has_old_batch(self) -> bool:
         """True if an agent has waited for its batch to fill for as long as it allows."""
         return self.batches.has_old() or self.calls.has_old()
 
-    async def flush_old(self, careful: bool) -> None:
-        """Hand over the batches that have waited for as long as their agents allow."""
+    def clock_due(self) -> int:
+        """The reading of the clock (ms) that timers wait for."""
+        return self.step.clock_due()
+
+    async def tick(self, at: int, careful: bool) -> None:
+        """The clock says `at` (ms): old batches are handed over, timers that are due fire with the next `advance`."""
+        self.step.read_clock(at)
         await self.batches.flush_old(careful)
         await self.calls.begin_old(careful)
 
@@ -197,6 +220,7 @@ class Engine:
         meta: dict[str, Any] = {
             "splits": self.splits.save(),
             "tables": {name: state.meta() for name, state in self.states.items()},
+            "time": step.save_time(),
             **self.batches.save(),
             **self.calls.save(),
         }
@@ -243,6 +267,7 @@ class Engine:
         self._load(meta)
 
     def _load(self, meta: dict[str, Any]) -> None:
+        self.step.load_time(meta.get("time"))
         self.step.load_clock(meta.get("clock"))
         self.batches.load(meta)
         self.firing.load(meta.get("firing"))
@@ -250,7 +275,6 @@ class Engine:
         self.step.refresh_due()
 
 
-def _reads_tables(driver: Driver) -> bool:
-    return isinstance(driver, StreamDriver) and any(
-        isinstance(s, TableEvents | Called) for s in roots_of(driver.sources)
-    )
+def _reads_tables(group: Group, driver: Driver) -> bool:
+    paths = [path for source in driver.sources for path in group.paths_of(source)]
+    return isinstance(driver, StreamDriver) and any(isinstance(path.root, TableEvents | Called) for path in paths)

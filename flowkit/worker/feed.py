@@ -8,10 +8,10 @@ inputs that end, `LiveFeed` takes what the world gives.
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flowkit.window import Split
+from flowkit.window import MarkedSplit, Split
 from flowkit.worker.calling import Call
 from flowkit.worker.engine import Engine
-from flowkit.worker.inlet import Decoded
+from flowkit.worker.inlet import Decoded, Mark
 
 
 @dataclass(slots=True)
@@ -24,6 +24,21 @@ class Records:
     decoded: Decoded
     start: int
     stop: int
+
+
+@dataclass(slots=True)
+class Marks:
+    """Marks `[start, stop)` of one split of an internal topic: how far its senders are."""
+
+    engine: Engine
+    split: MarkedSplit
+    decoded: Decoded
+    start: int
+    stop: int
+
+    @property
+    def marks(self) -> list[Mark]:
+        return [self.decoded.marks[index] for index in range(self.start, self.stop)]
 
 
 @dataclass(slots=True)
@@ -59,9 +74,10 @@ class ClockMark:
 
 @dataclass(slots=True)
 class Tick:
-    """The clock has moved: what waits for it is looked at."""
+    """The clock was read, and says `at` (ms): what waits for it is looked at."""
 
     engine: Engine
+    at: int
 
 
 @dataclass(slots=True)
@@ -84,7 +100,7 @@ class Waiting:
     """An input has nothing for now and is not at its end (standard input): time to commit, or to stop."""
 
 
-Piece = Records | Ended | Finished | Idle | ClockMark | Tick | Completed | Unfinished
+Piece = Records | Marks | Ended | Finished | Idle | ClockMark | Tick | Completed | Unfinished
 
 
 class Feed(Protocol):

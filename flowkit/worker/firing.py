@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from flowkit.record import Closed
-from flowkit.table import Result, State
+from flowkit.record import END_OF_TIME, MIN_TIME, Closed
+from flowkit.table import NEVER, Result, State
 from flowkit.worker.batches import Batches
 from flowkit.worker.calls import Calls
 from flowkit.worker.recall import Recall
@@ -60,6 +60,10 @@ class Firing:
         """The watermark may have moved, or count windows are full: fire and drop what is due, if anything is."""
         step = self.step
         watermark = step.cursor.watermark = step.splits.watermark()
+        if (reached := step.splits.reached()) < END_OF_TIME:
+            step.cursor.high = max(step.cursor.high, reached)
+        for state in step.moving:
+            step.next_due = min(step.next_due, state.due)
         if self.unfinished:
             await self._resume(careful)
             return
@@ -98,7 +102,10 @@ class Firing:
             self.step.firing = False
 
     async def _fire_all(self, states: list[State], careful: bool) -> None:
-        step = self.step
+        step, cursor = self.step, self.step.cursor
+        cursor.high = max([cursor.high, *(split.high for split in step.splits.by_name.values())])
+        if cursor.end == MIN_TIME and step.splits.reached() >= END_OF_TIME:
+            cursor.end = cursor.high
         while True:
             if self._state is not None and not await self._send_results(self._state, careful):
                 return
@@ -119,7 +126,9 @@ class Firing:
                     return
             elif first is not None:
                 self._state = states[first[1]]
+                self._state.limit = min((end - 1 for end, n in ends if n != first[1]), default=NEVER)
                 self._results = self._state.fire(first[0], watermark)
+                step.counters.tally.fired[self._state.name] += 1
                 if not self._state.wants_closed:
                     self._count()  # its windows go, which the commit must save
             else:
@@ -134,11 +143,12 @@ class Firing:
     async def _send_results(self, state: State, careful: bool) -> bool:
         """Send the results of the table that is firing; False if the firing was cut."""
         step = self.step
-        name = f"{state.name}.closed"
+        name, results = f"{state.name}.closed", step.counters.tally.results
         for result in self._results:
             # A list is what one key of an operator sends at once: no commit comes between.
             for stream, event, t in result if isinstance(result, list) else [(name, result, result.end - 1)]:
                 step.counters.fired += 1
+                results[state.name] += 1
                 await step.send(stream, event, t, careful, None)
             self._count()
             if self._is_enough():
@@ -180,6 +190,7 @@ class Firing:
         """Send the result of the next full count window; False if the firing was cut."""
         _, _, _, name, closed = self._full.popleft()
         self.step.counters.fired += 1
+        self.step.counters.tally.results[name.removesuffix(".closed")] += 1
         await self.step.send(name, closed, closed.end - 1, careful, None)
         self._count()
         if self._is_enough():

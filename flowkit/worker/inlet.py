@@ -6,24 +6,31 @@ from typing import Any
 
 import msgspec
 
-from flowkit.agent import Topic
-from flowkit.codec import Codec, field_getter
+from flowkit.agent import Internal, Topic
+from flowkit.codec import MARK_BYTE, Codec, Envelope, decode_mark, field_getter
 from flowkit.errors import DecodeError, RecordError, TimeError
 from flowkit.record import MIN_TIME
 from flowkit.source import Batch
+
+MARK = MARK_BYTE[0]
+
+Mark = tuple[str, int, int]
+"""A sender of an internal topic, its watermark (ms), and how it stands."""
 
 
 @dataclasses.dataclass(slots=True)
 class Decoded:
     """Records of one batch, in parallel lists. `bad` holds the unusable ones by index (their record is None).
 
-    A bad record's time is that of the record before it, so that it keeps its place in the order.
+    A bad record's time is that of the record before it, so that it keeps its place in the order. `marks` are what
+    senders of an internal topic say between events, by index (their record is None too).
     """
 
     batch: Batch
     records: list[Any]
     times: list[int]
     bad: dict[int, RecordError]
+    marks: dict[int, Mark] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -47,7 +54,8 @@ class Inlet:
         type_: Any = topic.type
         if only is not None and isinstance(topic.time, str | None):
             type_ = _project(type_, only | ({topic.time} if topic.time else frozenset()))
-        self.codec = Codec(codec or topic.codec, type_, fields)
+        self.marked = isinstance(topic, Internal)
+        self.codec = Envelope(type_) if self.marked else Codec(codec or topic.codec, type_, fields)
         time = topic.time
         self._time = field_getter(type_, time) if isinstance(time, str) else time
         self._time_name = time if isinstance(time, str) else "time"
@@ -60,6 +68,9 @@ class Inlet:
 
     def decode(self, batch: Batch) -> Decoded:
         """All records of the batch. Never raises for a bad record."""
+        marks = self._marks(batch) if self.marked else {}
+        if marks:
+            return self._decode_between(batch, marks)
         bad: dict[int, RecordError] = {}
         records = self._decode_all(batch)
         if records is None:
@@ -67,6 +78,20 @@ class Inlet:
             records = [self._decode_one(value, n, bad, n in oversize) for n, value in enumerate(batch.values)]
         times = self._times(records, batch, bad)
         return Decoded(batch, records, times, bad)
+
+    def _marks(self, batch: Batch) -> dict[int, Mark]:
+        found = {n: decode_mark(value) for n, value in enumerate(batch.values) if value and value[0] == MARK}
+        return {n: mark for n, mark in found.items() if mark is not None}
+
+    def _decode_between(self, batch: Batch, marks: dict[int, Mark]) -> Decoded:
+        """A batch with marks in it, from an internal topic: its times are those of the transport."""
+        bad: dict[int, RecordError] = {}
+        values, decode = batch.values, self.codec.decode_fast
+        try:
+            records = [None if n in marks else decode(value) for n, value in enumerate(values)]  # type: ignore[arg-type]
+        except Exception:
+            records = [None if n in marks else self._decode_one(value, n, bad, False) for n, value in enumerate(values)]
+        return Decoded(batch, records, self._times(records, batch, bad), bad, marks)
 
     def _decode_all(self, batch: Batch) -> list[Any] | None:
         """Everything in as few calls as can be, or None if some record is bad (they are then looked at singly)."""

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from itertools import groupby
+from typing import Any
 
 import structlog
 
-from flowkit.agent import Group
+from flowkit.agent import Group, Internal, Topic
 from flowkit.app import App
 from flowkit.clock import Clock
 from flowkit.options import WorkerOptions
@@ -16,11 +18,13 @@ from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
 from flowkit.source import Broker, Reader, partition_of
 from flowkit.store import Store
-from flowkit.window import Split
+from flowkit.window import MarkedSplit, Split
 from flowkit.worker.build import make_engine, make_inlet, make_outlets
 from flowkit.worker.engine import Counters, Engine
-from flowkit.worker.feed import ClockMark, Idle, Records, Tick
+from flowkit.worker.feed import ClockMark, Idle, Marks, Piece, Records, Tick
+from flowkit.worker.inlet import Decoded
 from flowkit.worker.live_feed import LiveFeed
+from flowkit.worker.meter import BUSY, IDLE, Meter
 from flowkit.worker.task import Hook, Task, _no_hook
 from flowkit.worker.whole import whole
 
@@ -44,6 +48,7 @@ class LiveTask:
         *,
         broker: Broker,
         topics: dict[str, int],
+        senders: Mapping[str, Sequence[str]] | None = None,
         sinks: dict[str, Sink],
         store: AbstractAsyncContextManager[Store],
         epoch: int,
@@ -51,12 +56,16 @@ class LiveTask:
         options: WorkerOptions,
         new_id: Callable[[], bytes],
         hook: Hook = _no_hook,
+        meter: Meter | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
         self.broker, self.topics, self.sinks, self.epoch = broker, topics, sinks, epoch
+        self.senders = senders or {}
+        """By internal topic: the tasks that send into it."""
         self.clock, self.options, self.new_id, self.hook = clock, options, new_id, hook
         self.counters = Counters()
+        self.meter = meter or Meter()
         self.readers: list[tuple[str, Split, Reader]] = []
         self.looked = 0
         """When (ms by the clock) the readers were last asked."""
@@ -84,7 +93,9 @@ class LiveTask:
             raise
 
     async def _open(self) -> None:
+        self.meter.opened += 1
         store = await whole(self._stack.enter_async_context(self._store))
+        self._stack.callback(self._closes, store)
         outlets = make_outlets(self.app, [self.group], self.sinks)
         self.engine = make_engine(
             self.app,
@@ -111,17 +122,18 @@ class LiveTask:
             commit_interval=self.options.commit_interval / 1000,
             new_id=self.new_id,
             hook=self.hook,
+            meter=self.meter,
         )
         self._stack.push_async_callback(self.task.close)
         meta = await whole(self.task.recover())
         self.recovered, self.progress = True, time.monotonic()
-        self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}))
+        self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}), meta.get("heard", {}))
         self._stack.push_async_callback(self.feed.close)
         for topic in self.group.inputs:
             source = self.broker.source(topic.name)
             numbers: Sequence[int] = [self.partition] if topic in self.group.topics else await source.splits()
             for number in numbers:
-                split = self.engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
+                split = self._split(topic, number)
                 make_inlet(self.engine, topic, number, source.codec)
                 reader = await source.open(number, self.feed.positions.get(split.name))
                 self._stack.push_async_callback(reader.close)
@@ -129,6 +141,17 @@ class LiveTask:
         await self.task.start(self.feed, meta)
         self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
+
+    def _split(self, topic: Topic[Any], number: int) -> Split:
+        name, splits = f"{topic.name}[{number}]", self.engine.splits
+        if isinstance(topic, Internal):
+            return splits.follow(MarkedSplit(name, number, self.senders[topic.name]))
+        return splits.add(name, topic.out_of_order, number)
+
+    def _closes(self, store: Store) -> None:
+        """The store is about to go: from now on what it has done is the meter's to tell, and nobody else's."""
+        self.opened = False
+        self.meter.closes(store)
 
     def _owns(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition
@@ -144,12 +167,19 @@ class LiveTask:
             return True
         self.looked = self.clock.now_ms()
         for topic, split, reader in self.readers:
+            self.meter.enter(IDLE)
             batch = await reader.fetch(limit)
+            self.meter.enter(BUSY)
+            events = 0
             if batch is not None and len(batch):
                 found = True
-                self.quiet_since.pop(split.name, None)
+                self.feed.heard[split.name] = self.looked
                 decoded = self.engine.inlets[(topic, split.number)].decode(batch)
-                self.feed.give(Records(self.engine, topic, split, decoded, 0, len(decoded)))
+                events = len(decoded) - len(decoded.marks)
+                for piece in _cut(self.engine, topic, split, decoded):
+                    self.feed.give(piece)
+            if events:
+                self.quiet_since.pop(split.name, None)
             else:
                 self.quiet_since.setdefault(split.name, self.looked)
         return found
@@ -195,21 +225,46 @@ class LiveTask:
             if after is not None and since is not None and not split.idle and now - since >= after:
                 log.info("split is idle: it no longer holds the watermark", task=self.name, split=split.name)
                 self.feed.give(Idle(engine, split))
-        if engine.has_old_batch():
-            self.feed.give(Tick(engine))
-        close_after = self.group.close_after_idle
-        highs = [split.high - split.out_of_order - 1 for _, split, _ in self.readers if split.high > MIN_TIME]
-        if close_after is not None and highs and len(self.quiet_since) == len(self.readers):
-            quiet = now - max(self.quiet_since.values())
-            mark = max(highs) + quiet
-            if quiet >= close_after and mark >= engine.step.next_due and mark > self._marked:
-                self._marked = mark
+        if engine.has_old_batch() or engine.clock_due() <= now:
+            self.feed.give(Tick(engine, now))
+        if self.group.close_after_idle is not None:
+            self._go_by_clock(self.group.close_after_idle)
+
+    def _go_by_clock(self, close_after: int) -> None:
+        """If all inputs have been silent for `close_after` (ms): the watermark by the clock, where that matters.
+
+        What comes by another key is as silent as its senders say: its own silence may be a sender that is restarted.
+        """
+        engine = self.engine
+        told = [split for _, split, _ in self.readers if isinstance(split, MarkedSplit)]
+        own = [split for _, split, _ in self.readers if not isinstance(split, MarkedSplit)]
+        if not own or len(self.quiet_since) < len(self.readers) or not all(split.silent for split in told):
+            return
+        quiet = self.looked - max(self.quiet_since[split.name] for split in own)
+        if quiet < close_after:
+            return
+        marks = [split.watermark + quiet for split in own if split.high > MIN_TIME]
+        mark = max([*marks, *(split.watermark for split in told)], default=MIN_TIME)
+        matters = mark >= engine.step.next_due
+        if self.group.hops:
+            # Nobody here knows what is due there: those are told now and then, and first of all that it is silent.
+            matters = matters or mark - self._marked >= close_after
+            if mark == MIN_TIME and not engine.splits.by_clock:
                 self.feed.give(ClockMark(engine, mark))
+        if matters and mark > self._marked:
+            self._marked = mark
+            self.feed.give(ClockMark(engine, mark))
 
     async def commit_if_due(self) -> None:
         if self.task.commit_is_due() or self.task.failed():
             await self.task.commit()
             self.progress = time.monotonic()
+
+    @property
+    def high(self) -> int:
+        """The highest event time (ms) in its own inputs: what comes by another key moves by what its senders say."""
+        splits = (split for _, split, _ in self.readers if not isinstance(split, MarkedSplit))
+        return max((split.high for split in splits), default=MIN_TIME)
 
     def silent(self) -> float:
         """For how many seconds nothing has moved: no event, no look at the inputs, or a commit that does not end."""
@@ -240,3 +295,16 @@ class LiveTask:
             if await self.task.commit(final=True):
                 break
         await self.task.settled()
+
+
+def _cut(engine: Engine, topic: str, split: Split, decoded: Decoded) -> Iterator[Piece]:
+    """A batch as pieces: marks are heard where they stand among the events."""
+    start = 0
+    for is_mark, part in groupby(range(len(decoded)), decoded.marks.__contains__):
+        stop = start + sum(1 for _ in part)
+        if is_mark:
+            assert isinstance(split, MarkedSplit)
+            yield Marks(engine, split, decoded, start, stop)
+        else:
+            yield Records(engine, topic, split, decoded, start, stop)
+        start = stop

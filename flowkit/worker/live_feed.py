@@ -4,20 +4,27 @@ from typing import Any
 
 from flowkit.source import Position
 from flowkit.worker.engine import Engine
-from flowkit.worker.feed import Completed, Piece, Records
+from flowkit.worker.feed import Completed, Marks, Piece, Records
 from flowkit.worker.inlet import Decoded, Inlet
 
 
 class LiveFeed:
     """Pieces in the order in which the world gave them: that order is an input too, and is kept until the commit."""
 
-    def __init__(self, inlets: dict[tuple[str, int], Inlet], positions: dict[str, Position]) -> None:
+    def __init__(
+        self,
+        inlets: dict[tuple[str, int], Inlet],
+        positions: dict[str, Position],
+        heard: dict[str, int] | None = None,
+    ) -> None:
         self.inlets = inlets
         self.journal: list[Piece] = []
         self.at = 0
         self.fixed = 0
         """After a rewind: how much of the journal must come again as it came. What failed is found again by that."""
         self.positions = dict(positions)
+        self.heard = dict(heard or {})
+        """By split: when (ms by the clock) it last sent something. For people, who ask what holds the watermark."""
         self._committed = dict(positions)
 
     def give(self, piece: Piece) -> None:
@@ -47,6 +54,8 @@ class LiveFeed:
                     Records(given.engine, given.topic, given.split, given.decoded, given.start, done),
                     given_rest,
                 ]
+        elif isinstance(given, Marks):
+            self.positions[given.split.name] = given.decoded.batch.position(given.stop)
         self.at += 1
 
     def commit(self) -> dict[str, Any]:
@@ -54,7 +63,7 @@ class LiveFeed:
         self.fixed = max(0, self.fixed - self.at)
         self.at = 0
         self._committed = dict(self.positions)
-        return {"positions": dict(self.positions)}
+        return {"positions": dict(self.positions), "heard": dict(self.heard)}
 
     async def rewind(self) -> None:
         # Also the positions: the next commit may come before everything has been given out again.

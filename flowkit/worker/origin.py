@@ -8,6 +8,8 @@ from typing import Any
 from flowkit.record import DeadLetter
 from flowkit.source import Batch
 
+GENERATED = "<flowkit "
+"""What the names of generated code begin with, where others have a file."""
 OURS = str(Path(__file__).parent.parent) + os.sep
 
 
@@ -105,11 +107,14 @@ class Origin:
 
 
 def _users_part(error: BaseException) -> Any:
-    """The traceback from where it leaves flowkit: how an agent is called tells its author nothing."""
+    """The traceback from where it leaves flowkit, generated code included; None if it never does.
+
+    How an agent is called tells its author nothing, and differs: by the quick way or carefully, in a loop or alone.
+    """
     part = error.__traceback__
-    while part is not None and part.tb_frame.f_code.co_filename.startswith(OURS):
+    while part is not None and part.tb_frame.f_code.co_filename.startswith((OURS, GENERATED)):
         part = part.tb_next
-    return part or error.__traceback__
+    return part
 
 
 def _forget_the_callers_errors(error: BaseException) -> None:

@@ -1,10 +1,11 @@
 """What a task has to send: encoded where it is emitted, handed on when the commit is cut."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
-from flowkit.agent import Outlet
-from flowkit.codec import Codec, encode_key, field_getter
+from flowkit.agent import Internal, Outlet
+from flowkit.codec import Codec, Envelope, encode_key, field_getter
 
 
 class Outgoing(NamedTuple):
@@ -28,7 +29,8 @@ class BoundOutlet:
 
     def __init__(self, outlet: Outlet[Any], codec: str | None = None) -> None:
         self.name = outlet.name
-        self.codec = Codec(codec or outlet.codec, outlet.element)
+        internal = isinstance(outlet, Internal)
+        self.codec = Envelope(outlet.element) if internal else Codec(codec or outlet.codec, outlet.element)
         self._own = None if codec in (None, outlet.codec) else Codec(outlet.codec, outlet.element)
         key = outlet.key
         self._key: Callable[[Any], Any] | None = field_getter(outlet.element, key) if isinstance(key, str) else key
@@ -42,3 +44,8 @@ class BoundOutlet:
         key_bytes = None if key is None else encode_key(key)
         link = self._own.encode(value) if self.linked and self._own is not None else None
         self.records.append(Outgoing(key_bytes, self.codec.encode(value), time, link))
+
+    def emit_all(self, values: Sequence[Any], keys: Sequence[Any], times: Sequence[int]) -> None:
+        """Many at once, with keys of their own, where nobody in this run reads them: all of them, or it raises."""
+        rows = zip(map(encode_key, keys), map(self.codec.encode, values), times, repeat(None))
+        self.records += list(map(Outgoing._make, rows))

@@ -46,6 +46,7 @@ class Output:
             return
         letter = origin.letter(error, agent, attempts)
         self.step.counters.dead += 1
+        self.step.counters.tally.dead[(origin.topic, agent)] += 1
         self.dead_letters.emit(letter, None, letter.time if letter.time is not None else 0)
         if self.dead_letters.linked:
             self.step.link_hit = True

@@ -21,6 +21,7 @@ from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreCorrupt, Stor
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim
 from flowkit.worker.live import LiveTask
+from flowkit.worker.meter import IDLE
 from flowkit.worker.placement import Lease
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.whole import whole
@@ -180,6 +181,7 @@ class Ownership:
                     await live.wait_for_calls(CALLS_LOOK_MS)
                 elif not found:
                     live.progress = time.monotonic()
+                    live.meter.enter(IDLE)
                     seen = await self._ledger.wait(min(LOOK_MS, self.options.commit_interval), seen)
             await live.finish(self.options.grace / 2000)
             if not swept:

@@ -4,10 +4,9 @@ from typing import Any
 
 from flowkit.codec import Codec, encode_key
 from flowkit.errors import ConfigError
-from flowkit.flow import Chain, roots_of
+from flowkit.flow import Chain
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.origin import Made, Origin
-from flowkit.worker.routes import subscriptions
 from flowkit.worker.step import StepContext
 from flowkit.worker.tap import Tap
 
@@ -29,7 +28,7 @@ class Recall:
     def of_table(self, name: str, t: int, event: Any) -> Origin:
         """Where an event of a table came from. Encoded now: its value may change before it is needed."""
         key = getattr(event, "key", None)
-        where = f"{name} key {key!r} at {t}"
+        where = f"{name} at {t}" if key is None else f"{name} key {key!r} at {t}"
         key_bytes = None if key is None else encode_key(key)
         return Origin(name, 0, None, 0, t, [name, -1, 0, where, key_bytes, self.codec(name).encode(event), t])
 
@@ -69,15 +68,14 @@ class Recall:
         return self._result_codecs[wanted]
 
     def _type(self, name: str) -> Any:
-        roots = roots_of(subscriptions(self.step.group))
-        return next(root.type for root in roots if root.name == name)
+        return next(root.type for root in self.step.group.roots() if root.name == name)
 
     def _chain(self, root: str, stream: str) -> Chain:
         """What leads from one stream to another that was made of it."""
         known = self._chains.get((root, stream))
         if known is None:
             taps = (driver for driver in self.step.routes[root] if isinstance(driver, Tap))
-            known = self._chains[root, stream] = next(tap.chain for tap in taps if tap.path.name == stream)
+            known = self._chains[root, stream] = next(tap.chain for tap in taps if tap.stream == stream)
         return known
 
     def codec(self, name: str) -> Codec:

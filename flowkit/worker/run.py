@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.heads import Head, LinkHead
+from flowkit.worker.meter import Meter
 from flowkit.worker.resources import resources
 from flowkit.worker.task import Hook, Task, _no_hook
+from flowkit.worker.tracing import tracing_from_environment
 from flowkit.worker.watchdog import told_stalls
 
 log = structlog.get_logger("flowkit.run")
@@ -128,10 +130,12 @@ async def run(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = bool,
     hook: Hook = _no_hook,
+    beside: Callable[[Task], AbstractAsyncContextManager[object]] | None = None,
 ) -> Summary:
     """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
 
-    The same topic may be given several files: they are its splits, merged by time. Raises ConfigError with everything
+    The same topic may be given several files: they are its splits, merged by time. `beside` makes what is to go on as
+    long as the run does, such as a server that shows it. Raises ConfigError with everything
     that is wrong before anything starts; InputError if an input cannot be read.
     """
     options = options or WorkerOptions.from_environment()
@@ -157,7 +161,8 @@ async def run(
         else:
             letters = dict(outputs)[app.dead_letters.name]
         outlets = make_outlets(app, plan.groups, sinks)
-        counters = Counters()
+        counters, meter = Counters(), Meter()
+        meter.tracing = stack.enter_context(tracing_from_environment(app.name))
         engines = [
             make_engine(
                 app, group, store, outlets, SystemClock(), counters, bounded=True, clean_limit=options.live_objects
@@ -176,7 +181,10 @@ async def run(
             commit_interval=options.commit_interval / 1000,
             new_id=random_ids(),
             hook=hook,
+            meter=meter,
         )
+        if beside is not None:
+            await stack.enter_async_context(beside(task))
         look = await stack.enter_async_context(resources(app, SystemClock()))
         stack.push_async_callback(task.close)
         feed = BoundedFeed(engines, outlets)

@@ -17,16 +17,21 @@ from flowkit.errors import FlowkitError
 from flowkit.record import MIN_TIME
 from flowkit.table import NEVER, Cursor, Mode, State
 from flowkit.window import Splits
-from flowkit.worker.drivers import Driver, StreamDriver
+from flowkit.worker.drivers import Done, Driver, StreamDriver
 from flowkit.worker.inlet import Inlet
 from flowkit.worker.origin import Origin
 from flowkit.worker.outlets import BoundOutlet
+from flowkit.worker.tally import Tally
 
 STEP_SECONDS = 0.1
 """Once agents that await, or a firing, have taken so long, the task may look around before the rest."""
 
 Send = Callable[[str, Any, int, bool, Origin | None], Awaitable[None]]
 """Gives an event of a table (stream, event, time, carefully, where a late record came from) to its subscribers."""
+
+
+Row = tuple[Driver, Any, Origin]
+"""Who is given what, and where it came from."""
 
 
 class EventFailed(Exception):
@@ -38,7 +43,7 @@ class EventFailed(Exception):
 
 
 class Counters(msgspec.Struct):
-    """What a task has done, for people and metrics."""
+    """What a task has done since it was opened, for people; `tally` says it by name, for metrics."""
 
     records: int = 0
     late: int = 0
@@ -46,6 +51,7 @@ class Counters(msgspec.Struct):
     emitted: int = 0
     fired: int = 0
     failed: int = 0
+    tally: Tally = msgspec.field(default_factory=Tally)
 
 
 class StepContext:
@@ -64,6 +70,7 @@ class StepContext:
         self.app, self.group, self.outlets, self.clock, self.counters = app, group, outlets, clock, counters
         self.bounded = bounded
         self.cursor = Cursor()
+        self.cursor.bounded = bounded
         self.splits = Splits()
         self.inlets: dict[tuple[str, int], Inlet] = {}
 
@@ -75,6 +82,8 @@ class StepContext:
         """States whose changes someone takes."""
         self.moving: list[State] = []
         """States whose `due` may come nearer with any event."""
+        self.clocked: list[State] = []
+        """States that go by the clock."""
         self.send: Send = _not_wired
 
         self.event_number = 0
@@ -125,6 +134,17 @@ class StepContext:
     def now(self) -> int:
         """The clock (ms) that batches go by."""
         return self.event_now if self.bounded else self.clock.now_ms()
+
+    def clock_due(self) -> int:
+        """The reading of the clock (ms) that the states which go by it wait for."""
+        return min([state.clock_due for state in self.clocked], default=NEVER)
+
+    def read_clock(self, at: int) -> None:
+        """The clock says `at` (ms): whatever is due by it fires next."""
+        cursor = self.cursor
+        cursor.wall = max(cursor.wall, at)
+        if self.clocked and self.clock_due() <= cursor.wall:
+            cursor.ready = True
 
     def refresh_due(self) -> None:
         """Ask all states and batches what the next watermark is that matters to them."""
@@ -187,6 +207,36 @@ class StepContext:
             for state, _ in driver.modes:
                 state.set_mode(Mode.WRITE)
 
+    def give(self, driver: Driver, event: Any) -> Done:
+        """`feed` for a driver that may do anything with all tables: a call, where that is a coroutine (0.2 µs)."""
+        self.cursor.agent = driver
+        try:
+            done = driver.feed(event)
+        except EventFailed:
+            raise
+        except Exception as error:
+            raise EventFailed((self.event_number, self.unit), driver, error) from error
+        return None if done is None else self._follow(driver, done)
+
+    async def _follow(self, driver: Driver, done: Awaitable[None]) -> None:
+        try:
+            await done
+            self.waited()
+        except EventFailed:
+            raise
+        except Exception as error:
+            raise EventFailed((self.event_number, self.unit), driver, error) from error
+
+    def spread(self, drivers: list[Driver], event: Any, origin: Origin) -> list[Row]:
+        """What an event comes to for drivers that take batches. Raises EventFailed."""
+        rows: list[Row] = []
+        for driver in drivers:
+            try:
+                rows += driver.spread(event, origin)
+            except Exception as error:
+                raise EventFailed((self.event_number, self.unit), driver, error) from error
+        return rows
+
     async def send_on(self) -> None:
         """Send what operators have made of the present event to those who subscribe to it."""
         sent, self.cursor.sent = self.cursor.sent, []
@@ -209,6 +259,16 @@ class StepContext:
             self.beats += 1
 
     # Commit
+
+    def save_time(self) -> list[int]:
+        """How far time has come, for a commit."""
+        cursor = self.cursor
+        return [cursor.wall, cursor.low, cursor.high, cursor.end]
+
+    def load_time(self, saved: list[int] | None) -> None:
+        """Take up what `save_time` gave (None: nothing yet)."""
+        cursor = self.cursor
+        cursor.wall, cursor.low, cursor.high, cursor.end = saved or [MIN_TIME] * 4
 
     def save_clock(self) -> list[Any]:
         """What stands for the clock in a bounded run, for a commit."""

@@ -33,8 +33,8 @@ class Subscribers:
         if cautious or late:
             source = origin or self.recall.of_table(name, t, event)
             takers, closed = self.units.judge(drivers, event, t)
-            waiting, event = await self.units.run(takers, event, lambda: self.recall.event(source), t, source, closed)
-            await self.batches.add(waiting, event, t, source, careful=True)
+            rows = await self.units.run(takers, event, lambda: self.recall.event(source), t, source, closed)
+            await self.batches.add(rows, t, careful=True)
             await self.units.send_late(closed, lambda: self.recall.event(source), t, source)
             return
         cursor.time = t
@@ -48,4 +48,5 @@ class Subscribers:
         if cursor.sent:
             await step.send_on()
         if waiting:
-            await self.batches.add(waiting, event, t, origin or self.recall.of_table(name, t, event), careful=False)
+            source = origin or self.recall.of_table(name, t, event)
+            await self.batches.add(step.spread(waiting, event, source), t, careful=False)

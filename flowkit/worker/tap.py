@@ -3,24 +3,27 @@
 topic ──► Tap ── filter, map … ──► agent
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flowkit.agent import EVENT, Need
 from flowkit.flow import DROPPED, Chain, Path, chain_of
+from flowkit.table import BatchLoop
 from flowkit.worker.drivers import AggregateDriver, Done, Driver, StreamDriver
 from flowkit.worker.origin import Origin
 
 
 class Tap(Driver):
-    """Stands for `inner` where its events come from."""
+    """Stands for `inner` where its events come from. They go to it by all `paths` that lead from there to `stream`."""
 
-    def __init__(self, inner: Driver, path: Path) -> None:
+    def __init__(self, inner: Driver, stream: str, paths: Sequence[Path]) -> None:
         super().__init__(inner.name, inner.cursor, inner.states, inner.retry)
-        self.inner, self.path = inner, path
-        self.chain: Chain = chain_of(path.steps)
+        self.inner, self.stream = inner, stream
+        self.chain: Chain = chain_of(*(path.steps for path in paths))
         self.drops_late, self.modes, self.sinks = inner.drops_late, inner.modes, inner.sinks
-        self.loop = inner.loop_behind(path.steps) if isinstance(inner, AggregateDriver) else None
+        self.loop: BatchLoop | None = None
+        if isinstance(inner, AggregateDriver) and len(paths) == 1:
+            self.loop = inner.loop_behind(paths[0].steps)
         self.failing = False
         """True while an operator's function runs, or has raised: the agent behind it knows nothing of that."""
 
@@ -41,11 +44,20 @@ class Tap(Driver):
             return None if value is DROPPED else self.inner.feed(value)
         values = iter(self.chain.many(event))
         self.failing = False
+        inner = self.inner
         for value in values:
-            done = self._give(value)
+            # An agent that has gone over to batches amid the values of one event gets the rest one by one.
+            done = inner.feed(value if inner.need is EVENT else [value])
             if done is not None:
                 return self._rest(done, values)
         return None
+
+    def pass_all(self, events: Sequence[Any], times: Sequence[int]) -> tuple[list[Any], list[int]]:
+        """What becomes of many events where the chain makes at most one of one, with their times."""
+        assert self.chain.one is not None
+        made = list(map(self.chain.one, events))
+        left = [n for n, value in enumerate(made) if value is not DROPPED]
+        return [made[n] for n in left], [times[n] for n in left]
 
     def send(self, event: Any) -> Any:
         """What `StreamDriver.send` does, where the chain makes one event of one."""
@@ -56,14 +68,11 @@ class Tap(Driver):
         self.failing = False
         return EVENT if value is DROPPED else self.inner.send(value)
 
-    def _give(self, value: Any) -> Done:
-        # An agent that has gone over to batches amid the values of one event gets the rest one by one.
-        return self.inner.feed(value if self.inner.need is EVENT else [value])
-
     async def _rest(self, done: Any, values: Iterator[Any]) -> None:
         await done
+        inner = self.inner
         for value in values:
-            done = self._give(value)
+            done = inner.feed(value if inner.need is EVENT else [value])
             if done is not None:
                 await done
 
@@ -74,5 +83,7 @@ class Tap(Driver):
             self.inner.abandon()
 
     def spread(self, event: Any, origin: Origin) -> list[tuple[Driver, Any, Origin]]:
+        self.failing = True
         values = self.chain.many(event)
-        return [(self.inner, value, origin.derived(self.path.name, n)) for n, value in enumerate(values)]
+        self.failing = False
+        return [(self.inner, value, origin.derived(self.stream, n)) for n, value in enumerate(values)]

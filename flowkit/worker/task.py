@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import structlog
 
 from flowkit.app import App
+from flowkit.codec import encode_mark
 from flowkit.errors import Fenced, StoreCorrupt
+from flowkit.record import EARLIEST, LATEST
 from flowkit.sink import Sink
 from flowkit.source import Broker, partition_of
 from flowkit.store import Frame, SpaceChange, Store
@@ -31,12 +33,14 @@ from flowkit.worker.feed import (
     Feed,
     Finished,
     Idle,
+    Marks,
     Piece,
     Records,
     Tick,
     Unfinished,
     Waiting,
 )
+from flowkit.worker.meter import BUSY, CommitWatch, Meter
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.resources import lease_all
 from flowkit.worker.whole import whole
@@ -85,11 +89,16 @@ class Task:
         commit_interval: float = 1.0,
         new_id: Callable[[], bytes],
         hook: Hook = _no_hook,
+        meter: Meter | None = None,
     ) -> None:
         self.app, self.name, self.engines, self.store, self.outlets = app, name, list(engines), store, outlets
+        self.sender = name.removeprefix(f"{app.name}/")
+        """What it calls itself in marks."""
         self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
         self.commit_every, self.commit_interval = commit_every, commit_interval
         self.new_id, self.hook = new_id, hook
+        self.meter = meter or Meter()
+        self.counters.tally.measured = self.meter.measured
         self.feed: Feed
         self.since_commit = 0
         self.careful = False
@@ -99,9 +108,13 @@ class Task:
         self.last_commit = time.monotonic()
         self.schemas: dict[str, Any] = {}
         self._dirty = False
+        self._counted = 0
+        """How many records there were at the last commit."""
         self._slice = 512
         self._round_robin = 0
         self._inflight: asyncio.Task[None] | None = None
+        self._marked: dict[str, tuple[int, int]] = {}
+        """By group: the last (watermark, standing) that those were told who take its hops."""
 
     # Life
 
@@ -135,6 +148,8 @@ class Task:
     async def start(self, feed: Feed, meta: dict[str, Any]) -> None:
         """Open the engines as `recover` found them, and start the agents; from here on `step` works."""
         self.feed = feed
+        self._marked = {name: (mark[0], mark[1]) for name, mark in meta.get("marks", {}).items()}
+        self.counters.tally.load(meta.get("counts", {}))
         for engine in self.engines:
             engine.open(meta.get("groups", {}).get(engine.group.name, {}))
         for engine in self.engines:
@@ -216,6 +231,7 @@ class Task:
         engine = piece.engine
         engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
         engine.allow(self.commit_every - self.since_commit)
+        self.meter.enter(BUSY)
         started, handled = time.perf_counter(), engine.firing.handled + engine.calls.handled
         leases = lease_all(self.app)
         try:
@@ -237,6 +253,8 @@ class Task:
         self._dirty = True
         self.since_commit += count + engine.firing.handled + engine.calls.handled - handled
         if count:
+            if self.meter.tracing is not None and isinstance(piece, Records):
+                self.meter.traced(self.name, piece.topic, piece.split.name, count, time.perf_counter() - started)
             # A slice of about 50 ms, so that commits, stops and the event loop never wait long for slow agents.
             took = time.perf_counter() - started
             self._slice = max(
@@ -250,18 +268,22 @@ class Task:
                 return await engine.process(
                     piece.topic, piece.split, piece.decoded, piece.start, piece.stop, careful=self.careful
                 )
+            case Marks():
+                engine.hear(piece.split, piece.marks)
             case Ended():
                 piece.split.ended = True
             case Idle():
+                engine.watermark()  # it came so far before it fell idle, and others are told that
                 piece.split.idle = True
             case ClockMark():
                 engine.splits.floor = max(engine.splits.floor, piece.watermark)
+                engine.splits.by_clock = True
             case Completed():
                 await engine.take_done(piece.calls, self.careful)
                 if engine.unfinished:
                     return 0
             case Tick():
-                await engine.flush_old(self.careful)
+                await engine.tick(piece.at, self.careful)
             case Finished():
                 await engine.finish(careful=self.careful)
                 return 0
@@ -279,6 +301,8 @@ class Task:
             await engine.rollback(groups.get(engine.group.name, {}))
         for outlet in self.outlets.values():
             outlet.records.clear()
+        self.counters.tally.rollback()
+        self.meter.rollbacks += 1
         await self.feed.rewind()
         self.since_commit = 0
         self.careful = self._went_back = True
@@ -312,10 +336,23 @@ class Task:
             return False
         fed = self.feed.commit()
         outs, staged = self._stage(final)
-        meta = {"app": self.app.name, "groups": groups, "sinks": staged, "schemas": self.schemas, **fed}
+        counts = self.counters.tally.cut()
+        outs += self._marks()
+        meta = {
+            "app": self.app.name,
+            "groups": groups,
+            "sinks": staged,
+            "schemas": self.schemas,
+            "counts": counts,
+            **fed,
+        }
+        if self._marked:
+            meta["marks"] = {name: list(mark) for name, mark in self._marked.items()}
         frame = Frame(self.store.number + 1, self.new_id(), self.store.commit_id, self.epoch, meta, changes, drops)
         handoffs = {name: handoff for name, (_, handoff) in staged.items() if handoff is not None}
-        self._inflight = asyncio.create_task(self._finish(frame, outs, handoffs), name=f"commit {self.name}")
+        records, self._counted = self.counters.records - self._counted, self.counters.records
+        watch = CommitWatch(self.meter, self.name, frame.number, records, self.store)
+        self._inflight = asyncio.create_task(self._finish(frame, outs, handoffs, watch), name=f"commit {self.name}")
         self.since_commit, self._dirty, self.careful, self._went_back = 0, False, False, False
         self.last_commit = time.monotonic()
         if final:
@@ -329,6 +366,7 @@ class Task:
         for name, outlet in self.outlets.items():
             records, outlet.records = outlet.records, []
             outlet.total += len(records)
+            self.counters.tally.gave(name, records)
             if name in self.sinks:
                 handoff = self.sinks[name].stage(records, final)
                 staged[name] = (self.sinks[name].state(), handoff)
@@ -343,7 +381,40 @@ class Task:
                     outs.append(Out(name, partition, key, value, at))
         return outs, staged
 
-    async def _finish(self, frame: Frame, outs: list[Out], handoffs: dict[str, Any]) -> None:
+    def _marks(self) -> list[Out]:
+        """How far the engines are, if that has changed, for all partitions of the internal topics that they send into.
+
+        They come after the events of the same commit, which they must not overtake.
+        """
+        outs: list[Out] = []
+        for engine in self.engines:
+            group = engine.group
+            mark = engine.mark() if group.hops else None
+            if mark is None or mark == self._marked.get(group.name):
+                continue
+            self._marked[group.name] = mark
+            # A broker's time is of years, and tells nothing here.
+            time = mark[0] if EARLIEST <= mark[0] <= LATEST else 0
+            value = encode_mark(self.sender, *mark)
+            for hop in group.hops:
+                topic = hop.topic.name
+                outs += [Out(topic, partition, None, value, time) for partition in range(self.topics[topic])]
+        return outs
+
+    async def _finish(
+        self, frame: Frame, outs: list[Out], handoffs: dict[str, Any], watch: CommitWatch | None = None
+    ) -> None:
+        try:
+            await self._carry_out(frame, outs, handoffs)
+        except BaseException as error:
+            if watch is not None:
+                watch.done(error)
+            raise
+        self.commits += 1
+        if watch is not None:
+            watch.done()
+
+    async def _carry_out(self, frame: Frame, outs: list[Out], handoffs: dict[str, Any]) -> None:
         await self.hook("cut")
         await self.store.prepare(frame)
         await self.hook("prepared")
@@ -362,7 +433,6 @@ class Task:
         for name, handoff in handoffs.items():
             await self.sinks[name].deliver(handoff)
             await self.hook("delivered")
-        self.commits += 1
 
     async def _check_still_last(self, frame: Frame) -> None:
         """Raise Fenced if a successor has committed: what a woken zombie delivered late would undo its deliveries."""
@@ -375,7 +445,8 @@ class Task:
         """Wait until the commit under way is through."""
         if self._inflight is not None:
             try:
-                await whole(self._inflight)
+                with self.meter.held_up():
+                    await whole(self._inflight)
             finally:
                 self._inflight = None
 

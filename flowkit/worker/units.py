@@ -16,14 +16,14 @@ from flowkit.record import Closed
 from flowkit.worker.drivers import Driver
 from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
-from flowkit.worker.step import EventFailed, StepContext
+from flowkit.worker.step import EventFailed, Row, StepContext
 
 log = structlog.get_logger("flowkit.engine")
 
 NOWHERE = Origin("", 0, None, 0, None)
 
-Late = dict[str, Driver]
-"""Tables for which an event is late, each with the driver that keeps it."""
+Late = dict[tuple[str, Driver], None]
+"""Tables for which an event is late, each with the driver by which it would have come there."""
 
 
 class Units:
@@ -31,6 +31,8 @@ class Units:
 
     def __init__(self, step: StepContext, output: Output) -> None:
         self.step, self.output = step, output
+        self._rows: list[Row] = []
+        """What the unit that went well puts into batches."""
 
     async def run(
         self,
@@ -40,34 +42,37 @@ class Units:
         t: int,
         origin: Origin,
         late: Late,
-    ) -> tuple[list[Driver], Any]:
-        """One event for some drivers. Names of tables it is late for go to `late`.
+    ) -> list[Row]:
+        """One event for some drivers; what is to go into batches. Tables that it is late for go to `late`.
 
-        `again` makes the event anew. Returns the drivers that wait for a batch, and the event which theirs is to get.
+        `again` makes the event anew.
         """
         failed = self.take_failure()
         attempt = 0
         left = list(drivers)
-        while takers := [driver for driver in left if driver.need is EVENT]:
+        while left:
             if failed is None:
-                failed = await self.attempt(takers, event, t)
+                takers = [driver for driver in left if driver.need is EVENT]
+                waiting = [driver for driver in left if driver not in takers]
+                failed = await self.attempt(takers, event, t, waiting, origin)
                 if failed is None:
+                    rows, self._rows = self._rows, []
                     await self.keep(t)
-                    break
+                    return rows
             driver, error = failed
             failed = None
             event = again()
             if isinstance(error, WindowClosed):
-                late[error.table] = driver
+                late[error.table, driver] = None
                 left.remove(driver)
                 continue
             attempt += 1
             wait = driver.retry.wait(attempt, error)
             if wait is None:
                 self.output.dead_letter(origin, error, driver.name, attempt)
-                return [], event
+                break
             await self.step.rest(wait)
-        return [driver for driver in left if driver not in takers], event
+        return []
 
     def judge(self, drivers: list[Driver], event: Any, t: int) -> tuple[list[Driver], Late]:
         """Who takes an event of time `t`, and the tables for which it is late."""
@@ -78,7 +83,7 @@ class Units:
             if not closed or self._fails(driver, event):
                 takers.append(driver)
             else:
-                late.update(dict.fromkeys(closed, driver))
+                late.update(dict.fromkeys((name, driver) for name in closed))
         return takers, late
 
     def _fails(self, driver: Driver, event: Any) -> bool:
@@ -91,18 +96,27 @@ class Units:
 
     async def send_late(self, late: Late, again: Callable[[], Any], t: int, origin: Origin) -> None:
         """Send an event to the late streams of tables; none if no operator lets it through to them."""
-        for name, driver in late.items():
+        for name, driver in late:
             for _, event, source in driver.spread(again(), origin):
                 self.step.counters.late += 1
+                self.step.counters.tally.late[name] += 1
                 log.debug("late record", table=name, topic=origin.topic, time=t, watermark=self.step.cursor.watermark)
                 await self.step.send(f"{name}.late", event, t, True, source)
 
     def take_failure(self) -> tuple[Driver, Exception] | None:
         """How the present unit failed in the quick way, if it did."""
-        return self.step.failures.pop((self.step.event_number, self.step.unit), None)
+        failed = self.step.failures.pop((self.step.event_number, self.step.unit), None)
+        if failed is not None and not isinstance(failed[1], WindowClosed):
+            self.step.counters.tally.failed[failed[0].name] += 1  # the task went back: only now it is counted for good
+        return failed
 
-    async def attempt(self, takers: list[Driver], event: Any, t: int) -> tuple[Driver, Exception] | None:
-        """Run the event; None if all went well (the marks are still set), else what failed, all of it undone."""
+    async def attempt(
+        self, takers: list[Driver], event: Any, t: int, waiting: list[Driver], origin: Origin
+    ) -> tuple[Driver, Exception] | None:
+        """Run the event; None if all went well (the marks are still set), else what failed, all of it undone.
+
+        For those that wait for batches only what the event comes to is worked out.
+        """
         step = self.step
         cursor = step.cursor
         cursor.time = t
@@ -113,6 +127,7 @@ class Units:
             for driver in takers:
                 await step.feed(driver, event)
                 self._check_saved(driver)
+            self._rows = step.spread(waiting, event, origin)
         except EventFailed as failed:
             failed.driver.abandon()
             for state in step.states.values():
@@ -122,6 +137,7 @@ class Units:
             cursor.ordinal += 1
             if not isinstance(failed.error, WindowClosed):
                 step.counters.failed += 1
+                step.counters.tally.failed[failed.driver.name] += 1
             await step.restart_agents()
             return failed.driver, failed.error
         return None
@@ -153,6 +169,7 @@ class Units:
         fired.sort(key=_firing_order)
         for _, _, _, name, closed in fired:
             step.counters.fired += 1
+            step.counters.tally.results[name.removesuffix(".closed")] += 1
             await step.send(name, closed, closed.end - 1, True, None)
 
 

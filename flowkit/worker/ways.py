@@ -2,6 +2,7 @@
 
     _step_one_agent   one agent over one stream             0.35 µs an event, an empty agent's turn included
     _step_fused       one declared table                    its generated loop; see flowkit.table.fused
+    _step_hop         only sent on by another key           a batch at once: no window waits here
     _step             anything else: several drivers, careful units, moving tables, batches
 
 `process` takes the quickest that is right for what is subscribed. Each event passes its drivers, then the watermark
@@ -21,6 +22,7 @@ from flowkit.window import Split
 from flowkit.worker.batches import Batches
 from flowkit.worker.drivers import AggregateDriver, Driver, StreamDriver
 from flowkit.worker.firing import Firing
+from flowkit.worker.hops import HopDriver
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
@@ -74,6 +76,7 @@ class Ways:
             if step.link_hit:
                 break
         step.counters.records += index - start
+        step.counters.tally.took(topic, decoded.batch, start, index)
         return index - start
 
     def _choose(self, drivers: list[Driver], careful: bool) -> Way:
@@ -85,12 +88,14 @@ class Ways:
             return self._step_fused
         if isinstance(driver, Tap) and driver.chain.one is not None:
             driver = driver.inner
+        if isinstance(driver, HopDriver) and not self.step.states:
+            return self._step_hop
         simple = isinstance(driver, StreamDriver) and driver.need is EVENT and not driver.modes
         return self._step_one_agent if simple else self._step
 
     def _is_timed(self) -> bool:
         """True if every event of a bounded run may move a clock."""
-        return self.step.bounded and (bool(self.step.idle_after) or self.batches.are_timed())
+        return self.step.bounded and (bool(self.step.idle_after) or bool(self.step.clocked) or self.batches.are_timed())
 
     def _due_time(self, split: Split) -> int:
         """The event time in `split` from which on the task's watermark makes something due."""
@@ -234,6 +239,7 @@ class Ways:
                     return index  # the record comes again once the firing is through
                 others, reached = splits.others(split.name), splits.reached()
                 watermark = min(reached, splits.hold)
+                step.unit += 1  # what the clock brought has had its own
             if careful or t < step.careful_before or t <= watermark - step.careful_lag:
                 await self._careful_event(drivers, split, decoded, index, topic)
             else:
@@ -242,14 +248,17 @@ class Ways:
                 waiting = None
                 for driver in drivers:
                     if driver.need is EVENT:
-                        await step.feed(driver, records[index])
+                        if driver.modes:
+                            await step.feed(driver, records[index])
+                        elif (done := step.give(driver, records[index])) is not None:
+                            await done
                     else:
                         waiting = [*(waiting or ()), driver]
                 if cursor.sent:
                     await step.send_on()
                 if waiting:
                     origin = self.recall.of_record(topic, split.number, decoded, index)
-                    await self.batches.add(waiting, records[index], t, origin, careful=False)
+                    await self.batches.add(step.spread(waiting, records[index], origin), t, careful=False)
             if t > split.high:
                 split.high = t
                 reached = max(splits.floor, min(t - out_of_order - 1, others))
@@ -266,6 +275,26 @@ class Ways:
         step.event_number = base + stop
         return stop
 
+    async def _step_hop(
+        self, drivers: list[Driver], split: Split, decoded: Decoded, start: int, stop: int, topic: str, careful: bool
+    ) -> int:
+        """Events that are only sent on, in a group without state: nothing is due, whatever their times."""
+        (taker,) = drivers
+        step, driver = self.step, taker.inner if isinstance(taker, Tap) else taker
+        assert isinstance(driver, HopDriver)
+        events, times = decoded.records[start:stop], decoded.times[start:stop]
+        high = max(times)
+        try:
+            if isinstance(taker, Tap):
+                events, times = taker.pass_all(events, times)
+            step.outlets[driver.topic.name].emit_all(events, driver.keys(events), times)
+        except Exception:  # which of them it was is found one by one
+            return await self._step(drivers, split, decoded, start, stop, topic, careful)
+        step.counters.emitted += len(events)
+        split.high = max(split.high, high)
+        step.event_number += stop - start
+        return stop
+
     async def _event_clock(self, split: Split, t: int, careful: bool) -> None:
         """In a bounded run what else goes by the clock goes by event time: idle splits, and batches grown old.
 
@@ -276,6 +305,7 @@ class Ways:
             step.unit = firing.number[1]
         now = step.event_now = max(step.event_now, t)
         step.active[split.name] = now
+        step.read_clock(now)
         for name, after in step.idle_after.items():
             other = step.splits.by_name[name]
             if not other.idle and now - step.active.setdefault(name, now) >= after:
@@ -305,6 +335,6 @@ class Ways:
         def again() -> Any:
             return inlet.codec.decode(decoded.batch.values[index])  # type: ignore[arg-type]
 
-        waiting, event = await self.units.run(takers, decoded.records[index], again, t, origin, late)
-        await self.batches.add(waiting, event, t, origin, careful=True)
+        rows = await self.units.run(takers, decoded.records[index], again, t, origin, late)
+        await self.batches.add(rows, t, careful=True)
         await self.units.send_late(late, again, t, origin)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from flowkit.agent import Group, Outlet, Plan, Topic
+from flowkit.agent import Group, Internal, Outlet, Plan, Topic
 from flowkit.app import App
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
@@ -44,6 +44,8 @@ class Wiring:
         """By task name."""
         self.topics: dict[str, int] = {}
         """The partition counts of the topics that the tasks write."""
+        self.senders: dict[str, list[str]] = {}
+        """By internal topic: the tasks that send into it, as they call themselves."""
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong whatever the broker holds."""
@@ -92,8 +94,17 @@ class Wiring:
             given = {topic.name: found[topic.name] for topic in group.topics if found[topic.name]}
             if len(set(given.values())) > 1:
                 problems.append(_unequal(group, given))
-            counts[group.name] = max(given.values(), default=self.default if group.topics else 1)
-            wanted |= {topic.name: counts[group.name] for topic in group.topics}
+            counts[group.name] = max(given.values(), default=0)
+        for group in self.plan.groups:
+            count = self._count(group, counts)
+            counts[group.name] = count
+            wanted |= {topic.name: count for topic in group.topics}
+            # One that every task reads all of, where nobody else reads it.
+            wanted |= {
+                topic.name: self._count_sent(topic, counts)
+                for topic in group.broadcast_topics
+                if isinstance(topic, Internal) and topic.name not in wanted
+            }
         problems += self._writer_problems(counts)
         if problems:
             raise ConfigError(*problems)
@@ -103,10 +114,25 @@ class Wiring:
                 await broker.create(name, found[name])
                 log.info("topic made", topic=name, partitions=found[name])
         self.topics = {name: found[name] for name in (*self._written(), self.app.dead_letters.name) if name in found}
+        self.senders = {
+            topic.name: [f"{g.name}/{n}" for g in self.plan.senders(topic) for n in range(counts[g.name])]
+            for topic in self.plan.internals
+        }
         for group in self.plan.groups:
             for partition in range(counts[group.name]):
                 part = Slice(group, partition, counts[group.name])
                 self.slices[task_name(self.app, group, partition)] = part
+
+    def _count(self, group: Group, counts: Mapping[str, int]) -> int:
+        """How many tasks a group has: as many as its topics have partitions, else as those have who send to it."""
+        if counts[group.name]:
+            return counts[group.name]
+        sent = [self._count_sent(topic, counts) for topic in group.topics if isinstance(topic, Internal)]
+        return max(sent, default=self.default if group.topics else 1)
+
+    def _count_sent(self, topic: Internal, counts: Mapping[str, int]) -> int:
+        """As many partitions as the largest of the groups has that send into an internal topic."""
+        return max(self._count(sender, counts) for sender in self.plan.senders(topic))
 
     def _names(self) -> set[str]:
         """All topics that have to be on the broker."""
@@ -147,4 +173,6 @@ def _path(url: str, partition: str, group: str) -> str:
 def _unequal(group: Group, counts: dict[str, int]) -> str:
     told = ", ".join(f"{name} has {count}" for name, count in counts.items())
     names = ", ".join(agent.name for agent in group.agents) or ", ".join(table.name for table in group.tables)
-    return f"agents {names} share state, so their topics need equal partition counts: {told}"
+    ours = [topic.name for topic in group.topics if isinstance(topic, Internal)]
+    cure = f" ({', '.join(ours)}: made by flowkit itself, in an earlier shape of the app)" if ours else ""
+    return f"agents {names} share state, so their topics need equal partition counts: {told}{cure}"

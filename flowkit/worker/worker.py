@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import structlog
@@ -21,10 +21,12 @@ from flowkit.store import claim_directory, keys_from_environment, open_directory
 from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
+from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.placement import share
 from flowkit.worker.resources import resources
 from flowkit.worker.state_home import StateHome
+from flowkit.worker.tracing import Tracing, tracing_from_environment
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
 from flowkit.worker.wiring import Wiring
 
@@ -54,9 +56,14 @@ class Worker:
         self.options = options or WorkerOptions.from_environment()
         self.clock = SystemClock()
         self.id = f"{app.name}/{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-        self.wiring = Wiring(app, app.plan(), binds or {}, self.options.partitions)
+        self.wiring = Wiring(app, app.plan(rekey=True), binds or {}, self.options.partitions)
         self.owned: dict[str, Ownership] = {}
         """The tasks that it owns or is about to, by name."""
+        self.meters: dict[str, Meter] = {}
+        """Of all tasks that it has owned, by name."""
+        self.measured = False
+        """True if someone will ask how many bytes were read."""
+        self.tracing: Tracing | None = None
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
         self._look_at_resources: Callable[[], None] = _nothing
@@ -77,6 +84,7 @@ class Worker:
             stack.enter_context(claim_directory(self.state))
             stack.enter_context(tuned_collector())
             options = self.options
+            self.tracing = stack.enter_context(tracing_from_environment(self.app.name))
             host = await stack.enter_async_context(
                 open_host(options.store_memory, bytes_per_second=options.compaction_rate)
             )
@@ -175,13 +183,21 @@ class Worker:
             part.count,
             broker=self.broker,
             topics=self.wiring.topics,
+            senders=self.wiring.senders,
             sinks=self.wiring.sinks(part),
             store=self.home.open(name, place, claim),
             epoch=claim.epoch,
             clock=self.clock,
             options=self.options,
             new_id=random_ids(),
+            meter=self.meter_of(name),
         )
+
+    def meter_of(self, name: str) -> Meter:
+        """The measures of a task, which go on when it is opened again."""
+        meter = self.meters.setdefault(name, Meter())
+        meter.measured, meter.tracing = self.measured, self.tracing
+        return meter
 
     def _ended(self, name: str, job: "asyncio.Task[None]") -> None:
         del self.owned[name]
@@ -199,6 +215,8 @@ class Worker:
         pause = min(1.0, limit / 4)
         while True:
             self._write_health()
+            for meter in self.meters.values():
+                meter.look()
             before = time.monotonic()
             await asyncio.sleep(pause)
             if time.monotonic() - before > pause + limit / 2:
@@ -226,10 +244,11 @@ class Worker:
         else:
             log.warning("task takes long to read its state", task=owned.name, **where)
 
-    def _write_health(self) -> None:
+    def health(self) -> Health:
+        """How it is just now."""
         heard = time.monotonic() - self._placed_at < self.options.lease_ttl / 1000
         owned = self.owned.items()
-        health = Health(
+        return Health(
             os.getpid(),
             self.clock.now_ms(),
             heard and not self._stopping.is_set() and all(task.ready for _, task in owned),
@@ -237,8 +256,10 @@ class Worker:
             list(self.owned),
             {name: task.failing for name, task in owned if task.failing},
         )
+
+    def _write_health(self) -> None:
         try:
-            write_health(self.state, health)
+            write_health(self.state, self.health())
         except OSError as error:
             log.warning("health file not written", error=str(error))
 
@@ -278,8 +299,12 @@ async def serve(
     *,
     state: str | Path,
     options: WorkerOptions | None = None,
+    beside: "Callable[[Worker], AbstractAsyncContextManager[object]] | None" = None,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT, then stop cleanly; a second signal ends the process at once."""
+    """Run a worker until SIGTERM or SIGINT, then stop cleanly; a second signal ends the process at once.
+
+    `beside` makes what is to go on as long as the worker runs, such as a server that shows it.
+    """
     worker = Worker(app, broker_url, state, binds=binds, options=options)
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -293,7 +318,8 @@ async def serve(
     for number in numbers:
         loop.add_signal_handler(number, heard)
     try:
-        await worker.run()
+        async with contextlib.nullcontext() if beside is None else beside(worker):
+            await worker.run()
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)

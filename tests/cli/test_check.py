@@ -247,3 +247,68 @@ def test_topics_that_do_not_fit_are_found(place: Place) -> None:
     assert found == [
         "error: group 't': its topics need equal numbers of partitions, since they share t: sales has 2, more has 3"
     ]
+
+
+# --- keys that do not fit ---------------------------------------------------------------------------------------------
+
+BY_SHOP = """
+class Sold(flowkit.Record):
+    user: str
+    shop: str
+    at: int
+sold = app.topic("sold", Sold, key="user", time="at")
+t = app.table("t", str, int, window=Tumbling(minutes(1)))
+"""
+REFUSED = "warning: 't' is kept by 'shop', but 'sold' comes by 'user'"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("@app.each(sold, tables=[t])\ndef f(s: Sold) -> None:\n    t[s.shop] += 1\n", True),
+        ("@app.each(sold, tables=[t])\ndef f(s: Sold) -> None:\n    t[s.user] += 1\n", False),
+        ("@app.each(sold.group_by('shop'), tables=[t])\ndef f(s: Sold) -> None:\n    t[s.shop] += 1\n", False),
+        ("@app.each(sold.filter(bool), tables=[t])\ndef f(s: Sold) -> None:\n    t.windows(s.shop)\n", True),
+        (
+            "@app.agent(sold, tables=[t])\nasync def f(st: Stream[Sold]):\n    async for s in st: t[s.shop] += 1\n",
+            True,
+        ),
+        (
+            "@app.each(sold.map(lambda s: s, type=Sold), tables=[t])\ndef f(s: Sold) -> None:\n    t[s.shop] += 1\n",
+            False,
+        ),
+    ],
+)
+def test_a_table_kept_by_another_key_than_its_events_come_by(place: Place, text: str, told: bool) -> None:
+    found = [line for line in findings(place, BY_SHOP + text) if "is kept by" in line]
+    assert [
+        line.startswith(REFUSED.replace("'sold'", "'sold.filter'") if "filter" in text else REFUSED) for line in found
+    ] == [True] * told
+
+
+def test_a_declared_table_by_another_key(place: Place) -> None:
+    wrong = "n = app.table('n', of=sold, by='shop', n=Count(), ttl=days(1))\n"
+    right = "n = app.table('n', of=sold.group_by('shop'), by='shop', n=Count(), ttl=days(1))\n"
+    told = [line for line in findings(place, BY_SHOP + wrong) if "kept by" in line]
+    (line,) = told
+    assert line == (
+        "warning: 'n' is kept by 'shop', but 'sold' comes by 'user': a worker with several partitions refuses what "
+        "belongs to another task (dead letters): use .group_by('shop')"
+    )
+    assert [line for line in findings(place, BY_SHOP + right) if "kept by" in line] == []
+
+
+def test_a_partition_that_may_hold_the_windows_behind_it(place: Place) -> None:
+    held = BY_SHOP + "@app.each(sold.group_by('shop'), tables=[t])\ndef f(s: Sold) -> None:\n    t[s.shop] += 1\n"
+    (line,) = [line for line in findings(place, held) if "wait for each" in line]
+    assert line.startswith("note: topic 'sold': is sent on by another key ('sold.by-shop'): windows there wait")
+    free = held.replace('time="at")', 'time="at", idle_after=minutes(1))')
+    assert not any("wait for each" in line for line in findings(place, free))
+
+
+def test_what_only_a_worker_cannot_do_is_an_error(place: Place) -> None:
+    text = BY_SHOP + "@app.each(sold.map(lambda s: s).group_by(lambda s: s.shop))\ndef f(s: Any) -> None: ...\n"
+    assert any("annotate the function's return type or give type=" in line for line in findings(place, text))
+    done = place.call("explain", "app.py")
+    assert done.code == 0
+    assert "a worker cannot run it: 'sold.map.by-lambda' is sent on by another key" in done.err

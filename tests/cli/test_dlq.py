@@ -1,10 +1,14 @@
 """`flowkit dlq`: dead letters listed, shown, and sent round again."""
 
 import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from flowkit.codec import Envelope
+from flowkit.record import DeadLetter
 from tests.cli.place import APP, Done, Place, sale
 
 LETTERS = "shop-dead-letters.jsonl"
@@ -158,3 +162,17 @@ def test_what_cannot_be_is_told(letters: Place, words: list[str], told: str) -> 
     assert done.code == 2, done
     assert told in done.err
     assert not Path("nowhere").exists()
+
+
+def test_a_letter_of_an_internal_topic_is_shown_and_goes_back_only_to_its_broker(place: Place) -> None:
+    value = Envelope(dict[str, int]).encode({"n": 1})
+    letter = DeadLetter(
+        "shop.by-user", 0, 7, "shop.by-user[0] offset 7", b"ann", value, 5_000, "KeyError", "no", "", "a", 1
+    )
+    place.write("letters.jsonl", msgspec.json.encode(letter) + b"\n")
+    assert re.search(r'value +{"n":1}', place.call("dlq", "show", "1", "letters.jsonl").out)
+    left = place.call("dlq", "replay", "letters.jsonl", "--output", "shop.by-user=again.jsonl")
+    assert "1 dead letter of shop.by-user left out: an internal topic; use --to URL" in left.err
+    place.call("topics", "create", "shop.by-user", *BROKER)
+    assert place.call("dlq", "replay", "letters.jsonl", "--to", "embedded://topics").code == 0
+    assert '{"n":1}' in place.call("topics", "tail", "shop.by-user", *BROKER).out

@@ -124,3 +124,63 @@ def test_what_is_wrong_with_an_app_is_told(place: Place) -> None:
     done = place.call("explain", "app.py")
     assert done.code == 2
     assert "app.py:32: agent 'add': yields, but declares no sinks=" in done.err
+
+
+OPERATORS = """
+import flowkit
+from flowkit import *
+from flowkit.pattern import Pattern
+app = flowkit.App("shop")
+class Sale(flowkit.Record):
+    user: str
+    amount: float
+    at: int
+def large(sale: Sale) -> bool:
+    return sale.amount > 100
+sales = app.topic("sales", Sale, key="user", time="at")
+payments = app.topic("payments", Sale, key="user", time="at")
+alerts = app.topic("alerts", Sale)
+big = sales.filter(large, name="large-sales")
+paid = big.join(payments, on="user", within=(0, minutes(5)), how="left", name="paid")
+latest = sales.join_as_of(payments, on="user", name="latest")
+twice = sales.match(Pattern.begin("first", large).next("second", large).within(hours(1)), name="twice")
+per_user = sales.map(lambda sale: sale, type=Sale).group_by("user").window(Tumbling(hours(1))).aggregate(n=Count())
+
+@app.each(paid.filter(lambda pair: pair.right is None), sinks=[alerts])
+def unpaid(pair: object) -> Sale | None: ...
+
+@app.each(twice.timed_out, twice.late)
+def lonely(event: object) -> None: ...
+
+@app.each(per_user.closed)
+def counted(window: Closed[str, object]) -> None: ...
+"""
+
+
+def test_operators_are_told_where_they_stand(place: Place) -> None:
+    place.app(OPERATORS)
+    shown = place.call("explain", "app.py").out
+    for part in (
+        "topic sales: Sale, keyed by user, time at, in order of time\n    -> filter(large) -> table paid",
+        "table paid: left join: each large-sales with the payments from 0 to 300000 ms after it",
+        "what it sends\n      -> filter -> agent unpaid: sends to alerts",
+        "partial matches whose time ran out\n      -> agent lonely",
+        "what came when its time had passed\n      -> agent lonely",
+        "the newest payments of each key stays for ever: give tolerance= or keep_for=",
+        "-> map -> re-keyed by user through topic shop.sales.map.by-user, exactly once",
+        "topic shop.sales.map.by-user: Sale, internal: sales.map.by-user, re-keyed by user, exactly once",
+        "\n    -> table sales.map.by-user.windows",
+    ):
+        assert part in shown, (part, shown)
+    diagram = place.call("explain", "app.py", "--mermaid").out
+    assert re.search(r"\w+ -- filter\(large\) --> \w+", diagram), diagram
+
+
+def test_check_tells_operators_that_keep_for_ever_and_streams_that_nobody_takes(place: Place) -> None:
+    place.app(OPERATORS)
+    done = place.call("check", "app.py")
+    assert "warning: 'latest' (each sales with the latest payments up to its time) may keep more and more" in done.out
+    assert "note: 'latest'" in done.out
+    assert "'paid'" not in done.out
+    place.app(OPERATORS + "\nunused = sales.filter(large, name='unused')\n")
+    assert "warning: stream 'unused': nothing takes what it makes" in place.call("check", "app.py").out

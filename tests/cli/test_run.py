@@ -279,3 +279,20 @@ def test_the_log_level_changes_while_a_run_goes_on(place: Place, tmp_path: Path)
         run.communicate(timeout=20)
     assert run.returncode == 0
     assert log.read_bytes().count(b'"dead letter"') == 3
+
+
+def test_metrics_of_a_run_are_written_at_its_end(place: Place) -> None:
+    place.app()
+    place.lines("in.jsonl", sale("ann", 150.0, 1_000), sale("bob", 1.0, 200_000), sale("ann", -1.0, 201_000))
+    done = place.call("run", "app.py", "--input", "sales=in.jsonl", "--output", "big=big.jsonl", "--metrics", "m.prom")
+    assert done.code == 0, done.err
+    text = (place.path / "m.prom").read_text()
+    assert 'flowkit_records_total{app="shop",task="run",topic="sales"} 3.0\n' in text
+    assert 'flowkit_emitted_records_total{app="shop",task="run",topic="big"} 1.0\n' in text
+    assert 'flowkit_dead_letters_total{agent="add",app="shop",task="run",topic="sales"} 1.0\n' in text
+    assert 'flowkit_window_results_total{app="shop",table="totals",task="run"} 2.0\n' in text
+    assert [path.name for path in place.path.glob("m.prom*")] == ["m.prom"]
+    done = place.call("run", "app.py", "--input", "sales=in.jsonl", "--metrics", "nowhere/m.prom")
+    assert (done.code, "the directory nowhere does not exist" in done.err) == (2, True)
+    done = place.call("run", "app.py", "--input", "sales=in.jsonl", "--http", "0.0.0.0:1")
+    assert (done.code, "set FLOWKIT_HTTP_TOKEN" in done.err) == (2, True)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from flowkit.codec import Envelope, encode_mark
 from tests.cli.place import Place, sale, until
 
 BROKER = ("--broker", "embedded://topics")
@@ -166,3 +167,30 @@ def test_put_waits_for_what_comes_slowly(place: Place) -> None:
     until(lambda: '{"a": 1}' in place.call("topics", "tail", "sales", *BROKER).out)
     put.communicate(timeout=20)
     assert put.returncode == 0
+
+
+INTERNAL = b"\n".join(
+    [Envelope(dict[str, int]).encode({"n": 1}), encode_mark("from-sales/0", 5_000, 0), encode_mark("x/1", 6_000, 1)]
+)
+
+
+def test_what_a_group_by_sends_on_is_shown_as_what_it_is_and_nothing_is_put_there(place: Place) -> None:
+    place.write("in.txt", INTERNAL + b"\n")
+    place.lines("in.jsonl", sale())
+    place.call("topics", "create", "shop.by-user", "sales", *BROKER)
+    assert place.call("topics", "put", "shop.by-user", "in.txt", "--raw", *BROKER).code == 0
+    listed = place.call("topics", "list", *BROKER).out.splitlines()
+    assert [line.split()[0:4] for line in listed[1:]] == [["sales", "1", "0"], ["shop.by-user", "1", "3", "(internal)"]]
+    rows = json.loads(f"[{','.join(place.call('topics', 'list', '--json', *BROKER).out.splitlines())}]")
+    assert [row["internal"] for row in rows] == [False, True]
+    shown = place.call("topics", "tail", "shop.by-user", *BROKER).out.splitlines()
+    assert sorted(line.split("\t")[2] for line in shown) == [
+        "(mark: from-sales/0 has come to 1970-01-01T00:00:05Z)",
+        "(mark: x/1 has come to 1970-01-01T00:00:06Z, idle)",
+        '{"n":1}',
+    ]
+    tail = place.call("topics", "tail", "shop.by-user", "--json", *BROKER).out.splitlines()
+    assert {"n": 1} in [json.loads(line)["value"] for line in tail]
+    refused = place.call("topics", "put", "shop.by-user", "in.jsonl", *BROKER)
+    assert refused.code == 2
+    assert "topic 'shop.by-user' is internal" in refused.err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowkit import App, Closed, Record, Stream
+from flowkit import App, Closed, Record, Stream, Sum
 from flowkit import agent as agents
 from flowkit import table as aggregates
 from flowkit.errors import FlowkitError, NoEvent
@@ -636,3 +636,31 @@ def test_early_results_of_declared_tables_are_no_accumulators_but_results(window
     got = notes_of(app, [Event("a", 0, 1), Event("a", 2, 2), Event("a", 4, 3)])
     assert got[-1] == "on_time 6"
     assert {note.split()[0] for note in got} == {"early", "on_time"}
+
+
+@pytest.mark.parametrize("shape", ["a function of the user's", "a value that cannot be added"])
+def test_a_declared_tables_dead_letters_do_not_tell_by_which_way_the_event_came(shape: str) -> None:
+    """In the generated loop of a batch, or alone: the tracebacks showed the one or the other."""
+
+    class Sale(Record):
+        key: str
+        at: int
+        amount: Any = None
+
+    def build() -> App:
+        if shape == "a function of the user's":
+            return app_of(("tumbling", 1), form="declared", trouble=Trouble(at=frozenset({0, 1})), attempts=2)
+        app = App("sums")
+        events = app.topic("events", Sale, key="key", time="at")
+        app.table("sums", of=events, by="key", window=Tumbling(1), total=Sum("amount"))
+        return app
+
+    if shape == "a function of the user's":
+        given = lines(records([("a", 0, 0), ("a", 0, 1)]))
+    else:
+        given = lines([Sale("a", 0, "x"), Sale("a", 0, 1), Sale("a", 0, "y")])
+    many, one = World([("events", given)]), World([("events", given)])
+    play(many.run(build()))
+    play(one.run(build(), batch_size=1, commit_every=1, piece=1))
+    assert many.letters() == one.letters()
+    assert len(many.letters()) == 2

@@ -7,6 +7,7 @@ than everything else. A world outlives its runs: after a crash the next run find
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -217,6 +218,22 @@ class World:
 
     def letters(self) -> list[DeadLetter]:
         return self.out("dead-letters", DeadLetter)
+
+
+def with_crash(world: World, app: App, cut: dict[str, Any], crash: int) -> None:
+    """Run to the end; before that, if `crash` is not 0, a run that dies at that step of its commits."""
+    left = crash
+
+    async def pull(_step: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Crash
+
+    if crash:
+        with contextlib.suppress(Crash):
+            play(world.run(app, hook=pull, **cut))
+    play(world.run(app, **cut))
 
 
 def _lazy(hook: Callable[[str], Awaitable[None]] | None, lazy: int) -> Callable[[str], Awaitable[None]]:

@@ -133,7 +133,7 @@ def test_a_traceback_shows_the_generated_line() -> None:
     with pytest.raises(TypeError) as raised:
         compiled.update(compiled.new(), {"amount": "12"}, 0)
     shown = "".join(traceback.format_exception(raised.value))
-    assert '"<aggregates of table spend>"' in shown
+    assert '"<flowkit aggregates of table spend>"' in shown
     assert "s.s0 += v0" in shown
 
 

@@ -11,6 +11,7 @@ import flowkit
 from flowkit import (
     App,
     Closed,
+    Count,
     DeadLetter,
     Record,
     Retry,
@@ -329,6 +330,30 @@ async def test_several_partitions_have_a_task_each(seed: int | None) -> None:
         await h.finish()
         assert sorted(feature.card for feature in h.sent(features)) == sorted(cards)
         assert {feature.spent for feature in h.sent(features)} == {21.0}
+
+
+@pytest.mark.parametrize("seed", [None, *SEEDS])
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_what_is_sent_on_by_another_key_comes_together(seed: int | None, partitions: int) -> None:
+    """Whatever the number of tasks, and as event time goes on, the end of it and crashes have it."""
+    app = App("two-keys")
+    events = app.topic("events", Event, key="key", time="at", out_of_order=5)
+    out = app.sink("out", Total)
+    by_value = app.table("by-value", of=events.group_by("value"), by="value", window=Tumbling(10), n=Count())
+
+    @app.each(by_value.closed, sinks=[out])
+    def closed(w: Closed[int, Any]) -> Total:
+        return Total(f"{w.key} {w.start}", w.value.n)
+
+    async with harness(app, seed=seed, partitions=partitions) as h:
+        for n in range(12):
+            await h.send(events, *[Event(f"key {m}", n, m % 2) for m in range(9)])
+        await h.advance(12)
+        assert sorted((t.key, t.total) for t in h.sent(out)) == [("0 0", 50), ("1 0", 40)]
+        await h.finish()
+        assert sorted((t.key, t.total) for t in h.sent(out)) == [("0 0", 50), ("0 10", 10), ("1 0", 40), ("1 10", 8)]
+        assert h.sent(app.dead_letters) == []
+        assert h.late == 0
 
 
 @pytest.mark.parametrize("seed", [None, *SEEDS])

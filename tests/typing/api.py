@@ -39,6 +39,9 @@ from flowkit import (
     Stream,
     Sum,
     Table,
+    Tick,
+    Timer,
+    Timers,
     TopK,
     Topic,
     Tumbling,
@@ -211,6 +214,13 @@ assert_type(totals, WindowedTable[Any, Any])
 assert_type(running, Table[str, Any])
 assert_type(sliding_totals, OverlappingTable[Any, Any])
 assert_type(of_closed, WindowedTable[str, Any])
+
+
+silence = app.timers("silence", str)
+by_clock = app.timers("by_clock", Pair, clock="wall")
+
+assert_type(silence, Timers[str])
+assert_type(by_clock, Timers[Pair])
 
 
 # --- calls of async functions, and lookups ----------------------------------------------------------------------------
@@ -460,6 +470,76 @@ def lost(event: Transaction | DeadLetter) -> None: ...
 @app.each(documents, sinks=[numbers])
 def of_dicts(document: dict[str, Any]) -> int:
     return len(document)
+
+
+@app.agent(transactions, silence, tables=[spend, by_clock], sinks=[alerts])
+async def silent(stream: Stream[Transaction | Timer[str]]) -> AsyncIterator[Alert]:
+    async for event in stream:
+        match event:
+            case Transaction():
+                silence.set(event.card, 0)
+                by_clock.set(Pair(event.card, event.country), 0)
+                assert_type(silence.get(event.card), int | None)
+            case Timer():
+                assert_type(event.key, str)
+                assert_type(event.at, int)
+                silence.cancel(event.key)
+                yield Alert(event.key, "silent")
+
+
+@app.each(silence.map(lambda timer: timer.key), sinks=[alerts])
+def of_timers(card: str) -> Alert:
+    return Alert(card, "")
+
+
+@app.timer(seconds(30), reads=[profiles], sinks=[alerts], name="ticker", retry=Retry(attempts=2))
+async def every_so_often(tick: Tick) -> Alert | None:
+    assert_type(tick.at, int)
+    return None
+
+
+@app.timer(minutes(1), clock="event", tables=[words])
+def in_event_time(tick: Tick) -> None: ...
+
+
+@app.crontab("*/5 * * * *", timezone="Europe/Berlin", sinks=[alerts, features])
+async def at_times(tick: Tick) -> Alert | Feature:
+    return Alert("", "")
+
+
+# --- wrong: timers --------------------------------------------------------------------------------------------------
+
+
+@app.agent(transactions, silence)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+async def no_timers_taken(stream: Stream[Transaction]) -> None: ...
+
+
+@app.each(silence)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def wrong_timer_key(timer: Timer[int]) -> None: ...
+
+
+@app.timer(seconds(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def takes_no_tick(tx: Transaction) -> None: ...
+
+
+@app.timer(seconds(1), sinks=[alerts])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+async def wrong_sink_of_timer(tick: Tick) -> Feature | None: ...
+
+
+@app.crontab("* * * * *")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def no_sink_of_crontab(tick: Tick) -> Alert:
+    return Alert("", "")
+
+
+silence.set(5, 0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+silence.set("a", datetime.min)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+silence.get(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+silence["a"]  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+app.timers("t1", str, clock="cpu")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+app.timers("t2", "str")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+app.timer("30s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+app.timer(seconds(30), timezone="UTC")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+app.crontab("* * * * *", zone="UTC")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 # --- wrong: what an agent takes -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-API = Path(__file__).with_name("api.py")
+FILES = [str(Path(__file__).with_name(name)) for name in ("api.py", "operators.py")]
 CANARY = """\
 import flowkit
 
@@ -37,7 +37,7 @@ def test_mypy_finds_exactly_the_marked_errors(canary: Path, pytestconfig: pytest
     assert pytestconfig.cache is not None
     cache = pytestconfig.cache.mkdir("mypy")  # a second run takes a second instead of ten
     options = ["--cache-dir", str(cache), "--follow-imports=silent", "--no-pretty", "--no-error-summary"]
-    done = run("mypy", *options, str(API), str(canary))
+    done = run("mypy", *options, *FILES, str(canary))
     found: Found = set()
     for line in done.stdout.splitlines():
         match = re.fullmatch(r"(.+?):(\d+): error: .*\[([a-z-]+)\]", line)
@@ -49,7 +49,7 @@ def test_mypy_finds_exactly_the_marked_errors(canary: Path, pytestconfig: pytest
 
 
 def test_pyright_finds_exactly_the_marked_errors(canary: Path) -> None:
-    done = run("pyright", "--pythonpath", sys.executable, "--outputjson", str(API), str(canary))
+    done = run("pyright", "--pythonpath", sys.executable, "--outputjson", *FILES, str(canary))
     try:
         diagnostics = json.loads(done.stdout)["generalDiagnostics"]
     except ValueError:

@@ -6,16 +6,17 @@
 Nothing is locked or written.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from flowkit.agent import Group
 from flowkit.app import App
+from flowkit.errors import ConfigError
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.store import Frame, Look, SpaceChange, check_directory, keys_from_environment, read_store
-from flowkit.table import AnyTable, Cursor, Mode, check_schema, make_state, migrate_cell
+from flowkit.store import Frame, Look, Reading, SpaceChange, check_directory, keys_from_environment, read_store
+from flowkit.table import AnyTable, Cursor, Mode, State, check_schema, look, look_up, make_state, migrate_cell
 
 
 class Entry(NamedTuple):
@@ -46,24 +47,40 @@ def read_tasks(root: Path, app: App) -> dict[str, Look]:
 
 async def read_table(app: App, table: AnyTable[Any, Any], tasks: dict[str, Look]) -> list[Entry]:
     """Everything that a table holds, by task, window and key bytes. Raises SchemaChanged if it cannot be read."""
-    groups = [group for group in app.plan().groups if table in group.tables]
-    entries: list[Entry] = []
+    for store in tasks.values():
+        await _migrate(table, store)
+    return list(entries(app, table, tasks))
+
+
+NO_KEY: Any = object()
+
+
+def entries(
+    app: App, table: AnyTable[Any, Any], tasks: "dict[str, Look] | dict[str, Reading]", key: Any = NO_KEY
+) -> Iterator[Entry]:
+    """What a table holds (of one key), by task, window and key bytes; read as it is taken. Stores are up to date."""
+    # A bounded run and a worker share out what group_by sends on differently.
+    plans = [app.plan()]
+    with contextlib.suppress(ConfigError):
+        plans.append(app.plan(rekey=True))
+    groups = dict.fromkeys(group.name for plan in plans for group in plan.groups if table in group.tables)
     seen: set[Any] = set()
     for name, store in tasks.items():
         for group in groups:
-            if table.name in store.meta.get("groups", {}).get(group.name, {}).get("tables", {}):
-                for entry in await _entries(table, group, name, store):
+            if table.name in store.meta.get("groups", {}).get(group, {}).get("tables", {}):
+                state = state_in(table, group, store)
+                for held in look(state) if key is NO_KEY else look_up(state, key):
                     # Every task has the whole of a broadcast table.
-                    place = (repr(entry.key), entry.start, entry.end)
+                    place = (repr(held.key), held.start, held.end)
                     if not table.broadcast or place not in seen:
-                        seen.add(place)
-                        entries.append(entry)
-    return entries
+                        if table.broadcast:
+                            seen.add(place)
+                        yield Entry(name, *held)
 
 
-async def _entries(table: AnyTable[Any, Any], group: Group, task: str, store: Look) -> Iterator[Entry]:
-    await _migrate(table, store)
-    saved = store.meta["groups"][group.name]
+def state_in(table: AnyTable[Any, Any], group: str, store: Reading) -> State:
+    """A table's state as of a store's last commit, to be read only."""
+    saved = store.meta["groups"][group]
     meta = saved["tables"][table.name]
     cursor = Cursor()
     cursor.watermark = cursor.time = meta.get("watermark", MIN_TIME)
@@ -73,7 +90,7 @@ async def _entries(table: AnyTable[Any, Any], group: Group, task: str, store: Lo
     state = make_state(table, cursor, store)
     state.open(meta)
     state.set_mode(Mode.READ)
-    return (Entry(task, key, open_.start, open_.end, open_.value) for key, open_ in state.scan())
+    return state
 
 
 async def _migrate(table: AnyTable[Any, Any], store: Look) -> None:
