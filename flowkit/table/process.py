@@ -146,7 +146,8 @@ class ProcessState(State):
         return t <= self.watermark
 
     def peek(self, watermark: int) -> int | None:
-        timers = self.timers
+        # All that are due at one time come together, also if what the first sends holds the watermark from then on.
+        watermark, timers = max(watermark, self.watermark), self.timers
         while (entry := timers.first) is not None and entry[0] <= watermark:
             cell = self.cells.find(self.shape.decode_key(entry[1]))
             due = NEVER if cell is None else self.process.due(cell)
@@ -159,7 +160,7 @@ class ProcessState(State):
 
     def fire(self, end: int, watermark: int) -> Iterator[Result]:
         """What the first process sends that is due and has something to send: a list, which no commit may cut."""
-        return self._wake(min(watermark, self.limit - 1))
+        return self._wake(min(max(watermark, self.watermark), self.limit - 1))
 
     def resume(self, watermark: int) -> Iterator[Result]:
         """After a commit the timers tell what is left."""

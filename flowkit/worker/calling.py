@@ -22,12 +22,15 @@ from flowkit.worker.resources import lease_all
 
 
 class Row:
-    """One event on its way through a call. `hold` (ms) is how far the watermark may come meanwhile."""
+    """One event on its way through a call. `hold` (ms) is how far the watermark may come meanwhile.
 
-    __slots__ = ("event", "gone", "hold", "origin", "t")
+    `fired` is True if it came of a firing: then no more events come before the watermark goes on.
+    """
 
-    def __init__(self, event: Any, t: int, hold: int, origin: Origin) -> None:
-        self.event, self.t, self.hold, self.origin = event, t, hold, origin
+    __slots__ = ("driver", "event", "fired", "gone", "hold", "origin", "t")
+
+    def __init__(self, driver: "CallDriver", event: Any, t: int, hold: int, origin: Origin, fired: bool) -> None:
+        self.driver, self.event, self.t, self.hold, self.origin, self.fired = driver, event, t, hold, origin, fired
         self.gone = False
 
 

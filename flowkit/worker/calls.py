@@ -3,7 +3,8 @@
     event ── add ── under way ── done ── hand over ── subscribers, as a step of its own
 
 What is under way holds the watermark before its time. In a bounded run the oldest is waited for when there is no room
-for another, and at the end: what is handed over when depends on how many there are, never on how long calls take. In a
+for another, when a window waits for calls that a firing has made (of which no more come before it has fired), and at
+the end: what is handed over when depends on how many there are, never on how long calls take. In a
 live run the task takes no input while there is no room, and that a call is done is a piece of its feed
 (`flowkit.worker.feed.Completed`), so that after a rollback the same results come at the same place again.
 """
@@ -30,6 +31,9 @@ from flowkit.worker.step import StepContext
 
 log = structlog.get_logger("flowkit.engine")
 
+FOR_OTHERS = 1_000
+"""How long (ms) a batch without a time of its own waits to be full where others wait for what this task sends on."""
+
 
 class Calls:
     """All calls of an engine."""
@@ -46,6 +50,8 @@ class Calls:
         self.wake = asyncio.Event()
         self._holds: list[tuple[int, int, Row]] = []
         self._number = 0
+        self._fired = False
+        """True while a result is handed over that a firing wanted."""
         self._journal: list[Call] = []
         """Calls handed over since the last commit."""
         self._again: dict[bytes, deque[Call]] = {}
@@ -64,7 +70,8 @@ class Calls:
         """Begin the call of an event, or add the event to a batch."""
         step = self.step
         # A result must find the windows open that were open when its event came.
-        row = Row(event, t, max(t - 1, step.settled if step.firing else step.cursor.watermark), origin)
+        hold = max(t - 1, step.settled if step.firing else step.cursor.watermark)
+        row = Row(driver, event, t, hold, origin, step.firing or self._fired)
         self._number += 1
         heapq.heappush(self._holds, (row.hold, self._number, row))
         step.splits.hold = self._holds[0][0]
@@ -87,11 +94,15 @@ class Calls:
 
     async def _make_room(self, driver: CallDriver, careful: bool) -> None:
         while len(driver.pending) >= driver.concurrency:
-            call = driver.pending[0]
-            if call.results is None:
-                await self.watch.wait_for(call)
-            driver.pending.popleft()
-            await self._hand_over(driver, call, careful)
+            await self._end_oldest(driver, careful)
+
+    async def _end_oldest(self, driver: CallDriver, careful: bool) -> None:
+        """Wait for the oldest call of a stream, and hand over what it gave."""
+        call = driver.pending[0]
+        if call.results is None:
+            await self.watch.wait_for(call)
+        driver.pending.popleft()
+        await self._hand_over(driver, call, careful)
 
     def _begin(self, driver: CallDriver, rows: list[Row]) -> None:
         call = self._known(rows, driver) if self._again else None
@@ -132,17 +143,35 @@ class Calls:
 
     def _is_old(self, driver: CallDriver, now: int) -> bool:
         within = driver.spec.within
+        if within is None and self.step.group.hops and not self.step.bounded:
+            within = FOR_OTHERS
         return within is not None and bool(driver.forming) and now - driver.since >= within
 
     def are_forming(self) -> bool:
         """True if a batch is not complete."""
         return any(driver.forming for driver in self.drivers)
 
-    async def begin_forming(self, careful: bool) -> None:
-        """Begin the calls of batches that are not complete: a window waits for them."""
+    @property
+    def may_stop(self) -> bool:
+        """True if windows may wait for what nothing else brings on.
+
+        That is: for batches that are not complete; and in a bounded run for calls that a firing has made.
+        """
+        return self._stopped_by_firing or self.are_forming()
+
+    @property
+    def _stopped_by_firing(self) -> bool:
+        return self.inline and bool(self._holds) and self._holds[0][2].fired
+
+    async def bring_on(self, careful: bool) -> None:
+        """A window waits: begin the calls of batches that are not complete, and end those of a firing."""
         for driver in self.drivers:
             if driver.forming:
                 await self._complete(driver, careful)
+        goes_on = self._stopped_by_firing
+        while goes_on:  # at least one: what is due may be a tick that never comes, since the input has ended
+            await self._end_oldest(self._holds[0][2].driver, careful)
+            goes_on = self._stopped_by_firing and self.step.splits.hold < self.step.next_due
 
     # Handing over
 
@@ -162,7 +191,11 @@ class Calls:
                 data = self._encode(driver, result, kind)
                 saved.append(data)
                 origin = row.origin.made_of((name, data, result if data is None else kind))
-                await step.send(name, result, row.t, careful, origin)
+                before_it, self._fired = self._fired, row.fired
+                try:
+                    await step.send(name, result, row.t, careful, origin)
+                finally:
+                    self._fired = before_it
             row.gone = True
         self.handled += len(results)
         holds = self._holds
@@ -216,11 +249,7 @@ class Calls:
                 await self._complete(driver, careful)
             while driver.pending:
                 found = True
-                call = driver.pending[0]
-                if call.results is None:
-                    await self.watch.wait_for(call)
-                driver.pending.popleft()
-                await self._hand_over(driver, call, careful)
+                await self._end_oldest(driver, careful)
         return found
 
     # Waiting
@@ -337,19 +366,19 @@ class Calls:
             driver.pending.clear()
             calls, forming, since = saved.get("calls", {}).get(driver.name, ([], [], 0))
             for saved_rows in calls:
-                rows = list(self._loaded(saved_rows))
+                rows = list(self._loaded(driver, saved_rows))
                 call = self._known(rows, driver)
                 if call is None:
                     call = Call(driver.calling, rows)
                     driver.calling.start(call)
                 driver.pending.append(call)
-            driver.forming, driver.since = list(self._loaded(forming)), since
+            driver.forming, driver.since = list(self._loaded(driver, forming)), since
         self.step.splits.hold = self._holds[0][0] if self._holds else END_OF_TIME
 
-    def _loaded(self, saved: list[Any]) -> Iterator[Row]:
-        for origin_row, t, hold in saved:
+    def _loaded(self, driver: CallDriver, saved: list[Any]) -> Iterator[Row]:
+        for origin_row, t, hold, fired in saved:
             origin = Origin.load(origin_row)
-            row = Row(self.recall.event(origin), t, hold, origin)
+            row = Row(driver, self.recall.event(origin), t, hold, origin, fired)
             self._number += 1
             heapq.heappush(self._holds, (hold, self._number, row))
             yield row
@@ -371,7 +400,7 @@ class Calls:
 
 
 def _saved(rows: list[Row]) -> list[Any]:
-    return [[row.origin.save(), row.t, row.hold] for row in rows]
+    return [[row.origin.save(), row.t, row.hold, row.fired] for row in rows]
 
 
 def _identity(driver: CallDriver, rows: list[Row]) -> bytes:

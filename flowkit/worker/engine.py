@@ -28,7 +28,7 @@ from flowkit.worker.batches import Batches
 from flowkit.worker.calling import Call
 from flowkit.worker.calls import Calls
 from flowkit.worker.drivers import Driver, StreamDriver
-from flowkit.worker.firing import Firing
+from flowkit.worker.firing import UNLIMITED, Firing
 from flowkit.worker.inlet import Decoded, Mark
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.output import Output
@@ -142,6 +142,20 @@ class Engine:
         else:
             await self.advance(careful)
 
+    async def end_split(self, split: Split, careful: bool) -> None:
+        """A split has ended: from now on it does not hold the watermark.
+
+        Not yet if it is the last one and calls were under way: what they give may set timers, or send into this split.
+        """
+        last = all(other.ended for other in self.splits.by_name.values() if other is not split)
+        split.ended = not (last and self.calls.drivers and await self._end_calls(careful))
+
+    async def _end_calls(self, careful: bool) -> bool:
+        """Before the input ends: fire what is due, and end the calls under way; False if there was nothing to do."""
+        self.step.begin()
+        await self.firing.advance(careful)
+        return self.firing.unfinished or await self.calls.drain(careful)
+
     async def finish(self, *, careful: bool) -> None:
         """The input has ended: the streams end, the watermark goes to the end of time, everything fires.
 
@@ -153,7 +167,10 @@ class Engine:
         self.calls.inline = True
         if not self.ending:
             self.step.new_event()
-            await self.calls.drain(careful)
+            if self.calls.drivers and self.splits.floor < END_OF_TIME:
+                self.firing.allow(UNLIMITED)
+                while await self._end_calls(careful):
+                    pass
             await self.batches.flush_all(careful)
             await self.step.end_agents(first)
             for split in self.splits.by_name.values():

@@ -67,22 +67,30 @@ class Firing:
         if self.unfinished:
             await self._resume(careful)
             return
-        if watermark >= step.next_due or step.cursor.ready:
-            if not step.in_piece:
-                step.new_event()
-            await self._fire(careful)
-        await self._begin_forming(careful)
-
-    async def _begin_forming(self, careful: bool) -> None:
-        """Begin batches that are not complete, if windows may wait for what is in them."""
-        step = self.step
-        if self.unfinished or not self.calls.are_forming() or step.splits.reached() < step.next_due:
+        due = watermark >= step.next_due or step.cursor.ready
+        if not due and not self._waits_for_calls():
             return
         if not step.in_piece:
             step.new_event()
-        await self.calls.begin_forming(careful)
-        if step.splits.watermark() >= step.next_due or step.cursor.ready:
+        if due:
             await self._fire(careful)
+        await self._bring_on(careful)
+
+    def _waits_for_calls(self) -> bool:
+        """True if windows may wait for calls that nothing but this brings on."""
+        return self.calls.may_stop and self.step.splits.reached() >= self.step.next_due
+
+    async def _bring_on(self, careful: bool) -> None:
+        """Bring on the calls for which windows wait, and fire these."""
+        step = self.step
+        while not self.unfinished and self._waits_for_calls():
+            await self.calls.bring_on(careful)
+            for state in step.moving:
+                step.next_due = min(step.next_due, state.due)
+            if step.splits.watermark() >= step.next_due or step.cursor.ready:
+                await self._fire(careful)
+            elif not self.calls.inline or not self.calls.may_stop:
+                return
 
     async def _resume(self, careful: bool) -> None:
         """Go on under the number at which it was cut: whether and where that was leaves no trace."""
@@ -91,6 +99,7 @@ class Firing:
         step.event_number, step.unit = self.number
         self.unfinished = False
         await self._fire(careful)
+        await self._bring_on(careful)
         self.number = step.event_number, step.unit
         step.event_number = max(before, step.event_number)
 

@@ -271,7 +271,9 @@ class Task:
             case Marks():
                 engine.hear(piece.split, piece.marks)
             case Ended():
-                piece.split.ended = True
+                await engine.end_split(piece.split, self.careful)
+                if engine.unfinished:
+                    return 0
             case Idle():
                 engine.watermark()  # it came so far before it fell idle, and others are told that
                 piece.split.idle = True

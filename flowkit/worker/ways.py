@@ -102,7 +102,7 @@ class Ways:
         step = self.step
         if step.next_due == NEVER or step.splits.others(split.name) < step.next_due:
             return NEVER
-        if step.splits.hold < step.next_due and not self.batches.calls.are_forming():
+        if step.splits.hold < step.next_due and not self.batches.calls.may_stop:
             return NEVER
         return step.next_due + split.out_of_order + 1
 
@@ -265,7 +265,7 @@ class Ways:
             watermark = reached if reached < splits.hold else splits.hold  # noqa: FURB136  half the time of min
             for state in step.moving:
                 step.next_due = min(step.next_due, state.due)
-            if watermark >= step.next_due or cursor.ready or (reached >= step.next_due and calls.are_forming()):
+            if watermark >= step.next_due or cursor.ready or (reached >= step.next_due and calls.may_stop):
                 await self.firing.advance(careful)
                 watermark = min(reached, splits.hold)
             if step.link_hit:
