@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowkit import App, Joined, Record, Stream, Tick, Timer
-from flowkit.flow import Events
+from flowkit import App, Closed, Count, Joined, Record, Stream, Sum, Tick, Timer, Tumbling
+from flowkit.errors import ConfigError
+from flowkit.flow import Events, key_of
 from flowkit.pattern import Match, Pattern, TimedOut
 from flowkit.record import END_OF_TIME
 from flowkit.testing import harness
@@ -321,3 +322,75 @@ def test_a_task_with_calls_under_way_is_not_idle() -> None:
     assert splits.standing() == 0
     splits.hold = END_OF_TIME
     assert splits.standing() == 1
+
+
+# --- the end of the input, and before ---------------------------------------------------------------------------------
+
+
+def test_windows_whose_results_are_called_for_fire_while_a_bounded_run_goes_on() -> None:
+    """What a firing calls held the watermark until there was no room for more calls, which never came to be."""
+    app = App("goes-on")
+    events = app.topic("events", Event, key="key", time="at")
+    sums: Any = app.table("sums", of=events, by="key", window=Tumbling(10), n=Sum("value"))
+    seen, told_at = [], []
+
+    async def close(w: Closed[str, Any]) -> Event:
+        return Event(w.key, w.end - 1, w.value.n)
+
+    @app.each(events)
+    def count(event: Event) -> None:
+        seen.append(event.at)
+
+    @app.each(sums.closed.map_async(close).map_async(_score_later))
+    def tell(event: Event) -> None:
+        told_at.append(len(seen) - event.at)
+
+    play(World([("events", lines([Event("a", at, 1) for at in range(500)]))]).run(app))
+    assert len(told_at) == 50
+    assert max(told_at[:-1]) <= 12  # by when the next window was due
+
+
+async def _score_later(event: Event) -> Event:
+    return _score(event)
+
+
+def test_a_timer_that_is_set_again_behind_a_call_comes_to_an_end_with_the_input() -> None:
+    app = App("again")
+    events, notes = app.topic("events", Event, key="key", time="at"), app.sink("notes", Note)
+    timers = app.timers("timers", str)
+
+    @app.each(events.map_async(_score_later), tables=[timers])
+    def begin(event: Event) -> None:
+        timers.set(event.key, event.at + 5)
+
+    async def came(timer: Timer[str]) -> Note:
+        return Note(timer.key, timer.at)
+
+    @app.each(timers.map_async(came), tables=[timers], sinks=[notes])
+    def again(note: Note) -> Note:
+        timers.set(note.text, note.at + 10)
+        return note
+
+    world = play(World([("events", lines([Event("a", 0, 1), Event("b", 38, 1)]))]).run(app))
+    assert notes_of(world) == [("a", 5), ("a", 15), ("a", 25), ("a", 35), ("a", 45), ("b", 43)]
+
+
+def test_the_key_of_results_is_not_that_of_their_events() -> None:
+    app = App("keys")
+    events = app.topic("events", Event, key="key", time="at")
+    called = events.map_async(_score_later)
+    assert key_of(called) is None
+    assert key_of(called.filter(bool)) is None
+    with pytest.raises(ConfigError, match="by which key"):
+        called.match(Pattern[Event].begin("any", lambda _: True))
+    by_value = called.group_by("value")
+    counts: Any = app.table("counts", of=by_value, by="value", n=Count())
+
+    @app.each(counts.changes)
+    def look(change: Any) -> None: ...
+
+    first, second = app.plan(rekey=True).groups
+    assert (first.name, [topic.name for topic in first.topics]) == ("from-events", ["events"])
+    assert [stream.name for stream in first.called] == [called.name]
+    assert [topic.name for topic in second.topics] == [f"keys.{by_value.name}"]
+    assert second.called == []
