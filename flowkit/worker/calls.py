@@ -198,6 +198,7 @@ class Calls:
                     self._fired = before_it
             row.gone = True
         self.handled += len(results)
+        step.counters.tally.called[name] += len(results)
         holds = self._holds
         while holds and holds[0][2].gone:
             heapq.heappop(holds)
@@ -401,6 +402,17 @@ class Calls:
 
 def _saved(rows: list[Row]) -> list[Any]:
     return [[row.origin.save(), row.t, row.hold, row.fired] for row in rows]
+
+
+def hold_of(saved: dict[str, Any]) -> int:
+    """How far (ms) the watermark may come by what `Calls.save` gave."""
+    held = [
+        hold
+        for calls, forming, _ in saved.get("calls", {}).values()
+        for rows in (*calls, forming)
+        for _, _, hold, _ in rows
+    ]
+    return min(held, default=END_OF_TIME)
 
 
 def _identity(driver: CallDriver, rows: list[Row]) -> bytes:
