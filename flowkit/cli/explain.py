@@ -202,6 +202,9 @@ def _readers(group: Group, source: str, indent: str) -> Iterator[str]:
     for table in group.tables:
         for way in _ways(group, source, table.sources):
             yield f"{indent}{way}-> table {table.name}"
+    for called in group.called:
+        for way in _ways(group, source, called.parents):
+            yield f"{indent}{way}-> calls {called.name}"
     for hop in group.hops:
         for way in _ways_on(source, hop.paths):
             key = _getter(hop.topic.stream.key)
@@ -293,13 +296,16 @@ def mermaid_of(app: App, groups: list[Group]) -> str:
     edges: list[str] = []
     for number, group in enumerate(groups):
         edges += _edges(group, number, id_of, outside)
-        if not group.agents and not group.tables:
+        if not group.agents and not group.tables and not group.called:
             continue  # it only sends on, which an arrow tells
         lines.append(f'  subgraph g{number}["{_quoted(f"{group.name}: {_tasks(group)}")}"]')
         for table in group.tables:
             words = window_words(table.windowing) if table.windowing is not None else _box_words(table)
             box = f'[/"{_quoted(table.name)}<br>{_quoted(words)}"/]'
             lines.append(f"    {id_of('table_of', f'{number} {table.name}')}{box}")
+        for called in group.called:
+            box = f'{{{{"{_quoted(called.name)}"}}}}'
+            lines.append(f"    {id_of('calls', f'{number} {called.name}')}{box}")
         lines += [f'    {id_of("agent", f"{number} {a.name}")}("{_quoted(a.name)}")' for a in group.agents]
         lines.append("  end")
     return "\n".join([*lines, *dict.fromkeys(edges)])
@@ -313,6 +319,9 @@ def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]
     def table_id(table: AnyTable[Any, Any]) -> str:
         return str(id_of("table_of", f"{number} {table.name}"))
 
+    def called_id(stream: Events[Any]) -> str:
+        return str(id_of("calls", f"{number} {stream.name}"))
+
     def arrows(source: Events[Any], target: str) -> Iterator[str]:
         yield from along(group.paths_of(source), target)
 
@@ -321,12 +330,18 @@ def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]
             root = path.root
             words = [root.kind] if isinstance(root, TableEvents) and root.kind else []
             label = _quoted(", ".join([*words, *map(step_words, path.steps)]))
-            start = table_id(root.table) if isinstance(root, TableEvents) else outside(root)
+            if isinstance(root, TableEvents):
+                start = table_id(root.table)
+            else:
+                start = called_id(root) if isinstance(root, Called) else outside(root)
             yield f"  {start} -- {label} --> {target}" if label else f"  {start} --> {target}"
 
     for table in group.tables:
         for source in table.sources:
             yield from arrows(source, table_id(table))
+    for called in group.called:
+        for parent in called.parents:
+            yield from arrows(parent, called_id(called))
     for agent in group.agents:
         target = id_of("agent", f"{number} {agent.name}")
         for source in agent.sources:

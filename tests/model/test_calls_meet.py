@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit import App, Closed, Count, Joined, Record, Stream, Sum, Tick, Timer, Tumbling
+from flowkit.cli.explain import mermaid_of, text_of
 from flowkit.errors import ConfigError
 from flowkit.flow import Events, key_of
 from flowkit.pattern import Match, Pattern, TimedOut
@@ -394,3 +395,12 @@ def test_the_key_of_results_is_not_that_of_their_events() -> None:
     assert [stream.name for stream in first.called] == [called.name]
     assert [topic.name for topic in second.topics] == [f"keys.{by_value.name}"]
     assert second.called == []
+    text = "\n".join(text_of(app, [first, second], {}))
+    assert f"-> calls {called.name}" in text
+    assert f"calls {called.name}: await _score_later for each event of events" in text
+    assert f"-> re-keyed by value through topic keys.{by_value.name}" in text
+    drawn = mermaid_of(app, [first, second])
+    (box,) = [line.split("{{")[0].strip() for line in drawn.splitlines() if "{{" in line]
+    (topic,) = [line.split("[(")[0].strip() for line in drawn.splitlines() if '"events"' in line]
+    assert f"  {topic} --> {box}" in drawn
+    assert f"  {box} --> " in drawn
