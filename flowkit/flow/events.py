@@ -207,7 +207,8 @@ class Events(Generic[T_co]):
         """As `map_async`, with calls for lists of up to `size` events: `function` gives as many results, in order.
 
         A list is complete when it is full, once its first event is `within` ms old by the clock (by event time in a
-        bounded run), when a window waits for it, or at the end of the input. One that fails is tried as `retry` says,
+        bounded run; where results are sent on by another key, 1 s if no other time is given), when a window waits for
+        it, or at the end of the input. One that fails is tried as `retry` says,
         then in halves, down to the single events that make it fail: only those go to the dead letters.
         """
         spec = CallSpec(lambda _now: function, function, concurrency, timeout, ordered, retry, size, within)
