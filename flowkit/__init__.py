@@ -12,6 +12,7 @@ from flowkit.errors import (
     Fenced,
     FlowkitError,
     InputError,
+    LookupFailed,
     NoEvent,
     ReadOnly,
     RecordError,
@@ -26,11 +27,13 @@ from flowkit.errors import (
     WrongPartition,
 )
 from flowkit.flow import Events, Kept, Keyed, Matches
+from flowkit.lookup import Cache
 from flowkit.options import Settings
 from flowkit.record import (
     Change,
     Closed,
     DeadLetter,
+    Enriched,
     Joined,
     Record,
     Tick,
@@ -65,6 +68,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "Cache",
     "Change",
     "Closed",
     "CommitError",
@@ -75,6 +79,7 @@ __all__ = [
     "Custom",
     "DeadLetter",
     "DecodeError",
+    "Enriched",
     "Events",
     "Fenced",
     "First",
@@ -85,6 +90,7 @@ __all__ = [
     "Kept",
     "Keyed",
     "Last",
+    "LookupFailed",
     "Matches",
     "Max",
     "Mean",

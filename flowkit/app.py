@@ -4,9 +4,8 @@ import inspect
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -27,9 +26,10 @@ from flowkit.agent import (
     windows_of,
 )
 from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
-from flowkit.errors import ConfigError, NoEvent
+from flowkit.errors import ConfigError
 from flowkit.flow import Derived, Events, Keeping, roots_of
 from flowkit.record import DeadLetter, Tick
+from flowkit.resource import Resource
 from flowkit.table import (
     Aggregate,
     AnyTable,
@@ -65,6 +65,7 @@ else:
 # those of its sources, and what it gives is taken by its sinks.
 OnStream = Callable[[Callable[[Stream[A]], AsyncIterator[Out] | Awaitable[None]]], Callable[[Stream[A]], Any]]
 OnEach = Callable[[Callable[[A], Out | Awaitable[Out | None] | None]], Callable[[A], Any]]
+Factory = Callable[[], AsyncIterator[T]] | Callable[[], AbstractAsyncContextManager[T]]
 
 
 class AgentOptions(TypedDict, Generic[Out], total=False):
@@ -98,20 +99,6 @@ class WindowOptions(TableOptions[V], total=False):
 
 KINDS = ("closed", "changes", "late")
 """What a table sends: streams named TABLE.KIND."""
-
-
-class Resource(Generic[T]):
-    """Something that one worker makes once and closes at its end: a client, a model. Call it to get it."""
-
-    def __init__(self, name: str, factory: Callable[[], AbstractAsyncContextManager[T]]) -> None:
-        self.name, self.factory = name, factory
-        self.bound: ContextVar[T] = ContextVar(f"flowkit_resource_{name}")
-
-    def __call__(self) -> T:
-        try:
-            return self.bound.get()
-        except LookupError:
-            raise NoEvent(f"resource {self.name!r} exists only while a worker runs: use it inside an agent") from None
 
 
 class App:
@@ -588,15 +575,26 @@ class App:
             if not own:
                 raise ConfigError(f"{what.name!r} is none of app {self.name!r}: make it with app.topic or app.sink")
 
-    def resource(
-        self, function: Callable[[], AsyncIterator[T]] | Callable[[], AbstractAsyncContextManager[T]]
-    ) -> Resource[T]:
-        """Something that each worker makes once: an async generator function that yields it, then cleans up."""
+    @overload
+    def resource(self, function: Factory[T], /) -> Resource[T]: ...
+    @overload
+    def resource(self, /, *, reload_every: int | None = None) -> Callable[[Factory[T]], Resource[T]]: ...
+    def resource(self, function: Any = None, /, *, reload_every: int | None = None) -> Any:
+        """Something that each worker makes once: an async generator function that yields it, then cleans up.
+
+        `@app.resource(reload_every=minutes(5))` makes a new one as often by the clock, while calls go on; if that
+        fails the old one stays. See `Resource.reload`.
+        """
+        if function is None:
+            return lambda function: self._resource(function, reload_every)
+        return self._resource(function, reload_every)
+
+    def _resource(self, function: Any, reload_every: int | None) -> Resource[Any]:
         name = getattr(function, "__name__", type(function).__name__)
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
             raise ConfigError(f"resource {name!r}: use an async generator function that yields it once")
         factory: Any = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
-        resource: Resource[T] = Resource(name, cast("Callable[[], AbstractAsyncContextManager[T]]", factory))
+        resource: Resource[Any] = Resource(name, factory, reload_every)
         if name in self.resources:
             raise ConfigError(f"app {self.name!r} has a resource named {name!r} already")
         self.resources[name] = resource

@@ -23,6 +23,7 @@ FlowkitError
 ├── CommitError            a commit failed
 │   ├── Fenced             another owner has taken the task over
 │   └── OutcomeUnknown     the broker did not say whether the commit counts: open the task again
+├── LookupFailed           a lookup got no answer that counts
 └── Stalled                the watchdog saw no progress
 """
 
@@ -125,6 +126,10 @@ class Fenced(CommitError):
 
 class OutcomeUnknown(CommitError):
     """Nobody knows whether the commit counts. Open the task again: the log will tell."""
+
+
+class LookupFailed(FlowkitError):
+    """A lookup got no answer that counts: a status that is an error, a file that cannot be read."""
 
 
 class Stalled(FlowkitError):

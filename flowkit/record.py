@@ -9,6 +9,8 @@ import msgspec
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
+U = TypeVar("U")
 
 MIN_TIME = -(2**63)
 END_OF_TIME = 2**63 - 1
@@ -56,6 +58,13 @@ class Closed(msgspec.Struct, Generic[K, V]):
     start: int
     end: int
     pane: Pane = "on_time"
+
+
+class Enriched(msgspec.Struct, Generic[T, U]):
+    """An event, and what a lookup found for it (None: nothing). See `Events.enrich`."""
+
+    event: T
+    found: U
 
 
 class Change(msgspec.Struct, Generic[K, V]):

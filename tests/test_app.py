@@ -9,10 +9,12 @@ import pytest
 
 from flowkit.agent import Retry, Stream
 from flowkit.app import App
+from flowkit.clock import VirtualClock
 from flowkit.errors import ConfigError, NoEvent
 from flowkit.record import Change, Closed, DeadLetter, Record
 from flowkit.table import CountDistinct, Custom, Mean, OverlappingTable, Sum, Table, TopK, WindowedTable
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
+from flowkit.worker import resources
 
 
 class Tx(Record):
@@ -432,7 +434,7 @@ def test_undeclared_tables_are_found_before_anything_starts(app: App) -> None:
 # --- resources ------------------------------------------------------------------------------------------------------
 
 
-def test_a_resource_is_made_by_its_factory_and_got_only_while_a_worker_runs(app: App) -> None:
+async def test_a_resource_is_made_by_its_factory_and_got_only_while_a_worker_runs(app: App) -> None:
     @app.resource
     async def client() -> AsyncIterator[int]:
         yield 5
@@ -440,9 +442,8 @@ def test_a_resource_is_made_by_its_factory_and_got_only_while_a_worker_runs(app:
     assert app.resources == {"client": client}
     with pytest.raises(NoEvent, match="resource 'client' exists only while a worker runs: use it inside an agent"):
         client()
-    token = client.bound.set(5)
-    assert client() == 5
-    client.bound.reset(token)
+    async with resources(app, VirtualClock()):
+        assert client() == 5
 
 
 async def test_a_resource_is_opened_and_closed(app: App) -> None:

@@ -11,6 +11,8 @@ import pytest
 import flowkit
 import flowkit.agent
 import flowkit.codec
+import flowkit.flow
+import flowkit.lookup
 import flowkit.sink
 import flowkit.source
 import flowkit.store
@@ -21,6 +23,8 @@ PACKAGES = [
     flowkit,
     flowkit.agent,
     flowkit.codec,
+    flowkit.flow,
+    flowkit.lookup,
     flowkit.sink,
     flowkit.source,
     flowkit.store,

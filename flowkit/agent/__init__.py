@@ -3,9 +3,10 @@
 from flowkit.agent.operators import key_type, merge_rows, process_table, windows_of
 from flowkit.agent.plan import Group, Plan, make_plan
 from flowkit.agent.rekey import Hop, Internal
-from flowkit.agent.spec import AgentSpec, Retry
+from flowkit.agent.spec import AgentSpec
 from flowkit.agent.stream import END, EVENT, Need, Stream
 from flowkit.agent.topic import Getter, Outlet, Sink, Topic, check_name
+from flowkit.flow import Retry
 
 __all__ = [
     "END",

@@ -14,7 +14,7 @@ from flowkit.agent.rekey import Hop, Internal, gathered, hops_of, make_cuts
 from flowkit.agent.spec import AgentSpec
 from flowkit.agent.topic import Outlet, Topic
 from flowkit.errors import ConfigError
-from flowkit.flow import Cuts, Events, Path, paths_of, roots_of
+from flowkit.flow import Called, Cuts, Events, Path, paths_of, roots_of
 from flowkit.table import AnyTable, TableEvents, Ticks, Timers
 
 
@@ -53,8 +53,13 @@ class Group:
         streams = [source for table in self.tables for source in table.sources]
         streams += [source for agent in self.agents for source in agent.sources]
         found = {root.name: root for root in roots_of(streams, self.cuts)}
-        found |= {path.root.name: path.root for hop in self.hops for path in hop.paths}
+        found |= {root.name: root for hop in self.hops for root in hop.roots(self.cuts)}
         return list(found.values())
+
+    @property
+    def called(self) -> list[Called[Any]]:
+        """The streams of results of calls, upstream first."""
+        return [root for root in self.roots() if isinstance(root, Called)]
 
     @property
     def close_after_idle(self) -> int | None:
@@ -148,6 +153,8 @@ def _joined(
                 joined.join([_node(agent), ("table", table.name)])
     for table in tables:
         joined.join([("table", table.name), *map(_root, roots_of(table.sources, cuts))])
+    for hop in hops_of(cuts):
+        joined.join(map(_root, hop.roots(cuts)))
     return joined
 
 
@@ -183,7 +190,9 @@ def _node(agent: AgentSpec) -> tuple[str, str]:
 
 
 def _root(source: Events[Any]) -> tuple[str, str]:
-    return ("table", source.table.name) if isinstance(source, TableEvents) else ("topic", source.name)
+    if isinstance(source, TableEvents):
+        return ("table", source.table.name)
+    return ("stream" if isinstance(source, Called) else "topic", source.name)
 
 
 class _Joined:
@@ -242,7 +251,13 @@ def _name(groups: list[Group]) -> None:
     for group in groups:
         if not group.name:
             # What sends on is called after what it reads: under another name it would read, and send, it all again.
-            roots = [f"from-{path.root.name}" for hop in group.hops for path in hop.paths]
+            # Not after calls: those may get another name, and are missed then, if they are found to have been there.
+            roots = [
+                f"from-{root.name}"
+                for hop in group.hops
+                for root in hop.roots(group.cuts)
+                if not isinstance(root, Called)
+            ]
             group.name = min(roots or [agent.name for agent in group.agents])
             while group.name in taken:
                 group.name = f"agent-{group.name}"
@@ -254,7 +269,7 @@ def _inputs(group: Group, brought: set[AgentSpec]) -> None:
     everywhere = _topics((source for agent in group.agents if agent in brought for source in agent.sources), cuts)
     here = _topics((source for agent in group.agents if agent not in brought for source in agent.sources), cuts)
     here |= _topics((source for table in group.tables for source in table.sources), cuts)
-    here |= _topics((path.root for hop in group.hops for path in hop.paths), cuts)
+    here |= _topics((root for hop in group.hops for root in hop.roots(cuts)), cuts)
     for name in sorted(everywhere.keys() & here.keys()):
         writers = ", ".join(repr(agent.name) for agent in group.agents if agent in brought)
         raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from flowkit.agent.topic import Topic
 from flowkit.errors import ConfigError
-from flowkit.flow import Cuts, Events, Keyed, Path, keyed_in, paths_into
+from flowkit.flow import Cuts, Events, Keyed, Path, keyed_in, paths_into, roots_of
 from flowkit.table import TableEvents
 
 
@@ -41,6 +41,10 @@ class Hop:
 
     topic: Internal
     paths: tuple[Path, ...]
+
+    def roots(self, cuts: Cuts) -> list[Events[Any]]:
+        """Where its events come from, upstream first: also what those are made of that come of calls."""
+        return roots_of((path.root for path in self.paths), cuts)
 
 
 def make_cuts(app: str, streams: Iterable[Events[Any]], taken: Iterable[str]) -> dict[str, Internal]:

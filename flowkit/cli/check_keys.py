@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from flowkit.agent import AgentSpec, Topic
 from flowkit.app import App
 from flowkit.cli.check_code import function_tree
-from flowkit.flow import Derived, Events, Keyed
+from flowkit.flow import Called, Derived, Events, Keyed
 from flowkit.table import AnyTable, TableEvents
 
 
@@ -55,7 +55,7 @@ def keys_of(stream: Events[Any]) -> set[str] | None:
         key = stream.key
     elif isinstance(stream, TableEvents):
         key = "key" if stream.kind in ("closed", "changes") and not stream.table.local else None
-    elif isinstance(stream, Derived) and stream.step.kind in ("filter", "pass"):
+    elif isinstance(stream, Derived) and not isinstance(stream, Called) and stream.step.kind in ("filter", "pass"):
         found = [keys_of(parent) for parent in stream.parents]
         return None if None in found else set().union(*(keys for keys in found if keys is not None))
     return {key} if isinstance(key, str) else None

@@ -11,7 +11,7 @@ from flowkit.cli.arguments import Module, pairs
 from flowkit.cli.load import load_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, OK, out, say
 from flowkit.cli.show import duration, type_name, window_words
-from flowkit.flow import Events, Path, Step, roots_of
+from flowkit.flow import Called, Events, Path, Step, roots_of
 from flowkit.sink import FileSink
 from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
 from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
@@ -78,6 +78,9 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
                     too_late = stream.kind == "late" and isinstance(table, ProcessTable)
                     yield "    what came when its time had passed" if too_late else f"    {EVENT_WORDS[stream.kind]}"
                     yield from readers
+        for called in group.called:
+            yield f"  calls {called.name}: {call_words(called)}"
+            yield from _readers(group, called.name, "    ")
         if app.dead_letters in roots_of(source for agent in group.agents for source in agent.sources):
             yield "  dead letters of this app"
             yield from _readers(group, app.dead_letters.name, "    ")
@@ -100,6 +103,25 @@ EVENT_WORDS = {
     "": "what it sends",
     "timed_out": "partial matches whose time ran out",
 }
+
+
+def call_words(stream: Called[Any]) -> str:
+    """What is called for what, and how."""
+    spec = stream.spec
+    called = getattr(spec.function, "__name__", None) or repr(spec.function)
+    words = [f"await {called} for each event of {', '.join(parent.name for parent in stream.parents)}"]
+    if spec.size is not None:
+        words = [f"await {called} for up to {spec.size} events of {', '.join(p.name for p in stream.parents)}"]
+    if spec.within is not None:
+        words.append(f"which wait for {duration(spec.within)} at most")
+    words.append(f"{spec.concurrency} at once")
+    if spec.timeout is not None:
+        words.append(f"{duration(spec.timeout)} for each try")
+    if spec.retry is not None and spec.retry.attempts > 1:
+        words.append(f"tries {spec.retry.attempts} times")
+    words.append("in order" if spec.ordered else "as they are ready (in a bounded run in order)")
+    words.append("the watermark waits for what is under way, and a commit saves it")
+    return ", ".join(words)
 
 
 CLOCK_WORDS = {"event": "in event time", "wall": "by the clock (in a bounded run by event time)"}
@@ -180,6 +202,9 @@ def _readers(group: Group, source: str, indent: str) -> Iterator[str]:
     for table in group.tables:
         for way in _ways(group, source, table.sources):
             yield f"{indent}{way}-> table {table.name}"
+    for called in group.called:
+        for way in _ways(group, source, called.parents):
+            yield f"{indent}{way}-> calls {called.name}"
     for hop in group.hops:
         for way in _ways_on(source, hop.paths):
             key = _getter(hop.topic.stream.key)
@@ -271,13 +296,16 @@ def mermaid_of(app: App, groups: list[Group]) -> str:
     edges: list[str] = []
     for number, group in enumerate(groups):
         edges += _edges(group, number, id_of, outside)
-        if not group.agents and not group.tables:
+        if not group.agents and not group.tables and not group.called:
             continue  # it only sends on, which an arrow tells
         lines.append(f'  subgraph g{number}["{_quoted(f"{group.name}: {_tasks(group)}")}"]')
         for table in group.tables:
             words = window_words(table.windowing) if table.windowing is not None else _box_words(table)
             box = f'[/"{_quoted(table.name)}<br>{_quoted(words)}"/]'
             lines.append(f"    {id_of('table_of', f'{number} {table.name}')}{box}")
+        for called in group.called:
+            box = f'{{{{"{_quoted(called.name)}"}}}}'
+            lines.append(f"    {id_of('calls', f'{number} {called.name}')}{box}")
         lines += [f'    {id_of("agent", f"{number} {a.name}")}("{_quoted(a.name)}")' for a in group.agents]
         lines.append("  end")
     return "\n".join([*lines, *dict.fromkeys(edges)])
@@ -291,6 +319,9 @@ def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]
     def table_id(table: AnyTable[Any, Any]) -> str:
         return str(id_of("table_of", f"{number} {table.name}"))
 
+    def called_id(stream: Events[Any]) -> str:
+        return str(id_of("calls", f"{number} {stream.name}"))
+
     def arrows(source: Events[Any], target: str) -> Iterator[str]:
         yield from along(group.paths_of(source), target)
 
@@ -299,12 +330,18 @@ def _edges(group: Group, number: int, id_of: Any, outside: Any) -> Iterator[str]
             root = path.root
             words = [root.kind] if isinstance(root, TableEvents) and root.kind else []
             label = _quoted(", ".join([*words, *map(step_words, path.steps)]))
-            start = table_id(root.table) if isinstance(root, TableEvents) else outside(root)
+            if isinstance(root, TableEvents):
+                start = table_id(root.table)
+            else:
+                start = called_id(root) if isinstance(root, Called) else outside(root)
             yield f"  {start} -- {label} --> {target}" if label else f"  {start} --> {target}"
 
     for table in group.tables:
         for source in table.sources:
             yield from arrows(source, table_id(table))
+    for called in group.called:
+        for parent in called.parents:
+            yield from arrows(parent, called_id(called))
     for agent in group.agents:
         target = id_of("agent", f"{number} {agent.name}")
         for source in agent.sources:

@@ -9,12 +9,14 @@ it back to where its events come from.
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from flowkit.codec import has_field, type_name
 from flowkit.errors import ConfigError
+from flowkit.flow.calls import CallSpec, check_calls
+from flowkit.flow.enriching import enricher
 from flowkit.flow.keeping import (
     By,
     Keeping,
@@ -24,7 +26,9 @@ from flowkit.flow.keeping import (
     versions_join,
     window_join,
 )
-from flowkit.record import Change, Closed, Joined
+from flowkit.flow.retry import Retry
+from flowkit.lookup import Cache, result_type
+from flowkit.record import Change, Closed, Enriched, Joined
 from flowkit.window import Window
 
 if TYPE_CHECKING:
@@ -63,6 +67,18 @@ class Windows(Protocol[K, V]):
     closed: "Events[Closed[K, V]]"
     changes: "Events[Change[K, V]]"
     late: "Events[Any]"
+
+
+class EnrichOptions(TypedDict, total=False):
+    """Keywords of `Events.enrich`, told there."""
+
+    cache: Cache | None
+    concurrency: int
+    timeout: int | None
+    ordered: bool
+    retry: Retry | None
+    type: Any
+    name: str | None
 
 
 @dataclass(frozen=True)
@@ -149,6 +165,117 @@ class Events(Generic[T_co]):
         return Keyed(label, self.type, owner, (self,), Step("pass", _same, label), key)
 
     key_by = group_by
+
+    def map_async(
+        self,
+        function: Callable[[T_co], Awaitable[U]],
+        *,
+        concurrency: int = 64,
+        timeout: int | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        type: Any = None,
+        name: str | None = None,
+    ) -> "Events[U]":
+        """What `await function(event)` gives for each event, at the event's time: for models and services.
+
+        At most `concurrency` calls are under way, and the task takes no further input until there is room. Results
+        come in the order of their events, or with `ordered=False` as they are ready; in a bounded run they are ordered
+        always, so that it stays a pure function of its inputs. The watermark stays behind the events that are under
+        way. A commit saves those; after a crash they are called again: a call is made at least once, its result counts
+        once. `timeout` (ms) bounds one try and counts as an error. After the tries that `retry` names (else the app's)
+        the event goes to the dead letters. The result's type is what the function is annotated to give, or `type`;
+        give one wherever results are kept. Raises ConfigError for what cannot be right.
+        """
+        spec = CallSpec(lambda _now: function, function, concurrency, timeout, ordered, retry)
+        made = _awaited(_returned(function)) if type is None else type
+        return self._called("map_async", function, spec, made, name)
+
+    def map_async_batches(
+        self,
+        function: Callable[[list[T_co]], Awaitable[Sequence[U]]],
+        *,
+        size: int = 64,
+        within: int | None = None,
+        concurrency: int = 4,
+        timeout: int | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        type: Any = None,
+        name: str | None = None,
+    ) -> "Events[U]":
+        """As `map_async`, with calls for lists of up to `size` events: `function` gives as many results, in order.
+
+        A list is complete when it is full, once its first event is `within` ms old by the clock (by event time in a
+        bounded run; where results are sent on by another key, 1 s if no other time is given), when a window waits for
+        it, or at the end of the input. One that fails is tried as `retry` says,
+        then in halves, down to the single events that make it fail: only those go to the dead letters.
+        """
+        spec = CallSpec(lambda _now: function, function, concurrency, timeout, ordered, retry, size, within)
+        made = _element(_awaited(_returned(function))) if type is None else type
+        return self._called("map_async_batches", function, spec, made, name)
+
+    @overload
+    def enrich(
+        self,
+        lookup: Callable[[Any], Awaitable[U | None]],
+        *,
+        key: str | Callable[[T_co], Any],
+        how: Literal["left"] = "left",
+        **options: Unpack[EnrichOptions],
+    ) -> "Events[Enriched[T_co, U | None]]": ...
+    @overload
+    def enrich(
+        self,
+        lookup: Callable[[Any], Awaitable[U | None]],
+        *,
+        key: str | Callable[[T_co], Any],
+        how: Literal["inner"],
+        **options: Unpack[EnrichOptions],
+    ) -> "Events[Enriched[T_co, U]]": ...
+    def enrich(
+        self,
+        lookup: Any,
+        *,
+        key: Any,
+        how: Literal["left", "inner"] = "left",
+        cache: Cache | None = None,
+        concurrency: int = 64,
+        timeout: int | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        type: Any = None,
+        name: str | None = None,
+    ) -> Any:
+        """Each event with what `await lookup(key)` finds for it, as `Enriched(event, found)`.
+
+        `lookup` is an async function, or one of `flowkit.lookup`; `key` a field, or a function of the event; nothing is
+        looked up for None. `how`: "left" also gives the events for which nothing is found (None), "inner" does not.
+        `type` is that of what is found, if the lookup does not tell. The rest is as with `map_async`. With a cache,
+        several events that want the same key make one call.
+        """
+        where, owner = f"{self.name!r}.enrich", self._owner("enrich")
+        check_by(where, key, self.type)
+        if how not in ("left", "inner"):
+            raise ConfigError(f"{where}: how={how!r}: give 'left' or 'inner'")
+        if cache is not None and not isinstance(cache, Cache):
+            raise ConfigError(f"{where}: cache={cache!r}: give a flowkit.Cache(…)")
+        begin = enricher(lookup, cache, key, self.type)
+        spec = CallSpec(begin, lookup, concurrency, timeout, ordered, retry)
+        found = result_type(lookup) if type is None else type
+        label = name or owner.free_name(f"{self.name}.enrich")
+        if how == "left":
+            return self._called("enrich", lookup, spec, _enriched(self.type, found, how="left"), label)
+        every = self._called("enrich", lookup, spec, _enriched(self.type, found, how="left"), f"{label}.all")
+        only: Events[Any] = every.filter(_is_found, name=label)
+        only.type = _enriched(self.type, found, how="inner")
+        return only
+
+    def _called(self, operator: str, function: Any, spec: CallSpec, type_: Any, name: str | None) -> "Called[Any]":
+        owner = self._owner(operator)
+        check_calls(f"{self.name!r}.{operator}", function, spec)
+        label = name or owner.free_name(f"{self.name}.{operator}")
+        return Called(label, type_, owner, (self,), Step("pass", _same, label), spec)
 
     def window(
         self,
@@ -402,6 +529,16 @@ class Keyed(Derived[T_co], Generic[K, T_co]):
         self.key = key
 
 
+class Called(Derived[T_co]):
+    """The results of calls of an async function. Its events come from there, not from what it is made of."""
+
+    def __init__(
+        self, name: str, type_: Any, owner: Owner, parents: tuple[Events[Any], ...], step: Step, spec: CallSpec
+    ) -> None:
+        super().__init__(name, type_, owner, parents, step)
+        self.spec = spec
+
+
 class Kept(Events[T_co]):
     """What an operator sends that keeps something by key. `late` are the events that came too late for it."""
 
@@ -442,7 +579,7 @@ class Windowing:
 def key_of(stream: Events[Any]) -> By | None:
     """The key by which the events of a stream are together, as far as operators have left them as they were."""
     while isinstance(stream, Derived) and not isinstance(stream, Keyed):
-        if stream.step.kind not in ("filter", "pass") or len(stream.parents) > 1:
+        if isinstance(stream, Called) or stream.step.kind not in ("filter", "pass") or len(stream.parents) > 1:
             return None
         (stream,) = stream.parents
     key: By | None = getattr(stream, "key", None)
@@ -463,6 +600,16 @@ def _same(event: T) -> T:
     return event
 
 
+def _is_found(event: Enriched[Any, Any]) -> bool:
+    return event.found is not None
+
+
+def _enriched(event: Any, found: Any, *, how: str) -> Any:
+    """The type of an event with what was found for it, made at run time."""
+    generic: Any = Enriched
+    return generic[event, found if how == "inner" else typing.Optional[found]]  # noqa: UP045
+
+
 def _label(what: Any) -> str:
     """A field's or function's name, as a part of a stream's."""
     name = what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
@@ -478,6 +625,14 @@ def _returned(function: Any) -> Any:
     if inspect.isclass(function):
         return function
     return hints.get("return", Any)
+
+
+def _awaited(type_: Any) -> Any:
+    """The type of what awaiting a `type_` gives, where that is how a function is annotated."""
+    origin = typing.get_origin(type_)
+    if isinstance(origin, type) and issubclass(origin, Awaitable):
+        return typing.get_args(type_)[-1]
+    return type_
 
 
 def _element(type_: Any) -> Any:

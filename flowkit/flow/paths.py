@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowkit.flow.events import Derived, Events, Keyed, Step
+from flowkit.flow.events import Called, Derived, Events, Keyed, Step
 
 DROPPED: Any = type("Dropped", (), {"__repr__": lambda _self: "DROPPED"})()
 """What a chain gives for an event that it does not let through."""
@@ -32,7 +32,7 @@ def paths_of(stream: Events[Any], cuts: Cuts | None = None) -> list[Path]:
 
 def paths_into(stream: Events[Any], cuts: Cuts | None = None) -> list[Path]:
     """All ways on which events come into `stream` from before it, also if it is one of `cuts` itself."""
-    if not isinstance(stream, Derived):
+    if not isinstance(stream, Derived) or isinstance(stream, Called):
         return [Path(stream.name, stream, ())]
     step = () if stream.step.kind == "pass" else (stream.step,)
     return [
@@ -43,8 +43,14 @@ def paths_into(stream: Events[Any], cuts: Cuts | None = None) -> list[Path]:
 
 
 def roots_of(streams: Iterable[Events[Any]], cuts: Cuts | None = None) -> list[Events[Any]]:
-    """The streams from which the events of `streams` come, each once."""
-    return list({path.root.name: path.root for stream in streams for path in paths_of(stream, cuts)}.values())
+    """The streams from which the events of `streams` come, each once; results of calls after what they are made of."""
+    found: dict[str, Events[Any]] = {}
+    for stream in streams:
+        for path in paths_of(stream, cuts):
+            if isinstance(path.root, Called) and path.root.name not in found:
+                found |= {root.name: root for root in roots_of(path.root.parents, cuts) if root.name not in found}
+            found.setdefault(path.root.name, path.root)
+    return list(found.values())
 
 
 def keyed_in(streams: Iterable[Events[Any]]) -> list[Keyed[Any, Any]]:

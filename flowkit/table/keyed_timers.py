@@ -136,7 +136,9 @@ class TimerState(ProcessState):
             )
         cell, cursor = self.cells.load(key), self.cursor
         cell.at = at
-        beyond = cursor.watermark >= END_OF_TIME and at > cursor.end and not self.by_clock
+        # Of the end of the input the cursor tells: calls under way may hold the watermark before it.
+        ended = cursor.watermark >= END_OF_TIME or cursor.end > MIN_TIME
+        beyond = ended and at > cursor.end and not self.by_clock
         if beyond or at >= END_OF_TIME:
             cell.at, cell.armed = min(at, END_OF_TIME), NEVER
         elif at < cell.armed:

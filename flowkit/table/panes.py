@@ -149,7 +149,7 @@ class PaneState(AlignedState):
         return changes
 
     def settle(self, watermark: int) -> None:
-        self.watermark = self.settled = watermark
+        self.watermark = self.settled = max(self.watermark, watermark)
         self.early_done.clear()
         closed_before = self.window.late_before(watermark + 1 - self.lateness)
         for end in [end for end in self.by_end if end <= closed_before]:

@@ -149,7 +149,8 @@ class ProcessState(State):
         return t <= self.watermark
 
     def peek(self, watermark: int) -> int | None:
-        timers = self.timers
+        # All that are due at one time come together, also if what the first sends holds the watermark from then on.
+        watermark, timers = max(watermark, self.watermark), self.timers
         while (entry := timers.first) is not None and entry[0] <= watermark:
             cell = self.cells.find(self.shape.decode_key(entry[1]))
             due = NEVER if cell is None else self.process.due(cell)
@@ -163,7 +164,7 @@ class ProcessState(State):
     def fire(self, end: int, watermark: int) -> Iterator[Result]:
         """What the first process sends that is due and has something to send: a list, which no commit may cut."""
         # Another table may be due at the very same time: what is due now is woken all the same.
-        return self._wake(max(end - 1, min(watermark, self.limit - 1)))
+        return self._wake(max(end - 1, min(max(watermark, self.watermark), self.limit - 1)))
 
     def resume(self, watermark: int) -> Iterator[Result]:
         """After a commit the timers tell what is left."""
@@ -188,6 +189,9 @@ class ProcessState(State):
                 if due < NEVER:
                     timers.arm(due, key_bytes)
                 continue
+            # Calls under way may hold the watermark before this: what comes of this time from here on is late.
+            self.watermark = max(self.watermark, at)
+            self.careful_before = self.watermark + 1
             cell = cells.load(key)
             sent = process.wake(key, cell, at)
             due = process.due(cell)
@@ -218,6 +222,7 @@ class ProcessState(State):
 
     def open(self, meta: dict[str, Any]) -> None:
         super().open(meta)
+        self.careful_before = MIN_TIME if self.careful_lag == NEVER else self.watermark + 1
         self.timers.open()
         self.due = self.timers.due
 

@@ -63,8 +63,8 @@ class TickState(State):
                 return None
             # By the clock the ticks begin behind the moment at which the task was opened.
             self.next = self.schedule.after(begin if self.by_clock and not cursor.bounded else begin - 1)
-        if now >= END_OF_TIME:
-            now = cursor.end
+        if now >= END_OF_TIME or (cursor.end > MIN_TIME and not self.by_clock):
+            now = min(now, cursor.end)  # the input has ended, though calls under way may hold the watermark before that
         if self.next > now:
             return None
         if self.by_clock and not cursor.bounded:

@@ -39,6 +39,10 @@ from flowkit.worker import (
 T = TypeVar("T")
 
 
+TURNS = 50
+"""How many turns of the event loop a call is given to end before the harness takes it for waiting."""
+
+
 class SimulatedCrash(BaseException):
     """The harness has pulled the plug. Not an Exception: no code of the app or of ours may catch it."""
 
@@ -101,6 +105,7 @@ class Harness:
         self._counts: dict[str, int] = {}
         self._event_time: dict[str, int] = {}
         self._new_id = random_ids(seed or 0)
+        self._look_at_resources: Callable[[], None] = _nothing
         self._options = WorkerOptions()
         self._world: dict[str, list[Piece]] = {}
         """By task: what the test did to time since the last commit that is through."""
@@ -201,6 +206,7 @@ class Harness:
     async def _pass(self, ms: int, *, event_time: bool) -> None:
         """Let time pass in which nothing is due by the clock before its end."""
         self.clock.advance(ms)
+        self._look_at_resources()
         for group in self._plan.groups:  # what one sends is taken in by the next before that goes on in time
             for _, task in self._of(group):
                 await task.fetch(10_000)
@@ -233,7 +239,10 @@ class Harness:
         self._tasks[name].feed.give(piece)
 
     async def settle(self) -> None:
-        """Work until there is nothing left to do, through commits, and crashes if there are any."""
+        """Work until there is nothing left to do, through commits, and crashes if there are any.
+
+        Calls of async functions that wait for something are not waited for: `drain` does.
+        """
         while True:
             try:
                 moved = False
@@ -245,8 +254,24 @@ class Harness:
                 self.crashed += 1
                 await self._reopen()
 
+    async def drain(self) -> None:
+        """Wait for all calls of async functions (`map_async`), as long as they take, and handle their results."""
+        await self.settle()
+        while waiting := [task for task in self._tasks.values() if task.waits_for_calls]:
+            await waiting[0].wait_for_calls(1000)
+            await self.settle()
+
     async def _work(self, task: LiveTask) -> bool:
-        if not await task.fetch(self._cut(50)):
+        found = await task.fetch(self._cut(50))
+        calls = task.engine.calls
+        if calls.under_way and (not found or calls.no_room or calls.cuts):
+            for _ in range(TURNS):  # those that need nothing but turns of the event loop come to their end
+                if calls.ready:
+                    break
+                await anyio.lowlevel.checkpoint()
+            if not calls.ready:
+                return False
+        elif not found:
             return False
         while True:
             while (piece := await task.task.next(self._cut(20))) is not None:
@@ -351,6 +376,10 @@ class Harness:
                     )
 
 
+def _nothing() -> None:
+    return None
+
+
 @asynccontextmanager
 async def harness(
     app: App, *, seed: int | None = None, partitions: int = 1, crashes: float = 0.05, start_ms: int = 0
@@ -362,8 +391,8 @@ async def harness(
     and moves only by `advance`.
     """
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(resources(app))
         running = Harness(app, seed=seed, partitions=partitions, crashes=crashes, start_ms=start_ms)
+        running._look_at_resources = await stack.enter_async_context(resources(app, running.clock))
         stack.push_async_callback(running._close)
         await running._open()
         if any(task.engine.step.clocked for task in running._tasks.values()):

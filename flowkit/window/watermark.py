@@ -66,6 +66,8 @@ class Splits:
     def __init__(self) -> None:
         self.by_name: dict[str, Split] = {}
         self.floor = MIN_TIME
+        self.hold = END_OF_TIME
+        """What holds the watermark back besides the splits: events that are on their way through a call."""
         self.by_clock = False
         """True while the watermark goes by the clock, since all splits are silent."""
 
@@ -90,6 +92,10 @@ class Splits:
 
     def watermark(self) -> int:
         """The task's watermark now."""
+        return min(self.reached(), self.hold)
+
+    def reached(self) -> int:
+        """How far the splits have come, whatever holds the watermark back besides."""
         marks = [split.watermark for split in self.by_name.values() if split.counts]
         if marks:
             self.floor = max(self.floor, min(marks))
@@ -99,6 +105,8 @@ class Splits:
 
     def standing(self) -> int:
         """What a task that has no more than these splits says of itself: ACTIVE, IDLE or QUIET."""
+        if self.hold < END_OF_TIME:
+            return ACTIVE  # what comes of it is still to come
         if self.by_clock:
             return QUIET
         return ACTIVE if self.floor == END_OF_TIME or any(s.counts for s in self.by_name.values()) else IDLE

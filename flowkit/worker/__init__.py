@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from flowkit.worker.build import random_ids, resources
+from flowkit.worker.build import random_ids
 from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records, Waiting
 from flowkit.worker.health import Health, read_health
 from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.looking import NO_KEY, Entry, entries, read_table, read_tasks
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Meter
+from flowkit.worker.resources import resources
 from flowkit.worker.run import Progress, Summary, run
 from flowkit.worker.tally import counts_of
 from flowkit.worker.task import Task

@@ -4,6 +4,8 @@ from typing import Any
 
 from flowkit.errors import WindowClosed
 from flowkit.table import NEVER, State
+from flowkit.worker.calling import CallDriver
+from flowkit.worker.calls import Calls
 from flowkit.worker.drivers import StreamDriver
 from flowkit.worker.origin import Origin
 from flowkit.worker.output import Output
@@ -15,13 +17,16 @@ from flowkit.worker.units import Units
 class Batches:
     """The unfinished batches of an engine's agents. What is in them is saved with each commit."""
 
-    def __init__(self, step: StepContext, units: Units, output: Output, recall: Recall) -> None:
-        self.step, self.units, self.output, self.recall = step, units, output, recall
+    def __init__(self, step: StepContext, units: Units, output: Output, recall: Recall, calls: Calls) -> None:
+        self.step, self.units, self.output, self.recall, self.calls = step, units, output, recall, calls
 
     async def add(self, rows: list[Row], t: int, *, careful: bool) -> None:
-        """Add what has come of an event of time `t` to the batches of agents; hand over those that are full."""
+        """Add what has come of an event of time `t` to batches, and hand over those that are full; or begin calls."""
         step = self.step
         for driver, value, source in rows:
+            if isinstance(driver, CallDriver):
+                await self.calls.add(driver, value, t, source, careful)
+                continue
             assert isinstance(driver, StreamDriver)
             if not driver.buffer:
                 driver.since = step.now()

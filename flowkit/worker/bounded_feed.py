@@ -148,6 +148,9 @@ class BoundedFeed:
         self.finished_before = list(self.finished)
         return {"heads": heads, "finished": [engine.group.name for engine in self.finished]}
 
+    def done(self, engine: Engine) -> None:
+        """Nothing: in a bounded run results are waited for."""
+
     async def rewind(self) -> None:
         for head in self.heads:
             head.rewind()

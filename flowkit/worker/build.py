@@ -3,8 +3,8 @@
 import gc
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flowkit.agent import Group, Outlet, Topic
@@ -85,15 +85,6 @@ def fields_used(engine: Engine, topic: Topic[Any]) -> frozenset[str] | None:
             return None
         used.add(by)
     return frozenset(used) if used else None
-
-
-@asynccontextmanager
-async def resources(app: App) -> AsyncIterator[None]:
-    """The app's resources, made in order of declaration and closed in reverse."""
-    async with AsyncExitStack() as stack:
-        for resource in app.resources.values():
-            resource.bound.set(await stack.enter_async_context(resource.factory()))
-        yield
 
 
 @contextmanager

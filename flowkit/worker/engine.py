@@ -11,7 +11,7 @@ so that a failed event leaves no trace (units.py). Events that may be late, or t
 always.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,13 +19,16 @@ import msgspec
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.clock import Clock
+from flowkit.flow import Called
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import SpaceChange, Store
 from flowkit.table import TableEvents, current
 from flowkit.window import MarkedSplit, Split
 from flowkit.worker.batches import Batches
+from flowkit.worker.calling import Call
+from flowkit.worker.calls import Calls
 from flowkit.worker.drivers import Driver, StreamDriver
-from flowkit.worker.firing import Firing
+from flowkit.worker.firing import UNLIMITED, Firing
 from flowkit.worker.inlet import Decoded, Mark
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.output import Output
@@ -71,9 +74,10 @@ class Engine:
 
         output, recall = Output(step), Recall(step)
         units = Units(step, output)
-        self.batches = Batches(step, units, output, recall)
+        self.calls = Calls(step, output, recall)
+        self.batches = Batches(step, units, output, recall, self.calls)
         Subscribers(step, units, self.batches, recall)
-        self.firing = Firing(step, self.batches, recall)
+        self.firing = Firing(step, self.batches, recall, self.calls)
         self.ways = Ways(step, units, self.batches, self.firing, output, recall)
         self.ending = False
         """True from when the input has ended until everything that follows from it is done."""
@@ -95,7 +99,8 @@ class Engine:
             table.bound.set(self.states[table.name])
 
     async def stop(self) -> None:
-        """Stop the agents, without telling them that the input has ended."""
+        """Stop the agents, without telling them that the input has ended, and break off calls."""
+        await self.calls.close()
         await self.step.stop_agents()
 
     # Work
@@ -137,6 +142,20 @@ class Engine:
         else:
             await self.advance(careful)
 
+    async def end_split(self, split: Split, careful: bool) -> None:
+        """A split has ended: from now on it does not hold the watermark.
+
+        Not yet if it is the last one and calls were under way: what they give may set timers, or send into this split.
+        """
+        last = all(other.ended for other in self.splits.by_name.values() if other is not split)
+        split.ended = not (last and self.calls.drivers and await self._end_calls(careful))
+
+    async def _end_calls(self, careful: bool) -> bool:
+        """Before the input ends: fire what is due, and end the calls under way; False if there was nothing to do."""
+        self.step.begin()
+        await self.firing.advance(careful)
+        return self.firing.unfinished or await self.calls.drain(careful)
+
     async def finish(self, *, careful: bool) -> None:
         """The input has ended: the streams end, the watermark goes to the end of time, everything fires.
 
@@ -145,8 +164,13 @@ class Engine:
         self.bind()
         self.step.begin()
         first = [driver for driver in self.step.drivers if not _reads_tables(self.group, driver)]
+        self.calls.inline = True
         if not self.ending:
             self.step.new_event()
+            if self.calls.drivers and self.splits.floor < END_OF_TIME:
+                self.firing.allow(UNLIMITED)
+                while await self._end_calls(careful):
+                    pass
             await self.batches.flush_all(careful)
             await self.step.end_agents(first)
             for split in self.splits.by_name.values():
@@ -154,7 +178,7 @@ class Engine:
             self.splits.floor = END_OF_TIME
             self.ending = True
         await self.firing.advance(careful)
-        while not self.firing.unfinished and await self.batches.flush_all(careful):
+        while not self.firing.unfinished and (await self.calls.drain(careful) or await self.batches.flush_all(careful)):
             await self.firing.advance(careful)
         if self.firing.unfinished:
             return
@@ -164,6 +188,11 @@ class Engine:
     def watermark(self) -> int:
         """How far event time has come (ms)."""
         return self.splits.watermark()
+
+    async def take_done(self, calls: Sequence[Call], careful: bool) -> None:
+        """Live: these calls are done; hand over their results."""
+        self.step.begin()
+        await self.calls.take(calls, careful)
 
     def hear(self, split: MarkedSplit, marks: Iterable[Mark]) -> None:
         """What senders of an internal topic say of themselves."""
@@ -182,7 +211,7 @@ class Engine:
 
     def has_old_batch(self) -> bool:
         """True if an agent has waited for its batch to fill for as long as it allows."""
-        return self.batches.has_old()
+        return self.batches.has_old() or self.calls.has_old()
 
     def clock_due(self) -> int:
         """The reading of the clock (ms) that timers wait for."""
@@ -192,6 +221,7 @@ class Engine:
         """The clock says `at` (ms): old batches are handed over, timers that are due fire with the next `advance`."""
         self.step.read_clock(at)
         await self.batches.flush_old(careful)
+        await self.calls.begin_old(careful)
 
     # Commit and recovery
 
@@ -209,6 +239,7 @@ class Engine:
             "tables": {name: state.meta() for name, state in self.states.items()},
             "time": step.save_time(),
             **self.batches.save(),
+            **self.calls.save(),
         }
         firing = self.firing.save()
         if self.unfinished:
@@ -226,6 +257,7 @@ class Engine:
             self.splits.load(meta["splits"])
         for name, state in self.states.items():
             state.open(meta.get("tables", {}).get(name, {}))
+        self.calls.open(meta)
         self._load(meta)
 
     def forget(self) -> None:
@@ -248,6 +280,7 @@ class Engine:
         for name in ("records", "late", "dead", "emitted", "fired"):
             setattr(self.counters, name, getattr(self._before, name))
         await step.restart_agents()
+        self.calls.rollback(meta)
         self._load(meta)
 
     def _load(self, meta: dict[str, Any]) -> None:
@@ -261,4 +294,4 @@ class Engine:
 
 def _reads_tables(group: Group, driver: Driver) -> bool:
     paths = [path for source in driver.sources for path in group.paths_of(source)]
-    return isinstance(driver, StreamDriver) and any(isinstance(path.root, TableEvents) for path in paths)
+    return isinstance(driver, StreamDriver) and any(isinstance(path.root, TableEvents | Called) for path in paths)

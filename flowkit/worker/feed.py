@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flowkit.window import MarkedSplit, Split
+from flowkit.worker.calling import Call
 from flowkit.worker.engine import Engine
 from flowkit.worker.inlet import Decoded, Mark
 
@@ -80,6 +81,14 @@ class Tick:
 
 
 @dataclass(slots=True)
+class Completed:
+    """Calls of a live task are done: their results are an input that the world gave."""
+
+    engine: Engine
+    calls: list[Call]
+
+
+@dataclass(slots=True)
 class Unfinished:
     """A firing was cut: it goes on. No feed gives this: the task asks its engines before it asks its feed."""
 
@@ -91,7 +100,7 @@ class Waiting:
     """An input has nothing for now and is not at its end (standard input): time to commit, or to stop."""
 
 
-Piece = Records | Marks | Ended | Finished | Idle | ClockMark | Tick | Unfinished
+Piece = Records | Marks | Ended | Finished | Idle | ClockMark | Tick | Completed | Unfinished
 
 
 class Feed(Protocol):
@@ -105,6 +114,9 @@ class Feed(Protocol):
 
     def commit(self) -> dict[str, Any]:
         """Everything given out so far is behind: what must be kept to go on from here (msgpack-able)."""
+
+    def done(self, engine: Engine) -> None:
+        """Take in the calls of a live engine that are done, to be given out next."""
 
     async def rewind(self) -> None:
         """Go back to the last `commit`."""

@@ -18,6 +18,7 @@ from typing import Any
 from flowkit.record import END_OF_TIME, MIN_TIME, Closed
 from flowkit.table import FAILED, NEVER, Result, State
 from flowkit.worker.batches import Batches
+from flowkit.worker.calls import Calls
 from flowkit.worker.recall import Recall
 from flowkit.worker.step import StepContext
 
@@ -36,8 +37,8 @@ Full = tuple[int, int, bytes, str, Closed[Any, Any]]
 class Firing:
     """Fires what is due, in pieces."""
 
-    def __init__(self, step: StepContext, batches: Batches, recall: Recall) -> None:
-        self.step, self.batches, self.recall = step, batches, recall
+    def __init__(self, step: StepContext, batches: Batches, recall: Recall, calls: Calls) -> None:
+        self.step, self.batches, self.recall, self.calls = step, batches, recall, calls
         self.unfinished = False
         """True while a firing is cut: it goes on before anything else is done."""
         self.number = (BEFORE_RECORDS, 0)
@@ -59,35 +60,60 @@ class Firing:
         """The watermark may have moved, or count windows are full: fire and drop what is due, if anything is."""
         step = self.step
         watermark = step.cursor.watermark = step.splits.watermark()
-        if watermark < END_OF_TIME:
-            step.cursor.high = max(step.cursor.high, watermark)
+        if (reached := step.splits.reached()) < END_OF_TIME:
+            step.cursor.high = max(step.cursor.high, reached)
         for state in step.moving:
             step.next_due = min(step.next_due, state.due)
         if self.unfinished:
-            await self._resume(watermark, careful)
+            await self._resume(careful)
             return
-        if watermark < step.next_due and not step.cursor.ready:
+        due = watermark >= step.next_due or step.cursor.ready
+        if not due and not self._waits_for_calls():
             return
         if not step.in_piece:
             step.new_event()
-        await self._fire(watermark, careful)
+        if due:
+            await self._fire(careful)
+        await self._bring_on(careful)
 
-    async def _resume(self, watermark: int, careful: bool) -> None:
+    def _waits_for_calls(self) -> bool:
+        """True if windows may wait for calls that nothing but this brings on."""
+        return self.calls.may_stop and self.step.splits.reached() >= self.step.next_due
+
+    async def _bring_on(self, careful: bool) -> None:
+        """Bring on the calls for which windows wait, and fire these."""
+        step = self.step
+        while not self.unfinished and self._waits_for_calls():
+            await self.calls.bring_on(careful)
+            for state in step.moving:
+                step.next_due = min(step.next_due, state.due)
+            if step.splits.watermark() >= step.next_due or step.cursor.ready:
+                await self._fire(careful)
+            elif not self.calls.inline or not self.calls.may_stop:
+                return
+
+    async def _resume(self, careful: bool) -> None:
         """Go on under the number at which it was cut: whether and where that was leaves no trace."""
         step = self.step
         before = step.event_number
         step.event_number, step.unit = self.number
         self.unfinished = False
-        await self._fire(watermark, careful)
+        await self._fire(careful)
+        await self._bring_on(careful)
         self.number = step.event_number, step.unit
         step.event_number = max(before, step.event_number)
 
-    async def _fire(self, watermark: int, careful: bool) -> None:
-        step = self.step
-        states = list(step.states.values())
-        cursor = step.cursor
+    async def _fire(self, careful: bool) -> None:
+        self.step.firing = True
+        try:
+            await self._fire_all(list(self.step.states.values()), careful)
+        finally:
+            self.step.firing = False
+
+    async def _fire_all(self, states: list[State], careful: bool) -> None:
+        step, cursor = self.step, self.step.cursor
         cursor.high = max([cursor.high, *(split.high for split in step.splits.by_name.values())])
-        if watermark >= END_OF_TIME and cursor.end == MIN_TIME:
+        if cursor.end == MIN_TIME and step.splits.reached() >= END_OF_TIME:
             cursor.end = cursor.high
         while True:
             if self._state is not None and not await self._send_results(self._state, careful):
@@ -97,6 +123,8 @@ class Firing:
                 return
             if step.cursor.ready:
                 self._take_full()
+            # What has fired may be on its way through a call, which holds all later windows.
+            watermark = step.splits.watermark()
             ends = [(end, n) for n, state in enumerate(states) if (end := state.peek(watermark)) is not None]
             first = min(ends, default=None)
             batch = self.batches.due_before(watermark, None if first is None else (first[0], states[first[1]]))
@@ -116,6 +144,9 @@ class Firing:
                 break
         for state in states:
             state.settle(watermark)
+        step.settled = max(step.settled, watermark)
+        step.cursor.watermark = watermark
+        self.calls.resumed()
         step.refresh_due()
 
     async def _send_results(self, state: State, careful: bool) -> bool:
@@ -148,7 +179,7 @@ class Firing:
 
     def _is_enough(self) -> bool:
         """True if the firing is to be cut after the result just sent."""
-        return self.left <= 0 or (self.left % GLANCE == 0 and time.perf_counter() > self.step.until)
+        return self.left <= 0 or self.calls.cuts or (self.left % GLANCE == 0 and time.perf_counter() > self.step.until)
 
     def _cut(self) -> None:
         step = self.step

@@ -1,6 +1,7 @@
 """One task of a live run: opened under a new epoch, fed by its readers, ended cleanly or dropped."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -190,6 +191,26 @@ class LiveTask:
             self.progress = time.monotonic()
         return moved
 
+    @property
+    def waits_for_calls(self) -> bool:
+        """True if calls of async functions are under way."""
+        return self.engine.calls.under_way
+
+    @property
+    def has_no_room(self) -> bool:
+        """True if nothing can be done before a call ends."""
+        return self.engine.calls.no_room or self.engine.calls.cuts
+
+    async def wait_for_calls(self, ms: int) -> None:
+        """Wait until a call is done, for at most `ms`."""
+        calls = self.engine.calls
+        self.progress = time.monotonic()
+        if not calls.ready:
+            calls.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(calls.wake.wait(), ms / 1000)
+        self.progress = time.monotonic()
+
     def look_at_clock(self) -> None:
         """What time has brought: idle splits, batches that have waited, a watermark that goes on by the clock.
 
@@ -197,6 +218,7 @@ class LiveTask:
         something else has not been seen yet, and is no silence.
         """
         now, engine = self.looked, self.engine
+        engine.calls.watch.expire()
         idle_after = {topic.name: topic.idle_after for topic in self.group.inputs}
         for topic, split, _ in self.readers:
             after, since = idle_after[topic], self.quiet_since.get(split.name)
@@ -262,8 +284,14 @@ class LiveTask:
         """A clean stop: for at most `seconds` do what was taken in, then commit. What is left comes again."""
         until = time.monotonic() + seconds
         while True:
-            while time.monotonic() < until and await self.step():  # noqa: ASYNC110
-                await asyncio.sleep(0)  # give way
+            while time.monotonic() < until:
+                if await self.step():
+                    await asyncio.sleep(0)  # give way
+                elif self.waits_for_calls:
+                    self.engine.calls.watch.expire()
+                    await self.wait_for_calls(min(20, max(1, int((until - time.monotonic()) * 1000))))
+                else:
+                    break
             if await self.task.commit(final=True):
                 break
         await self.task.settled()

@@ -3,7 +3,8 @@
 from typing import Any
 
 from flowkit.source import Position
-from flowkit.worker.feed import Marks, Piece, Records
+from flowkit.worker.engine import Engine
+from flowkit.worker.feed import Completed, Marks, Piece, Records
 from flowkit.worker.inlet import Decoded, Inlet
 
 
@@ -19,6 +20,8 @@ class LiveFeed:
         self.inlets = inlets
         self.journal: list[Piece] = []
         self.at = 0
+        self.fixed = 0
+        """After a rewind: how much of the journal must come again as it came. What failed is found again by that."""
         self.positions = dict(positions)
         self.heard = dict(heard or {})
         """By split: when (ms by the clock) it last sent something. For people, who ask what holds the watermark."""
@@ -46,6 +49,7 @@ class LiveFeed:
             if done < given.stop:
                 # What is done and what is left, so that a rewind gives out the same again.
                 given_rest = Records(given.engine, given.topic, given.split, given.decoded, done, given.stop)
+                self.fixed += self.at < self.fixed
                 self.journal[self.at : self.at + 1] = [
                     Records(given.engine, given.topic, given.split, given.decoded, given.start, done),
                     given_rest,
@@ -56,6 +60,7 @@ class LiveFeed:
 
     def commit(self) -> dict[str, Any]:
         del self.journal[: self.at]
+        self.fixed = max(0, self.fixed - self.at)
         self.at = 0
         self._committed = dict(self.positions)
         return {"positions": dict(self.positions), "heard": dict(self.heard)}
@@ -70,7 +75,17 @@ class LiveFeed:
                 if id(old) not in fresh:
                     fresh[id(old)] = self.inlets[(piece.topic, piece.split.number)].decode(old.batch)
                 piece.decoded = fresh[id(old)]
+        self.fixed = max(self.fixed, min(self.at + 1, len(self.journal)))
         self.at = 0
+
+    def done(self, engine: Engine) -> None:
+        calls, replaying = engine.calls, self.at < self.fixed
+        if replaying and (not (calls.cuts or calls.no_room) or isinstance(self.journal[self.at], Completed)):
+            return
+        ready = calls.take_done()
+        if ready:
+            self.journal.insert(self.at, Completed(engine, ready))
+            self.fixed += replaying
 
     async def close(self) -> None:
         self.journal.clear()

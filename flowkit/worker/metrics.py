@@ -29,6 +29,7 @@ COUNTS: Sequence[tuple[str, str, str, tuple[str, ...]]] = (
     ("failed", "agent_errors", "Attempts at an event in which an agent raised.", ("agent",)),
     ("results", "window_results", "Results of windows handed out: one a key, with early and late ones.", ("table",)),
     ("fired", "fired_windows", "Times that the windows of one end were fired, all keys together.", ("table",)),
+    ("called", "called_events", "Events whose calls have ended, those given up included.", ("stream",)),
     ("emitted", "emitted_records", "Records sent to a topic or sink, dead letters included.", ("topic",)),
     ("emitted_bytes", "emitted_bytes", "Bytes of the values sent, while metrics were asked for.", ("topic",)),
 )
@@ -77,6 +78,7 @@ class TaskCollector(Collector):
         opened = [view for view in views if view.task is not None]
         yield from self._tasks(views)
         yield from self._counts(opened)
+        yield self._calls(opened)
         yield from self._times(opened)
         yield from self._commits(views)
         yield from self._stores(opened)
@@ -113,6 +115,13 @@ class TaskCollector(Collector):
                 for labels, n in counts_of(view.meta.get("counts", {}), column, single=False).items():
                     family.add_metric([*self._labels(view), *labels], n)
             yield family
+
+    def _calls(self, views: Sequence[TaskView]) -> Metric:
+        under_way = _gauge("calls_under_way", "Calls of async functions that are not handed on yet.", (*TASK, "stream"))
+        for view in views:
+            for driver in (driver for engine in view.engines for driver in engine.calls.drivers):
+                under_way.add_metric([*self._labels(view), driver.name], len(driver.pending))
+        return under_way
 
     def _times(self, views: Sequence[TaskView]) -> Iterator[Metric]:
         mark = _gauge("watermark_seconds", "How far event time has come, as a time since the epoch.", TASK)

@@ -13,13 +13,18 @@ GENERATED = "<flowkit "
 OURS = str(Path(__file__).parent.parent) + os.sep
 
 
+Made = tuple[str, bytes | None, Any]
+"""The result of a call: its stream, the result encoded, and its class (or, if it cannot be encoded, itself)."""
+
+
 class Origin:
     """One record of a batch, or (with `data`) an event that a table sent.
 
-    `via` says what was made of it, if anything: the derived stream, and which of the events that came of it.
+    `made` is the result of a call that was made for it, if it is that. `via` says what was made of it (or of that
+    result), if anything: the derived stream, and which of the events that came of it.
     """
 
-    __slots__ = ("batch", "data", "index", "split", "time", "topic", "via")
+    __slots__ = ("batch", "data", "index", "made", "split", "time", "topic", "via")
 
     def __init__(
         self,
@@ -30,23 +35,49 @@ class Origin:
         time: int | None,
         data: Any = None,
         via: tuple[str, int] | None = None,
+        made: Made | None = None,
     ) -> None:
         self.topic, self.split, self.batch, self.index, self.time, self.data = topic, split, batch, index, time, data
-        self.via = via
+        self.via, self.made = via, made
 
     def derived(self, stream: str, number: int) -> "Origin":
         """Of one of the events that the stream `stream` makes of this one."""
-        return Origin(self.topic, self.split, self.batch, self.index, self.time, self.data, (stream, number))
+        return Origin(self.topic, self.split, self.batch, self.index, self.time, self.data, (stream, number), self.made)
+
+    def made_of(self, made: Made) -> "Origin":
+        """Of the result of a call for this one."""
+        return Origin(self.topic, self.split, self.batch, self.index, self.time, self.data, None, made)
 
     def save(self) -> list[Any]:
-        """As builtins: topic, split, offset, where, key, value, time; for a derived event also stream and number."""
-        return [*self._saved(), *(self.via or ())]
+        """As builtins: topic, split, offset, where, key, value, time; for a derived event also stream and number.
+
+        For the result of a call the call's stream and the result follow. Raises TypeError for one that is not to be
+        encoded.
+        """
+        if self.made is None:
+            return [*self._saved(), *(self.via or ())]
+        stream, data, kind = self.made
+        if data is None:
+            raise TypeError(
+                f"{stream!r} gave a {type(kind).__name__}, which cannot be kept: give a type that "
+                "can be encoded, or take what is needed of it by map"
+            )
+        return [*self._saved(), *(self.via or (None, None)), stream, data]
 
     @classmethod
     def load(cls, saved: list[Any]) -> "Origin":
         """What `save` gave."""
-        row, via = saved[:7], saved[7:]
-        return cls(row[0], row[1], None, 0, row[6], row, (via[0], via[1]) if via else None)
+        row, via, made = saved[:7], saved[7:9], saved[9:]
+        return cls(
+            row[0],
+            row[1],
+            None,
+            0,
+            row[6],
+            row,
+            (via[0], via[1]) if via and via[0] is not None else None,
+            (made[0], made[1], None) if made else None,
+        )
 
     def _saved(self) -> list[Any]:
         if isinstance(self.data, list):

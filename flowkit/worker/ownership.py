@@ -35,6 +35,8 @@ LONG = 60.0
 """A task that ran for so many seconds before it failed begins with the first wait again."""
 
 LOOK_MS = 100
+CALLS_LOOK_MS = 20
+"""While calls are under way, the inputs are looked at as often."""
 """How long (ms) a task without input waits for some before it looks at the clock."""
 
 
@@ -175,7 +177,9 @@ class Ownership:
                 await live.commit_if_due()
                 if not swept and live.task.commits:
                     swept = await self._sweep(place)
-                if not found:
+                if live.waits_for_calls and (not found or live.has_no_room):
+                    await live.wait_for_calls(CALLS_LOOK_MS)
+                elif not found:
                     live.progress = time.monotonic()
                     live.meter.enter(IDLE)
                     seen = await self._ledger.wait(min(LOOK_MS, self.options.commit_interval), seen)

@@ -3,9 +3,10 @@
 from typing import Any
 
 from flowkit.codec import Codec, encode_key
+from flowkit.errors import ConfigError
 from flowkit.flow import Chain
 from flowkit.worker.inlet import Decoded
-from flowkit.worker.origin import Origin
+from flowkit.worker.origin import Made, Origin
 from flowkit.worker.step import StepContext
 from flowkit.worker.tap import Tap
 
@@ -16,6 +17,7 @@ class Recall:
     def __init__(self, step: StepContext) -> None:
         self.step = step
         self._codecs: dict[str, Codec] = {}
+        self._result_codecs: dict[Any, Codec | None] = {}
         self._chains: dict[tuple[str, str], Chain] = {}
 
     def of_record(self, topic: str, split: int, decoded: Decoded, index: int) -> Origin:
@@ -37,6 +39,8 @@ class Recall:
 
     def event(self, origin: Origin) -> Any:
         """The event anew."""
+        if origin.made is not None:
+            return self._of_result(origin, origin.made)
         topic, split, _, _, _, value, *_ = origin.save()
         inlet = self.step.inlets.get((topic, split))
         codec = self.codec(topic) if inlet is None else inlet.codec
@@ -45,6 +49,31 @@ class Recall:
             return event
         stream, number = origin.via
         return self._chain(topic, stream).many(event)[number]
+
+    def _of_result(self, origin: Origin, made: Made) -> Any:
+        """The result of a call anew, or what was made of it."""
+        called, data, result = made
+        if data is not None:
+            codec = self.result_codec(self._type(called), result)
+            assert codec is not None
+            result = codec.decode(data)
+        if origin.via is None:
+            return result
+        stream, number = origin.via
+        return self._chain(called, stream).many(result)[number]
+
+    def result_codec(self, type_: Any, kind: Any) -> Codec | None:
+        """How the results of a call are kept whose declared type is `type_`; of unknown type, as their class says."""
+        wanted = kind if type_ is Any and kind is not None else type_
+        if wanted not in self._result_codecs:
+            try:
+                self._result_codecs[wanted] = Codec("msgpack", wanted)
+            except (ConfigError, TypeError):
+                self._result_codecs[wanted] = None
+        return self._result_codecs[wanted]
+
+    def _type(self, name: str) -> Any:
+        return next(root.type for root in self.step.group.roots() if root.name == name)
 
     def _chain(self, root: str, stream: str) -> Chain:
         """What leads from one stream to another that was made of it."""
@@ -57,6 +86,5 @@ class Recall:
     def codec(self, name: str) -> Codec:
         """How what a table sends under `name` is saved."""
         if name not in self._codecs:
-            roots = self.step.group.roots()
-            self._codecs[name] = Codec("msgpack", next(root.type for root in roots if root.name == name))
+            self._codecs[name] = Codec("msgpack", self._type(name))
         return self._codecs[name]

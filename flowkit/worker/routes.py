@@ -8,6 +8,7 @@ from flowkit.app import App
 from flowkit.flow import Path
 from flowkit.store import Store
 from flowkit.table import AnyTable, Cursor, Mode, ProcessState, ProcessTable, State, compiled_of, make_state
+from flowkit.worker.calling import CallDriver
 from flowkit.worker.drivers import (
     AggregateDriver,
     Driver,
@@ -67,6 +68,7 @@ def make_drivers(group: Group, states: dict[str, State], cursor: Cursor) -> list
             if table.windowing is not None:
                 declared.drops_late = declared.states
             drivers.append(declared)
+    drivers += [CallDriver(stream, cursor) for stream in group.called]
     drivers += [_agent_driver(group, agent, states, cursor) for agent in group.agents]
     return drivers + [HopDriver(hop, cursor) for hop in group.hops]
 

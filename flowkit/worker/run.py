@@ -25,10 +25,11 @@ from flowkit.sink import FileSink, Sink
 from flowkit.source import FileReader, FileSource
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
-from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, resources, tuned_collector
+from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.heads import Head, LinkHead
 from flowkit.worker.meter import Meter
+from flowkit.worker.resources import resources
 from flowkit.worker.task import Hook, Task, _no_hook
 from flowkit.worker.tracing import tracing_from_environment
 from flowkit.worker.watchdog import told_stalls
@@ -66,12 +67,17 @@ class Summary:
 class Signs:
     """Signs of life of a run, for the watchdog."""
 
-    def __init__(self, task: Task, engines: Sequence[Engine]) -> None:
-        self.task, self.engines, self.steps = task, engines, 0
+    def __init__(self, task: Task, engines: Sequence[Engine], limit_ms: int) -> None:
+        self.task, self.engines, self.limit, self.steps = task, engines, limit_ms, 0
 
     def __call__(self) -> tuple[int, ...] | None:
         """What changes while it lives; None while it waits for a reason."""
         if any(engine.step.resting for engine in self.engines):
+            return None
+        waiting = [engine.calls.watch for engine in self.engines if engine.calls.watch.waiting]
+        for watch in waiting:
+            watch.tell_waiting(self.limit)
+        if waiting:
             return None
         return (self.steps, self.task.commits, *(engine.step.beats for engine in self.engines))
 
@@ -179,7 +185,7 @@ async def run(
         )
         if beside is not None:
             await stack.enter_async_context(beside(task))
-        await stack.enter_async_context(resources(app))
+        look = await stack.enter_async_context(resources(app, SystemClock()))
         stack.push_async_callback(task.close)
         feed = BoundedFeed(engines, outlets)
         stack.push_async_callback(feed.close)
@@ -190,7 +196,7 @@ async def run(
         if not fresh:
             await _open_heads(feed, sources, meta, options.batch_size)
         feed.restore(meta)
-        signs = Signs(task, engines)
+        signs = Signs(task, engines, options.stall_after)
         await stack.enter_async_context(told_stalls(signs, options.stall_after))
         await task.start(feed, meta)
         already_done = len(feed.finished) == len(engines) and not any(engine.unfinished for engine in engines)
@@ -201,7 +207,7 @@ async def run(
         stopped, broken_off = False, None
         while True:
             try:
-                stopped = await _work(task, signs, should_stop, on_progress, report)
+                stopped = await _work(task, signs, look, should_stop, on_progress, report)
             except InputError as error:  # an input breaks off: what was read before that is not lost
                 broken_off = error
             if already_done or await task.commit(final=True):
@@ -227,6 +233,7 @@ async def run(
 async def _work(
     task: Task,
     signs: Signs,
+    look: Callable[[], None],
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None] | None,
     report: Callable[[], Progress],
@@ -235,6 +242,7 @@ async def _work(
     next_report = 0.0
     while await task.step():
         signs.steps += 1
+        look()
         now = time.monotonic()
         if on_progress is not None and now >= next_report:
             on_progress(report())

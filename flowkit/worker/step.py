@@ -88,6 +88,10 @@ class StepContext:
 
         self.event_number = 0
         self.unit = 0
+        self.firing = False
+        """True while windows are fired."""
+        self.settled = MIN_TIME
+        """The watermark up to which everything has fired."""
         self.in_piece = False
         """True while records are stepped through: what else happens is an event of its own."""
         self.failures: dict[tuple[int, int], tuple[Driver, Exception]] = {}

@@ -7,15 +7,16 @@ once, and a task that is opened again, here or by another worker, goes on counti
 from collections import defaultdict
 from typing import Any
 
-COLUMNS = ("records", "bytes", "late", "dead", "failed", "results", "fired", "emitted", "emitted_bytes")
+COLUMNS = ("records", "bytes", "late", "dead", "failed", "results", "fired", "called", "emitted", "emitted_bytes")
 
 
 class Tally:
     """Counts by their labels. Plain dicts: what counts adds to them, once a batch where there are many.
 
     `records` and `bytes` are by topic, `late`, `results` (of windows, one a key) and `fired` (window ends, all keys
-    together) by table, `dead` by (topic, agent), `failed` (attempts in which an agent raised) by agent, `emitted` and
-    `emitted_bytes` by topic or sink. Bytes are counted only while `measured`.
+    together) by table, `called` (events whose calls have ended) by stream, `dead` by (topic, agent), `failed` (attempts
+    in which an agent raised) by agent, `emitted` and `emitted_bytes` by topic or sink. Bytes are counted only while
+    `measured`.
     """
 
     __slots__ = (*COLUMNS, "_committed", "measured")
@@ -28,6 +29,7 @@ class Tally:
         self.failed: defaultdict[str, int] = defaultdict(int)
         self.results: defaultdict[str, int] = defaultdict(int)
         self.fired: defaultdict[str, int] = defaultdict(int)
+        self.called: defaultdict[str, int] = defaultdict(int)
         self.emitted: defaultdict[str, int] = defaultdict(int)
         self.emitted_bytes: defaultdict[str, int] = defaultdict(int)
         self.measured = False

@@ -26,9 +26,23 @@ from flowkit.source import Broker, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
-from flowkit.worker.feed import ClockMark, Ended, Feed, Finished, Idle, Marks, Piece, Records, Tick, Unfinished, Waiting
+from flowkit.worker.feed import (
+    ClockMark,
+    Completed,
+    Ended,
+    Feed,
+    Finished,
+    Idle,
+    Marks,
+    Piece,
+    Records,
+    Tick,
+    Unfinished,
+    Waiting,
+)
 from flowkit.worker.meter import BUSY, CommitWatch, Meter
 from flowkit.worker.outlets import BoundOutlet
+from flowkit.worker.resources import lease_all
 from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
@@ -193,11 +207,18 @@ class Task:
         return True
 
     async def next(self, limit: int) -> Piece | Waiting | None:
-        """The next piece, of at most `limit` records. What an engine has left unfinished comes before all else."""
+        """The next piece, of at most `limit` records. What an engine has left unfinished comes before all else.
+
+        None also while an engine has no room for more calls of async functions: then it takes results only.
+        """
         for engine in self.engines:
-            if engine.unfinished:
+            if engine.unfinished and not engine.calls.cuts:
                 return Unfinished(engine)
-        return await self.feed.next(limit)
+            self.feed.done(engine)
+        piece = await self.feed.next(limit)
+        if isinstance(piece, Completed) or not any(e.calls.cuts or e.calls.no_room for e in self.engines):
+            return piece
+        return None
 
     def commit_is_due(self) -> bool:
         """True after enough records and results of windows, or enough time."""
@@ -211,7 +232,8 @@ class Task:
         engine.bind()  # other tasks, or other engines of this one, may have run in this asyncio task
         engine.allow(self.commit_every - self.since_commit)
         self.meter.enter(BUSY)
-        started, fired = time.perf_counter(), engine.firing.handled
+        started, handled = time.perf_counter(), engine.firing.handled + engine.calls.handled
+        leases = lease_all(self.app)
         try:
             count = await self._run(piece)
         except EventFailed as failed:
@@ -223,10 +245,13 @@ class Task:
             log.debug("an agent raised: going back to the last commit, then carefully", agent=failed.driver.name)
             await self.rollback()
             return
+        finally:
+            for lease in leases:
+                lease.release()
         if not isinstance(piece, Unfinished):
             self.feed.taken(piece, count)
         self._dirty = True
-        self.since_commit += count + engine.firing.handled - fired
+        self.since_commit += count + engine.firing.handled + engine.calls.handled - handled
         if count:
             if self.meter.tracing is not None and isinstance(piece, Records):
                 self.meter.traced(self.name, piece.topic, piece.split.name, count, time.perf_counter() - started)
@@ -246,13 +271,19 @@ class Task:
             case Marks():
                 engine.hear(piece.split, piece.marks)
             case Ended():
-                piece.split.ended = True
+                await engine.end_split(piece.split, self.careful)
+                if engine.unfinished:
+                    return 0
             case Idle():
                 engine.watermark()  # it came so far before it fell idle, and others are told that
                 piece.split.idle = True
             case ClockMark():
                 engine.splits.floor = max(engine.splits.floor, piece.watermark)
                 engine.splits.by_clock = True
+            case Completed():
+                await engine.take_done(piece.calls, self.careful)
+                if engine.unfinished:
+                    return 0
             case Tick():
                 await engine.tick(piece.at, self.careful)
             case Finished():

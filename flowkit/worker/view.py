@@ -80,7 +80,7 @@ class Watched(Protocol):
 def watermark_of(splits: Splits) -> int:
     """How far event time has come (ms), without moving anything."""
     marks = [split.watermark for split in splits.by_name.values() if split.counts]
-    return max(splits.floor, min(marks, default=MIN_TIME))
+    return min(max(splits.floor, min(marks, default=MIN_TIME)), splits.hold)
 
 
 def topic_of(split: Split) -> str:

@@ -102,6 +102,8 @@ class Ways:
         step = self.step
         if step.next_due == NEVER or step.splits.others(split.name) < step.next_due:
             return NEVER
+        if step.splits.hold < step.next_due and not self.batches.calls.may_stop:
+            return NEVER
         return step.next_due + split.out_of_order + 1
 
     async def _step_one_agent(
@@ -224,8 +226,9 @@ class Ways:
         step, cursor, splits = self.step, self.step.cursor, self.step.splits
         times, records = decoded.times, decoded.records
         base = step.event_number - start
-        others, out_of_order = splits.others(split.name), split.out_of_order
-        watermark = cursor.watermark = splits.watermark()
+        others, out_of_order, calls = splits.others(split.name), split.out_of_order, self.batches.calls
+        reached = splits.reached()
+        watermark = cursor.watermark = min(reached, splits.hold)
         timed = self._is_timed()
         for index in range(start, stop):
             t = times[index]
@@ -234,7 +237,8 @@ class Ways:
                 await self._event_clock(split, t, careful)
                 if self.firing.unfinished:
                     return index  # the record comes again once the firing is through
-                others, watermark = splits.others(split.name), splits.watermark()
+                others, reached = splits.others(split.name), splits.reached()
+                watermark = min(reached, splits.hold)
                 step.unit += 1  # what the clock brought has had its own
             if careful or t < step.careful_before or t <= watermark - step.careful_lag:
                 await self._careful_event(drivers, split, decoded, index, topic)
@@ -257,11 +261,13 @@ class Ways:
                     await self.batches.add(step.spread(waiting, records[index], origin), t, careful=False)
             if t > split.high:
                 split.high = t
-                watermark = max(splits.floor, min(t - out_of_order - 1, others))
+                reached = max(splits.floor, min(t - out_of_order - 1, others))
+            watermark = reached if reached < splits.hold else splits.hold  # noqa: FURB136  half the time of min
             for state in step.moving:
                 step.next_due = min(step.next_due, state.due)
-            if watermark >= step.next_due or cursor.ready:
+            if watermark >= step.next_due or cursor.ready or (reached >= step.next_due and calls.may_stop):
                 await self.firing.advance(careful)
+                watermark = min(reached, splits.hold)
             if step.link_hit:
                 step.event_number += 1
                 return index + 1
@@ -308,6 +314,7 @@ class Ways:
                 if firing.unfinished:
                     return
         await self.batches.flush_old(careful)
+        await self.batches.calls.begin_old(careful)
         if step.cursor.ready:
             await firing.advance(careful)
 

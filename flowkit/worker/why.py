@@ -19,6 +19,7 @@ from flowkit.record import MIN_TIME
 from flowkit.store import Look, Reading
 from flowkit.table import AlignedState, AnyTable, Held, look, look_up
 from flowkit.window import IDLE, Count, Splits
+from flowkit.worker.calls import hold_of
 from flowkit.worker.looking import NO_KEY, state_in
 from flowkit.worker.tally import counts_of
 
@@ -171,11 +172,11 @@ def _splits(
     rows: Iterable[tuple[str, int, bool, bool, bool]]
     if present is not None:
         splits = present[0]
-        floor = splits.floor
+        floor, hold = splits.floor, splits.hold
         rows = [(s.name, *_told(s.save()), s.holds) for s in splits.by_name.values()]
     else:
         assert saved is not None
-        floor = saved["splits"]["floor"]
+        floor, hold = saved["splits"]["floor"], hold_of(saved)
         rows = [(name, *_told(row), True) for name, row in saved["splits"]["splits"].items()]
     found, counting = [], []
     for name, high, idle, ended, holds in rows:
@@ -187,9 +188,9 @@ def _splits(
         if holds and not idle and not ended:
             counting.append(split)
     mark = min((_mark(split) for split in counting), default=MIN_TIME)
-    for split in counting:
-        split.holds = _mark(split) == mark
-    watermark = max(floor, mark)
+    watermark = min(max(floor, mark), hold)
+    for split in counting:  # none does if calls under way do
+        split.holds = _mark(split) == mark and hold >= max(floor, mark)
     return (None if watermark == MIN_TIME else watermark), found
 
 

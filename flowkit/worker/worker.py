@@ -18,12 +18,13 @@ from flowkit.errors import ConfigError, Fenced, FlowkitError
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, open_broker
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host
-from flowkit.worker.build import random_ids, resources, tuned_collector
+from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.placement import share
+from flowkit.worker.resources import resources
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.tracing import Tracing, tracing_from_environment
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
@@ -65,6 +66,7 @@ class Worker:
         self.tracing: Tracing | None = None
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
+        self._look_at_resources: Callable[[], None] = _nothing
         self._placed_at = 0.0
         """When (monotonic seconds) it last heard from the broker which tasks are its own."""
 
@@ -90,7 +92,7 @@ class Worker:
             self.broker = open_broker(self.broker_url, self.clock)
             await stack.enter_async_context(self.broker)
             await self.wiring.connect(self.broker)
-            await stack.enter_async_context(resources(self.app))
+            self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
             stack.enter_context(LoopWatch(self.options.stall_after).running())
             await self._join()
             watch = asyncio.create_task(self._watch(), name="watchdog")
@@ -222,8 +224,11 @@ class Worker:
                 for owned in self.owned.values():
                     if owned.live is not None:
                         owned.live.excuse()
+            self._look_at_resources()
             for owned in self.owned.values():
                 self._look_at(owned, limit)
+                if owned.live is not None and owned.live.opened:
+                    owned.live.engine.calls.watch.tell_waiting(self.options.stall_after)
 
     def _look_at(self, owned: Ownership, limit: float) -> None:
         live = owned.live
@@ -281,6 +286,10 @@ class Worker:
         except FlowkitError as error:
             log.warning("could not leave; the membership will run out", error=str(error))
         log.info("worker stopped", worker=self.id)
+
+
+def _nothing() -> None:
+    return None
 
 
 async def serve(

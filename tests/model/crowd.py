@@ -147,8 +147,9 @@ class Crowd:
                     break
             commit = self.chance.random() < 0.4
         else:
-            while await task.step():
-                pass
+            while await task.step() or task.waits_for_calls:
+                if task.waits_for_calls:
+                    await task.wait_for_calls(1_000)
         if commit:
             await task.task.commit()
             await task.task.settled()

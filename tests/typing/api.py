@@ -12,7 +12,9 @@ from datetime import datetime
 from typing import Any, NotRequired, TypedDict, assert_type
 
 import flowkit
+import flowkit.lookup
 from flowkit import (
+    Cache,
     Change,
     Closed,
     Count,
@@ -20,6 +22,7 @@ from flowkit import (
     Cumulative,
     Custom,
     DeadLetter,
+    Enriched,
     First,
     Global,
     Last,
@@ -220,6 +223,59 @@ assert_type(silence, Timers[str])
 assert_type(by_clock, Timers[Pair])
 
 
+# --- calls of async functions, and lookups ----------------------------------------------------------------------------
+
+
+class Score(flowkit.Record):
+    card: str
+    value: float
+
+
+async def score(tx: Transaction) -> Score:
+    return Score(tx.card, 0.5)
+
+
+async def score_all(txs: list[Transaction]) -> list[Score]:
+    return [await score(tx) for tx in txs]
+
+
+class Holder(flowkit.Record):
+    card: str
+    name: str
+
+
+async def find_profile(card: str) -> Holder | None:
+    return None
+
+
+assert_type(transactions.map_async(score), flowkit.Events[Score])
+assert_type(transactions.map_async(score, concurrency=8, timeout=seconds(2), retry=Retry(3)), flowkit.Events[Score])
+assert_type(transactions.map_async_batches(score_all, size=32, within=50), flowkit.Events[Score])
+assert_type(
+    transactions.filter(lambda tx: tx.amount > 0).map_async(score).map(lambda s: s.value), flowkit.Events[float]
+)
+assert_type(
+    transactions.enrich(find_profile, key="card", cache=Cache(ttl=minutes(5))),
+    flowkit.Events[Enriched[Transaction, Holder | None]],
+)
+assert_type(
+    transactions.enrich(find_profile, key=lambda tx: tx.card, how="inner"),
+    flowkit.Events[Enriched[Transaction, Holder]],
+)
+assert_type(
+    transactions.enrich(flowkit.lookup.http("http://127.0.0.1/{key}", Holder), key="card"),
+    flowkit.Events[Enriched[Transaction, Holder | None]],
+)
+
+
+@app.each(transactions.map_async(score))
+async def take_score(result: Score) -> None: ...
+
+
+@app.each(transactions.enrich(find_profile, key="card"))
+def take_enriched(result: Enriched[Transaction, Holder | None]) -> None: ...
+
+
 # --- settings and resources -----------------------------------------------------------------------------------------
 
 
@@ -244,6 +300,18 @@ class Client:
 @app.resource
 async def client() -> AsyncIterator[Client]:
     yield Client()
+
+
+@app.resource(reload_every=minutes(5))
+async def model() -> AsyncIterator[Client]:
+    yield Client()
+
+
+assert_type(model(), Client)
+
+
+async def swap() -> None:
+    assert_type(await model.reload(), None)
 
 
 @app.resource
@@ -651,6 +719,35 @@ app.table("w12", of=transactions, n=Count())  # type: ignore[call-overload]  # p
 app.table("w13", of=features, by="card", n=Count())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
+# --- wrong: calls and lookups -----------------------------------------------------------------------------------------
+
+
+def score_now(tx: Transaction) -> Score:
+    return Score(tx.card, 0.5)
+
+
+async def score_alert(alert: Alert) -> Score:
+    return Score(alert.card, 0.5)
+
+
+transactions.map_async(score_now)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async(score_alert)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async(score_all)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async_batches(score)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.map_async(score, timeout=0.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+transactions.enrich(find_profile)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+transactions.enrich(find_profile, key="card", how="outer")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+transactions.enrich(find_profile, key="card", cache=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+
+
+@app.each(transactions.map_async(score))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def take_wrong_result(result: Alert) -> None: ...
+
+
+@app.each(transactions.enrich(find_profile, key="card"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def take_wrong_found(result: Enriched[Transaction, Holder]) -> None: ...
+
+
 # --- wrong: topics, settings, resources -----------------------------------------------------------------------------
 
 app.topic("x1", Transaction("", 0.0, "", datetime.min))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -664,6 +761,11 @@ app.topic(Transaction)  # type: ignore[arg-type, call-arg]  # pyright: ignore[re
 @app.resource  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 async def no_resource() -> Client:
     return Client()
+
+
+@app.resource(reload_every="5 min")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+async def no_time() -> AsyncIterator[Client]:
+    yield Client()
 
 
 client().missing  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]

@@ -14,7 +14,13 @@ class Event(Record):
     n: int
 
 
-async def open_task(app: App, broker: MemoryBroker, clock: VirtualClock) -> LiveTask:
+async def open_task(
+    app: App,
+    broker: MemoryBroker,
+    clock: VirtualClock,
+    topics: dict[str, int] | None = None,
+    disk: list[bytes] | None = None,
+) -> LiveTask:
     """The only task of an app, on a broker that has its topics."""
     (group,) = app.plan().groups
     claim = await broker.claim(f"{app.name}/{group.name}/0", "")
@@ -24,9 +30,9 @@ async def open_task(app: App, broker: MemoryBroker, clock: VirtualClock) -> Live
         0,
         1,
         broker=broker,
-        topics={"dead-letters": 1},
+        topics=topics or {"dead-letters": 1},
         sinks={},
-        store=open_store(None),
+        store=open_store(None, disk=disk),
         epoch=claim.epoch,
         clock=clock,
         options=WorkerOptions(),

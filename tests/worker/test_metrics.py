@@ -14,7 +14,9 @@ from flowkit.errors import OutcomeUnknown
 from flowkit.options import WorkerOptions
 from flowkit.source import MemoryBroker
 from flowkit.store import Checkpoints, DirectoryBlobs, LsmStore, Reading, Store, open_store, table_sizes
-from flowkit.worker import IDLE, LiveTask, Meter, TaskView, exposition, random_ids
+from flowkit.window import Splits
+from flowkit.worker import IDLE, LiveTask, Meter, TaskView, exposition, random_ids, watermark_of
+from flowkit.worker.calls import hold_of
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, Histogram
 
 Labels = tuple[tuple[str, str], ...]
@@ -549,3 +551,27 @@ async def test_what_a_store_has_done_is_told_once_while_its_task_closes(tmp_path
         assert found["flowkit_store_files"] == {(): 1}
         await live.close()
         assert seen == [(False, 1)]
+
+
+async def test_events_whose_calls_have_ended_are_counted_by_stream_and_those_under_way_hold_what_people_see() -> None:
+    app = App("calls")
+    events = app.topic("events", Event, key="key", time="at")
+
+    async def call(event: Event) -> Event:
+        if event.n == 0:
+            raise ValueError("refused")
+        return event
+
+    @app.each(events.map_async(call))
+    def take(event: Event) -> None: ...
+
+    found = await tally_of(app, *({"key": "k", "at": at, "n": n} for at, n in ((5, 1), (35, 0), (36, 1))))
+    assert found["called"] == [["events.map_async", 3]]
+    assert found["dead"] == [["events", "events.map_async", 1]]
+
+    splits = Splits()
+    splits.add("events[0]", 0).high = 100
+    splits.hold = hold_of({"calls": {"s": [[[[None, 80, 79, False]]], [[None, 60, 59, True]], 0]}})
+    assert watermark_of(splits) == 59
+    splits.hold = hold_of({})
+    assert watermark_of(splits) == 99

@@ -1,0 +1,31 @@
+"""What `enrich` makes of a lookup: an async function of one event, with a cache of its own in each task."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flowkit.codec import field_getter
+from flowkit.flow.calls import AsyncFunction, Now
+from flowkit.lookup import Cache, begin
+from flowkit.record import Enriched
+
+
+class Enricher:
+    """Looks up the key of each event. One task's."""
+
+    def __init__(self, lookup: Any, cache: Cache | None, key: Callable[[Any], Any], now: Now) -> None:
+        self.key, self.lookup = key, begin(lookup, cache, now)
+
+    async def __call__(self, event: Any) -> Enriched[Any, Any]:
+        key = self.key(event)
+        return Enriched(event, None if key is None else await self.lookup(key))
+
+    async def aclose(self) -> None:
+        """Close what the lookup has open."""
+        if hasattr(self.lookup, "aclose"):
+            await self.lookup.aclose()
+
+
+def enricher(lookup: Any, cache: Cache | None, key: Any, type_: Any) -> Callable[[Now], AsyncFunction]:
+    """Makes the async function of a task."""
+    get = field_getter(type_, key) if isinstance(key, str) else key
+    return lambda now: Enricher(lookup, cache, get, now)
