@@ -27,7 +27,6 @@ from flowkit.errors import (
     WrongPartition,
 )
 from flowkit.flow import Events, Kept, Keyed, Matches
-from flowkit.lookup import Cache
 from flowkit.options import Settings
 from flowkit.record import (
     Change,
@@ -68,7 +67,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
-    "Cache",
     "Change",
     "Closed",
     "CommitError",

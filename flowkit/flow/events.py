@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, Ty
 from flowkit.codec import has_field, type_name
 from flowkit.errors import ConfigError
 from flowkit.flow.calls import CallSpec, check_calls
-from flowkit.flow.enriching import enricher
 from flowkit.flow.keeping import (
     By,
     Keeping,
@@ -27,11 +26,11 @@ from flowkit.flow.keeping import (
     window_join,
 )
 from flowkit.flow.retry import Retry
-from flowkit.lookup import Cache, result_type
 from flowkit.record import Change, Closed, Enriched, Joined
 from flowkit.window import Window
 
 if TYPE_CHECKING:
+    from flowkit.lookup import Cache
     from flowkit.pattern import AfterMatch, Match, Pattern, TimedOut
 
 T_co = TypeVar("T_co", covariant=True)
@@ -72,7 +71,7 @@ class Windows(Protocol[K, V]):
 class EnrichOptions(TypedDict, total=False):
     """Keywords of `Events.enrich`, told there."""
 
-    cache: Cache | None
+    cache: "Cache | None"
     concurrency: int
     timeout: int | None
     ordered: bool
@@ -239,7 +238,7 @@ class Events(Generic[T_co]):
         *,
         key: Any,
         how: Literal["left", "inner"] = "left",
-        cache: Cache | None = None,
+        cache: "Cache | None" = None,
         concurrency: int = 64,
         timeout: int | None = None,
         ordered: bool = True,
@@ -254,12 +253,16 @@ class Events(Generic[T_co]):
         `type` is that of what is found, if the lookup does not tell. The rest is as with `map_async`. With a cache,
         several events that want the same key make one call.
         """
+        # Here, so that an app without lookups does not wait for them.
+        from flowkit.flow.enriching import enricher
+        from flowkit.lookup import Cache, result_type
+
         where, owner = f"{self.name!r}.enrich", self._owner("enrich")
         check_by(where, key, self.type)
         if how not in ("left", "inner"):
             raise ConfigError(f"{where}: how={how!r}: give 'left' or 'inner'")
         if cache is not None and not isinstance(cache, Cache):
-            raise ConfigError(f"{where}: cache={cache!r}: give a flowkit.Cache(…)")
+            raise ConfigError(f"{where}: cache={cache!r}: give a flowkit.lookup.Cache(…)")
         begin = enricher(lookup, cache, key, self.type)
         spec = CallSpec(begin, lookup, concurrency, timeout, ordered, retry)
         found = result_type(lookup) if type is None else type

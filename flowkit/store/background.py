@@ -69,8 +69,12 @@ class Background:
         core.counts.waited_seconds += self._clock() - started
 
     async def flushed(self, those: Sequence[SetAside]) -> None:
-        """Wait until those memtables are. Raises StorePoisoned, StoreError."""
-        await self._until(lambda: not any(kept is waiting for kept in those for waiting in self.journal.set_aside))
+        """Wait until those memtables are, and their logs are gone. Raises StorePoisoned, StoreError."""
+        await self._until(
+            lambda: not (
+                self.core.letting_go or any(kept is waiting for kept in those for waiting in self.journal.set_aside)
+            )
+        )
         self.core.check()
 
     async def _until(self, done: Callable[[], bool]) -> None:

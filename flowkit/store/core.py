@@ -48,6 +48,8 @@ class Core:
         """The commit that the sstables are as of."""
         self.preparing = False
         """A commit is on its way into the log, or waits for room."""
+        self.letting_go = False
+        """True while a flush is through, but what it has written is still removed from the logs and from memory."""
         self.stale: dict[str, int] = {}
         """How many bytes of older files a file of level 0 hides, about: known of those that were made by this owner."""
         self.logs_from: int

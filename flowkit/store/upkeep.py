@@ -43,9 +43,13 @@ async def flush_oldest(core: Core, journal: Journal) -> None:
     core.counts.flushes += 1
     core.counts.flushed += done.written
     core.counts.background_seconds += done.seconds
-    core.moved.set()  # who waits for room need not wait until the memtable has been let go of
-    await in_thread(core.remove, [*journal.not_held(kept.logs), *_unused(core, done, add)])
-    await kept.memtable.let_go()
+    core.letting_go = True
+    try:
+        core.moved.set()  # who waits for room need not wait until the memtable has been let go of
+        await in_thread(core.remove, [*journal.not_held(kept.logs), *_unused(core, done, add)])
+        await kept.memtable.let_go()
+    finally:
+        core.letting_go = False
 
 
 async def flush(core: Core, logs: Sequence[Path], run: int, **fields: Any) -> Done:

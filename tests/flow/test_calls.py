@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from flowkit import App, Cache, ConfigError, Enriched, Record, Retry, Sum, Tumbling
+from flowkit import App, ConfigError, Enriched, Record, Retry, Sum, Tumbling
 from flowkit.cli.explain import text_of
 from flowkit.flow import Called, paths_of, roots_of
+from flowkit.lookup import Cache
 
 
 class Event(Record):

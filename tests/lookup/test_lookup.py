@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from flowkit import App, Cache, ConfigError, Enriched, LookupFailed, Record, Retry, minutes
-from flowkit.lookup import begin, file, http, result_type, sql
+from flowkit import App, ConfigError, Enriched, LookupFailed, Record, Retry, minutes
+from flowkit.lookup import Cache, begin, file, http, result_type, sql
 from flowkit.testing import harness
 from tests.model.world import World, lines
 

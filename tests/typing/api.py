@@ -13,8 +13,8 @@ from typing import Any, NotRequired, TypedDict, assert_type
 
 import flowkit
 import flowkit.lookup
+from flowkit.lookup import Cache
 from flowkit import (
-    Cache,
     Change,
     Closed,
     Count,
