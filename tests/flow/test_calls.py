@@ -90,7 +90,7 @@ def plain(event: Any) -> Any:
         (lambda s: s.enrich(find, key="missing"), r"'events'.enrich\('missing'\): that is no field of Event"),
         (lambda s: s.enrich(plain, key="key"), "'events'.enrich: plain is no async function"),
         (lambda s: s.enrich(find, key="key", how="outer"), "'events'.enrich: how='outer': give 'left' or 'inner'"),
-        (lambda s: s.enrich(find, key="key", cache=5), r"'events'.enrich: cache=5: give a flowkit.Cache\(…\)"),
+        (lambda s: s.enrich(find, key="key", cache=5), r"'events'.enrich: cache=5: give a flowkit.lookup.Cache\(…\)"),
     ],
 )
 def test_what_cannot_be_right_is_told_at_once(app: App, use: Callable[[Any], Any], message: str) -> None:
