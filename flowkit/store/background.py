@@ -71,8 +71,10 @@ class Background:
     async def flushed(self, those: Sequence[SetAside]) -> None:
         """Wait until those memtables are, and their logs are gone. Raises StorePoisoned, StoreError."""
         await self._until(
-            lambda: not (
-                self.core.letting_go or any(kept is waiting for kept in those for waiting in self.journal.set_aside)
+            lambda: (
+                not (
+                    self.core.letting_go or any(kept is waiting for kept in those for waiting in self.journal.set_aside)
+                )
             )
         )
         self.core.check()

@@ -7,6 +7,7 @@ from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.table.cells import Cells
 from flowkit.table.counted import CountState
 from flowkit.table.firing import Firing
+from flowkit.table.keyed_timers import TimerState
 from flowkit.table.panes import PaneState
 from flowkit.table.state import PlainState, State
 
@@ -51,6 +52,10 @@ def _of_cell(state: State, cells: Cells, key: Any, cell: Any) -> Iterator[Held]:
         last = cell.last if isinstance(state, CountState) else cell[1]
         if expiry.over(last, state.clock_now()):
             return
+    if isinstance(state, TimerState):
+        if cell.at <= END_OF_TIME:
+            yield Held(key, MIN_TIME, END_OF_TIME, cell.at)
+        return
     if isinstance(state, PlainState):
         yield Held(key, MIN_TIME, END_OF_TIME, state.shape.present(state.value_of(cell)))
         return

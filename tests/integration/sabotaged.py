@@ -17,16 +17,16 @@ from flowkit.worker.task import Out, Task
 
 def outputs_before_positions() -> None:
     """Outputs and positions are two transactions: what dies in between sends its outputs again."""
-    finish = Task._finish
+    carry_out = Task._carry_out
 
     async def in_two_steps(task: Task, frame: Frame, outs: list[Out], handoffs: dict[str, Any]) -> None:
         assert isinstance(task.broker, EmbeddedBroker)
         for out in outs:
             await task.broker.put(out.topic, [(out.key, out.value, out.time)], out.partition)
         await asyncio.sleep(0.4)
-        await finish(task, frame, [], handoffs)
+        await carry_out(task, frame, [], handoffs)
 
-    setattr(Task, "_finish", in_two_steps)  # noqa: B010  a type checker would rightly complain
+    setattr(Task, "_carry_out", in_two_steps)  # noqa: B010  a type checker would rightly complain
 
 
 def no_epochs() -> None:
