@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "clock", "record", "codec", "options"}
+GROUND = {"errors", "clock", "record", "codec", "options", "stopping"}
 FLOORS = {
     **dict.fromkeys(GROUND, 0),
     "window": 1,

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from flowkit.cli.loop import Stop
 from flowkit.cli.outcome import say, shown_path
+from flowkit.stopping import Stop
 
 POLL_SECONDS = 0.3
 SKIPPED = {"__pycache__", "node_modules", "site-packages"}

@@ -12,10 +12,11 @@ import typer
 from flowkit.cli.arguments import Http, LogLevel, Module, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.logging import set_up_logs
-from flowkit.cli.loop import Stop, run_loop
+from flowkit.cli.loop import run_loop
 from flowkit.cli.outcome import EXIT_CODES, OK
 from flowkit.errors import ConfigError
 from flowkit.options import WorkerOptions
+from flowkit.stopping import Stop
 
 if TYPE_CHECKING:
     from flowkit.worker import Task

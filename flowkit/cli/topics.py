@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from flowkit.cli.arguments import Broker, Json
-from flowkit.cli.loop import Stop, run_loop
+from flowkit.cli.loop import run_loop
 from flowkit.cli.outcome import EXIT_CODES, OK, out, say
 from flowkit.cli.show import columns, count, iso, record_value, text
 from flowkit.clock import SystemClock
 from flowkit.codec import EventTime, decode_mark, encode_key, enveloped
 from flowkit.errors import ConfigError, InputError, TimeError
 from flowkit.options import WorkerOptions
+from flowkit.stopping import Stop
 
 HELP = """Look at and feed the topics of a broker (embedded://DIR).
 

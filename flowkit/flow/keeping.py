@@ -1,8 +1,10 @@
-"""Operators that keep something, as they are declared: joins and patterns. What runs them is the app's business.
+"""Operators that keep something, as they are declared: joins and patterns.
 
-left ──┐
-├── by key ── a process, or windows ── what it sends, and what came too late for it
-right ─┘
+    left ──┐
+           ├── by key ── a process, or windows ── what it sends, and what came too late for it
+    right ─┘
+
+What runs them is the app's business.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,14 +63,14 @@ class Keeping:
 
 def interval_join(name: str, left: Named, right: Named, on: Any, within: int | tuple[int, int], how: "How") -> Keeping:
     """Pairs whose right event comes `within` (earliest, latest) ms of the left one. Raises ConfigError."""
+    from flowkit.join import IntervalJoin
+
     feeds = _sides(name, left, right, on)
     if not isinstance(within, tuple):
         within = (0, within)
     if len(within) != 2:
         raise ConfigError(f"{name}: within={within!r}: give (earliest, latest), in ms from the left event's time")
     lower, upper = within
-    from flowkit.join import IntervalJoin
-
     join = IntervalJoin(left.type, right.type, lower, upper, how, name=name)
     words = f"{how} join: each {left.name} with the {right.name} from {lower} to {upper} ms after it"
     return _process(name, feeds, words, join, lambda _key: {"": join.type}, f"interval join {how} {lower} {upper}")
@@ -76,11 +78,11 @@ def interval_join(name: str, left: Named, right: Named, on: Any, within: int | t
 
 def window_join(name: str, left: Named, right: Named, on: Any, window: Window, how: "How") -> Keeping:
     """Pairs that fall in the same window. Raises ConfigError."""
+    from flowkit.join import WindowJoin
+
     feeds = _sides(name, left, right, on)
     if not isinstance(window, Tumbling | Sliding | Cumulative | Session):
         raise ConfigError(f"{name}: window={window!r}: join in Tumbling, Sliding, Cumulative or Session windows")
-    from flowkit.join import WindowJoin
-
     pairs = WindowJoin(left.type, right.type, how, name=name)
     words = f"{how} join of {left.name} and {right.name}"
     return Keeping(name, feeds, words, lambda _key: {"": pairs.type}, window=window, pairs=pairs)
@@ -96,27 +98,25 @@ def as_of_join(
     keep_for: int | None,
 ) -> Keeping:
     """Each left event with the latest right one up to its time. Raises ConfigError."""
-    feeds = _sides(name, left, right, on)
     from flowkit.join import AsOfJoin
 
+    feeds = _sides(name, left, right, on)
     join = AsOfJoin(left.type, right.type, how, tolerance, keep_for, name=name)
     words = f"each {left.name} with the latest {right.name} up to its time"
-    return _process(
-        name, feeds, words, join, lambda _key: {"": join.type}, f"as-of join {how}", _versions_grow(join, right)
-    )
+    signature, grows = f"as-of join {how} {tolerance} {keep_for}", _versions_grow(join, right)
+    return _process(name, feeds, words, join, lambda _key: {"": join.type}, signature, grows)
 
 
 def versions_join(name: str, left: Named, changes: Named, on: By, how: Any, keep_for: int | None) -> Keeping:
     """Each left event with the value that a table had for its key at its time. Raises ConfigError."""
-    feeds = (Feed(left, on), Feed(changes, "key"))
-    value_type = _value_of_change(changes.type)
     from flowkit.join import AsOfJoin
 
+    feeds = (Feed(left, on), Feed(changes, "key"))
+    value_type = _value_of_change(changes.type)
     join = AsOfJoin(left.type, value_type, how, keep_for=keep_for, value=_new_value, tombstone=_is_deleted, name=name)
     words = f"each {left.name} with what {changes.name.removesuffix('.changes')} was at its time"
-    return _process(
-        name, feeds, words, join, lambda _key: {"": join.type}, f"versions {how}", _versions_grow(join, changes)
-    )
+    signature, grows = f"versions {how} {keep_for}", _versions_grow(join, changes)
+    return _process(name, feeds, words, join, lambda _key: {"": join.type}, signature, grows)
 
 
 def pattern_match(name: str, stream: Named, pattern: "Pattern[Any]", by: By, after: "AfterMatch | None") -> Keeping:

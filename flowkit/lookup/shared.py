@@ -1,8 +1,10 @@
 """One call for all who want the same key at the same time, and one for the keys of one turn of the event loop.
 
-wanted ── kept? ──────────────────────────► answer
-└ under way? ── wait for it ──► answer
-└ new: lookup(key), or many(keys) with all that are new in this turn
+    wanted ─┬─ kept ─────────────────────────────► answer
+            ├─ under way ── wait for it ─────────► answer
+            └─ new ── lookup(key), or many(keys) ► answer
+
+`many` is asked for all keys that are new in this turn.
 """
 
 import asyncio

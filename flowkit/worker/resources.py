@@ -1,7 +1,8 @@
 """An app's resources in one worker: made, looked after, replaced and closed.
 
-made ──► current ──► replaced ── the calls that could use it end ──► closed
-└ reload: a new one is made first; if that fails, the old one stays
+    made ──► current ──► replaced ── the calls that could use it end ──► closed
+
+At a reload the new one is made first; if that fails, the old one stays.
 """
 
 import asyncio

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, open_broker
+from flowkit.stopping import Stop
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host
 from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.health import NAME, Health, write_health
@@ -303,23 +303,16 @@ async def serve(
 ) -> None:
     """Run a worker until SIGTERM or SIGINT, then stop cleanly; a second signal ends the process at once.
 
+    So does the end of the grace if it is still not at rest: an agent may compute for ever.
+
     `beside` makes what is to go on as long as the worker runs, such as a server that shows it.
     """
     worker = Worker(app, broker_url, state, binds=binds, options=options)
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def heard() -> None:
-        worker.stop()
-        for number in numbers:  # from here on as the system has it: no commit that counts is lost by that
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in numbers:
-        loop.add_signal_handler(number, heard)
+    patience = worker.options.grace / 1000 + LAST_SECONDS
+    stop = Stop(patience, lambda: loop.call_soon_threadsafe(worker.stop))
     try:
         async with contextlib.nullcontext() if beside is None else beside(worker):
             await worker.run()
     finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+        stop.over()

@@ -1,4 +1,4 @@
-"""A bounded run whose agent waits for ever: the watchdog says where, and a stop ends it all the same."""
+"""A bounded run, or a worker, whose agent waits for ever: the watchdog says where, and a stop ends it all the same."""
 
 import signal
 from pathlib import Path
@@ -47,3 +47,17 @@ def test_a_run_whose_agent_blocks_everything_does_so_too(crew: Crew, tmp_path: P
     said = hanging(crew, tmp_path, "[time.sleep(0.01) for _ in range(100_000)]")
     assert "wait_for_ever" in said
     assert "not at rest 0.5 s after it was told to stop" in said
+
+
+def test_a_worker_whose_agent_blocks_everything_ends_after_the_grace(crew: Crew, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP.format(wait="[time.sleep(0.01) for _ in range(100_000)]"))
+    crew.flowkit("topic", "topics", "create", "events", "--broker", "embedded://topics").wait(30)
+    (tmp_path / "in.jsonl").write_text("1\n2\n3\n4\n")
+    crew.flowkit("put", "topics", "put", "events", "in.jsonl", "--broker", "embedded://topics").wait(30)
+    words = ("--broker", "embedded://topics", "--state", "state", "--bind", "seen=out.jsonl")
+    env = {"FLOWKIT_STALL_AFTER": "300", "FLOWKIT_GRACE": "200"}
+    worker = crew.flowkit("worker", "worker", "app.py", *words, env=env)
+    worker.heard("the event loop is blocked")
+    worker.send(signal.SIGTERM)
+    assert worker.wait(30) == -signal.SIGTERM
+    assert "not at rest 5.2 s after it was told to stop" in worker.said()

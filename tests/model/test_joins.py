@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowkit import App, Cumulative, Record, Session, Sliding, Tumbling
+from flowkit import App, Cumulative, Record, SchemaChanged, Session, Sliding, Tumbling
 from flowkit.flow import Events
 from flowkit.pattern import Match, Pattern, TimedOut
 from tests.depth import examples
@@ -18,7 +18,7 @@ from tests.model import flink
 from tests.model.apps import Event, records
 from tests.model.strategies import events as event_streams
 from tests.model.test_engine import Cuts, cuts, numbered
-from tests.model.world import World, lines, with_crash
+from tests.model.world import World, lines, play, with_crash
 
 How = Literal["inner", "left", "right", "outer"]
 
@@ -308,3 +308,33 @@ def test_an_event_for_which_a_condition_raises_is_a_dead_letter_and_no_more(
         f"value {n}" for n in range(len(events)) if n not in gone and n % 5 == 4
     )
     assert all(letter.topic == "events.match" and "careful" in letter.traceback for letter in letters)
+
+
+KEPT: dict[str, tuple[Made, Made]] = {
+    "the bounds of an interval": (
+        lambda _, left, right: left.join(right, on="key", within=5, name="kept"),
+        lambda _, left, right: left.join(right, on="key", within=6, name="kept"),
+    ),
+    "who is sent alone": (
+        lambda _, left, right: left.join(right, on="key", within=5, name="kept"),
+        lambda _, left, right: left.join(right, on="key", within=5, how="outer", name="kept"),
+    ),
+    "a tolerance": (
+        lambda _, left, right: left.join_as_of(right, on="key", tolerance=5, name="kept"),
+        lambda _, left, right: left.join_as_of(right, on="key", tolerance=50, name="kept"),
+    ),
+    "how long versions are kept": (
+        lambda _, left, right: left.join_as_of(right, on="key", name="kept"),
+        lambda _, left, right: left.join_as_of(right, on="key", keep_for=50, name="kept"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_a_join_that_has_changed_does_not_take_up_the_state_of_the_former(what: str) -> None:
+    former, now = KEPT[what]
+    world = World([(side, lines(records([("a", 0, 0), ("a", 9, 1)]))) for side in ("left", "right")], ends=False)
+    play(world.run(app_of(former, 0)))
+    play(world.run(app_of(former, 0)))
+    with pytest.raises(SchemaChanged, match="'kept': what it does has changed"):
+        play(world.run(app_of(now, 0)))
