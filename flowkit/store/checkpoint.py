@@ -15,7 +15,6 @@ a higher epoch than one's own are never deleted: they may be on the way into a c
 import os
 import re
 import time
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from flowkit.clock import Clock, SystemClock
 from flowkit.errors import Fenced, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store.blobs import Blob, Blobs
 from flowkit.store.building import Building, building
+from flowkit.store.checksum import crc32
 from flowkit.store.cipher import StoreKey
 from flowkit.store.events import tell
 from flowkit.store.files import Disk
@@ -221,7 +221,7 @@ class Checkpoints:
                 files.append(msgspec.structs.replace(stored, meta=meta))
             else:
                 data = await anyio.to_thread.run_sync(_whole, pinned, meta)
-                files.append(Stored(meta, await self._put(".sst", data), zlib.crc32(data), tail))
+                files.append(Stored(meta, await self._put(".sst", data), crc32(data), tail))
                 uploaded.append(len(data))
             done += meta.bytes
             if progress is not None:
@@ -369,7 +369,7 @@ class Checkpoints:
             raise StoreCorrupt(
                 f"{stored.object}: has {len(data)} bytes, but had {stored.meta.bytes}: restore an older checkpoint"
             )
-        if zlib.crc32(data) != stored.crc:
+        if crc32(data) != stored.crc:
             raise StoreCorrupt(f"{stored.object}: checksum mismatch: restore an older checkpoint")
         return data
 
@@ -401,7 +401,7 @@ def _tail_of(path: Path) -> int:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            return zlib.crc32(os.pread(file.fileno(), _TAIL, max(0, size - _TAIL)))
+            return crc32(os.pread(file.fileno(), _TAIL, max(0, size - _TAIL)))
     except OSError as error:
         raise StoreCorrupt(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -1,13 +1,13 @@
 """Reading a store: the undecided frame over memtables over rows over sstables, the newest first."""
 
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from flowkit.store.block import MISSING, Columns, Value
 from flowkit.store.cache import BlockCache, Rows
+from flowkit.store.checksum import crc32
 from flowkit.store.frame import BEGINNING, Frame, Space, SpaceChange
 from flowkit.store.memtable import Memtable
 from flowkit.store.merge import living, merge
@@ -40,13 +40,18 @@ class Reading:
         """The value of `key`; None if there is none."""
         value = MISSING if self.undecided is None else self._undecided_value(space, key)
         if value is MISSING:
-            keys = self.memtable.spaces.get(space)
+            memtable = self.memtable
+            keys = memtable.spaces.get(space)
             if keys is not None:
                 value = keys.merged().get(key, MISSING)
             if value is MISSING:
-                if self.frozen or self.memtable.dropped:
+                if self.frozen or memtable.dropped:
                     value = self._older(space, key)
                 else:
+                    # Rows are asked here, a call less (0.05 of 0.38 µs): what is in them is bytes, and the newest.
+                    rows = self.rows.young.get(space)
+                    if rows is not None and key in rows:
+                        return rows[key]  # type: ignore[no-any-return]
                     value = self._from_files(space, key)
         if type(value) is list:
             return value[1] if value[0] > self.now else None
@@ -88,10 +93,7 @@ class Reading:
         runs = self.version.runs.get(space)
         if runs is None:
             return None
-        rows = self.rows.young.get(space)
-        if rows is not None and key in rows:
-            return rows[key]
-        crc, asked = zlib.crc32(key), False
+        crc, asked = crc32(key), False
         for run in runs:
             table = run.only or run.table_of(key)
             if table is None:
@@ -102,7 +104,7 @@ class Reading:
             bit = crc % (len(bits) << 3)
             # The filter is asked here: most keys that are not there end here, and a call less is a third of the time.
             if bits[bit >> 3] >> (bit & 7) & 1:
-                if not asked:  # the older generation of rows; a key that is in none costs nothing
+                if not asked:  # a key that is not there, and so in no row, mostly costs nothing
                     asked = True
                     value = self.rows.get(space, key)
                     if value is not None:

@@ -12,13 +12,13 @@ torn tail, which a crash may leave, is told from damage to what had been promise
 
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
 from flowkit.errors import StoreCorrupt
+from flowkit.store.checksum import crc32
 from flowkit.store.cipher import Cipher, StoreKey
 
 VERSION = 1
@@ -51,7 +51,7 @@ def encode_header(kind: bytes, cipher: Cipher | None = None, **more: Any) -> byt
     """The first bytes of a file of `kind`: with the key of `cipher`, and further facts."""
     facts = msgspec.msgpack.encode(more if cipher is None else {**more, "key": cipher.wrapped})
     checked = _HEAD_CHECKED.pack(MAGIC + kind, VERSION, len(facts))
-    return checked + struct.pack("<II", zlib.crc32(checked), zlib.crc32(facts)) + facts
+    return checked + struct.pack("<II", crc32(checked), crc32(facts)) + facts
 
 
 class Header(NamedTuple):
@@ -85,7 +85,7 @@ def decode_facts(data: bytes, kind: bytes, name: str) -> tuple[int, dict[str, An
     if len(data) < _HEAD.size:
         return None
     _, version, length, head_crc, crc = _HEAD.unpack_from(data)
-    if zlib.crc32(memoryview(data)[: _HEAD_CHECKED.size]) != head_crc:
+    if crc32(memoryview(data)[: _HEAD_CHECKED.size]) != head_crc:
         raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset 0): restore this file from a copy")
     if version != VERSION:
         raise StoreCorrupt(
@@ -94,7 +94,7 @@ def decode_facts(data: bytes, kind: bytes, name: str) -> tuple[int, dict[str, An
     facts = data[_HEAD.size : _HEAD.size + length]
     if len(facts) < length:
         return None
-    if zlib.crc32(facts) != crc:
+    if crc32(facts) != crc:
         raise StoreCorrupt(f"{name}: checksum mismatch in the header (offset {_HEAD.size}): restore it from a copy")
     try:
         return _HEAD.size + length, _decode_facts(facts)
@@ -112,7 +112,7 @@ def encode_record(payload: bytes, offset: int, safe: int, cipher: Cipher | None 
     if len(payload) > LIMIT:
         raise ValueError(f"a record of {len(payload)} bytes: more than {LIMIT} are not possible")
     checked = _CHECKED.pack(len(payload), safe)
-    return checked + struct.pack("<II", zlib.crc32(checked), zlib.crc32(payload)) + payload
+    return checked + struct.pack("<II", crc32(checked), crc32(payload)) + payload
 
 
 class Record(NamedTuple):
@@ -179,10 +179,10 @@ def _record(view: memoryview, at: int) -> tuple[int, int] | None:
     if at + RECORD_BYTES > len(view):
         return None
     length, safe, head_crc, crc = _RECORD.unpack_from(view, at)
-    if zlib.crc32(view[at : at + _CHECKED.size]) != head_crc or not length:
+    if crc32(view[at : at + _CHECKED.size]) != head_crc or not length:
         return None
     end = at + RECORD_BYTES + length
-    if end > len(view) or zlib.crc32(view[at + RECORD_BYTES : end]) != crc:
+    if end > len(view) or crc32(view[at + RECORD_BYTES : end]) != crc:
         return None
     return length, safe
 
@@ -196,7 +196,7 @@ def _check_tear(data: bytes, view: memoryview, at: int, name: str, promised: int
     if at + RECORD_BYTES > end:
         return
     length, _, head_crc, _ = _RECORD.unpack_from(view, at)
-    whole_head = zlib.crc32(view[at : at + _CHECKED.size]) == head_crc and length > 0
+    whole_head = crc32(view[at : at + _CHECKED.size]) == head_crc and length > 0
     if whole_head and at + RECORD_BYTES + length > end:
         return  # the writing of the last record was broken off
     if _promised_later(data, view, at):

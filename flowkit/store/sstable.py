@@ -22,7 +22,6 @@ is searched or decoded for a single key.
 
 import os
 import struct
-import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,6 +48,7 @@ from flowkit.store.block import (
     value_at,
 )
 from flowkit.store.cache import BlockCache
+from flowkit.store.checksum import crc32
 from flowkit.store.cipher import Cipher, StoreKey
 from flowkit.store.files import Files
 from flowkit.store.frame import Space
@@ -134,7 +134,7 @@ class SstableWriter:
         total = (key_step + value_step) * len(keys) + sum(key_sizes) + sum(value_sizes)
         # Blocks of about equal size: cut by the mean record, which is exact where all are alike.
         per_block = max(1, min(BLOCK_RECORDS, self.block_bytes * len(keys) // max(1, total)))
-        self._keys.extend(map(zlib.crc32, keys))
+        self._keys.extend(map(crc32, keys))
         for at in range(0, len(keys), per_block):
             some, theirs = keys[at : at + per_block], values[at : at + per_block]
             raw = encode_block(
@@ -143,7 +143,7 @@ class SstableWriter:
             packing, stored = pack(raw, self.packing)
             if self.cipher is not None:
                 stored = self.cipher.seal(self.size, stored)
-            self._sums.append(zlib.crc32(stored))
+            self._sums.append(crc32(stored))
             self._sizes.append(len(raw))
             self._packings.append(packing)
             self._firsts.append(some[0])
@@ -192,8 +192,8 @@ class SstableWriter:
         stored = bytes(_lz4(index, store_size=False))
         if self.cipher is not None:
             stored = self.cipher.seal(self.size, stored)
-        footer = struct.pack("<QIII", self.size, len(stored), len(index), zlib.crc32(stored))
-        self._buffer += [stored, footer, struct.pack("<I", zlib.crc32(footer)), MAGIC + TABLE]
+        footer = struct.pack("<QIII", self.size, len(stored), len(index), crc32(stored))
+        self._buffer += [stored, footer, struct.pack("<I", crc32(footer)), MAGIC + TABLE]
         self._write()
         self._file.sync()
         self._file.close()
@@ -317,7 +317,7 @@ class Sstable:
         if header is None or len(footer) < _FOOTER.size or size < header.size + _FOOTER.size:
             raise StoreCorrupt(f"{self.name}: ends after {size} bytes: restore this file from a copy")
         offset, length, raw_length, crc, check, magic = _FOOTER.unpack(footer)
-        whole = magic == MAGIC + TABLE and check == zlib.crc32(footer[:_CHECKED])
+        whole = magic == MAGIC + TABLE and check == crc32(footer[:_CHECKED])
         if not whole or offset + length + _FOOTER.size != size:
             raise StoreCorrupt(f"{self.name}: damaged footer at offset {size - _FOOTER.size}")
         self._cipher = header.cipher
@@ -345,13 +345,16 @@ class Sstable:
     def _raw(self, block: int) -> bytes:
         """A raw block, from disk."""
         offset, size = self._offsets[block], self._sizes[block]
-        stored = self._read(offset, self._offsets[block + 1] - offset)
+        try:
+            stored = os.pread(self._fd, self._offsets[block + 1] - offset, offset)
+        except OSError as error:
+            raise self._not_read(offset, error) from error
         # The common case without a further call (0.4 of 9 µs); all that is wrong, or encrypted, goes the long way.
         if (
             self._packings[block] == LZ4
             and self._cipher is None
             and size <= LARGEST_QUICK
-            and zlib.crc32(stored) == self._sums[block]
+            and crc32(stored) == self._sums[block]
         ):
             try:
                 raw = bytes(_unlz4(stored, output_len=size))
@@ -363,7 +366,7 @@ class Sstable:
 
     def _checked(self, stored: bytes, offset: int, crc: int, packing: int, size: int) -> bytes:
         """What is stored at `offset`, checked, decrypted and unpacked."""
-        if zlib.crc32(stored) != crc:
+        if crc32(stored) != crc:
             raise StoreCorrupt(f"{self.name}: checksum mismatch at offset {offset}: restore this file from a copy")
         if self._cipher is not None:
             stored = self._cipher.unseal(offset, stored, self.name)
@@ -376,7 +379,10 @@ class Sstable:
         try:
             return os.pread(self._fd, length, offset)
         except OSError as error:
-            raise StoreCorrupt(f"{self.name}: cannot be read at offset {offset}: {error.strerror}") from error
+            raise self._not_read(offset, error) from error
+
+    def _not_read(self, offset: int, error: OSError) -> StoreCorrupt:
+        return StoreCorrupt(f"{self.name}: cannot be read at offset {offset}: {error.strerror}")
 
     def _unreadable(self, offset: int, error: Exception) -> StoreCorrupt:
         return StoreCorrupt(f"{self.name}: unreadable block at offset {offset}: {error}")
@@ -404,7 +410,7 @@ class Sstable:
                 raw = cache.young.get(place) or cache.get(place)
                 if raw is None:
                     raw = self._raw(block)
-                    cache.put(place, raw)
+                    cache.offer(place, raw)
                 try:
                     value = value_at(raw, at - first, key)
                 except UNREADABLE as error:
@@ -434,7 +440,7 @@ class Sstable:
         """Put the values of the keys at `left` into `found`; the places of those that are not here."""
         if not self.bytes:
             self.load()
-        bits, crc32 = self.bits, zlib.crc32
+        bits = self.bits
         count = 8 * len(bits)
         missing: list[int] = []
         for n in left:

@@ -6,11 +6,11 @@ any reader would: some four bytes a key.
 """
 
 import asyncio
-import zlib
 from collections.abc import Sequence
 from itertools import islice
 
 from flowkit.errors import StoreError
+from flowkit.store.checksum import crc32
 from flowkit.store.core import Core
 from flowkit.store.frame import Space
 from flowkit.store.memtable import Memtable
@@ -38,7 +38,7 @@ async def stale_beneath(core: Core, memtable: Memtable) -> float:
 
 
 async def _is_in_any(runs: Sequence[Run], space: Space, key: bytes) -> bool:
-    crc = zlib.crc32(key)
+    crc = crc32(key)
     for run in runs:
         table = run.only or run.table_of(key)
         if table is None:

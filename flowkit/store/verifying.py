@@ -6,7 +6,6 @@ that files and manifest say the same, and that each commit in the logs follows t
 
 import re
 import time
-import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from flowkit.errors import StoreCorrupt, StoreError
 from flowkit.store.building import check_complete
+from flowkit.store.checksum import crc32
 from flowkit.store.cipher import StoreKey
 from flowkit.store.frame import Frame, Space, decode_frame
 from flowkit.store.keys import KeyProvider, read_keys, unlock_here
@@ -274,7 +274,7 @@ def _in_block(table: Sstable, block: int, keys: list[bytes], values: list[Any], 
         yield "a block that begins with another key than the index says,"
     if any(a >= b for a, b in pairwise(keys)) or (last is not None and last >= keys[0]):
         yield "keys out of order,"
-    sums = [zlib.crc32(key) for key in keys]
+    sums = [crc32(key) for key in keys]
     low, high = bytes(n & 255 for n in sums), bytes(n >> 8 & 255 for n in sums)
     if low != table.low[first:stop] or high != table.high[first:stop] or not all(map(table.may_have, sums)):
         yield "a filter that does not fit its block,"
