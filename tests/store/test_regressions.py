@@ -443,3 +443,24 @@ async def test_what_a_scan_still_read_goes_when_the_scan_is_let_go(tmp_path: Pat
     await store._core.catalog.settled()
     assert {name for name in os.listdir(tmp_path) if name.endswith(".sst")} == set(store.version.files)  # noqa: PTH208
     await kill(store)
+
+
+async def test_a_commit_that_waits_for_the_disk_is_no_quiet_time(tmp_path: Path) -> None:
+    """A merge that is meant for idle times began amid a fill, since a sync took longer than `idle`."""
+    files = Slow(tmp_path)
+    store, _ = held(tmp_path, files, idle=5, durability="commit")
+    for n in range(2):
+        await store.commit({T: {b"%d" % n: b""}})
+        await store.flush()
+    files.hold = "log"
+    commit = asyncio.ensure_future(store.commit({T: {b"a": b"1"}}))
+    await asyncio.to_thread(files.waits.wait, 10)
+    done, _ = await asyncio.wait([commit], timeout=0.1)
+    assert not done
+    assert store.version.level_0_runs == 2
+    files.release.set()
+    await commit
+    async with asyncio.timeout(10):
+        while store.version.level_0_runs:  # noqa: ASYNC110  now it is quiet
+            await asyncio.sleep(0.005)
+    await store.close()
