@@ -11,7 +11,7 @@ beside this file says what lies on disk.
 To read the code, begin with `lsm`, which names the parts of a store, and `reading`, which looks into them. Beneath:
 
     a commit      frame, memtable; commits, turns, journal; log, records, cipher
-    sstables      block, sstable, merge; cache; version, manifest, catalog
+    sstables      block, sstable, sstable_index, sstable_writer, merge; cache; version, manifest, catalog
     background    background, upkeep, compaction, staleness; jobs, replay, runner, helper
     opening       opening, state_dir, keys, recovery, adopt
     copies        pinning, snapshot, checkpoint, blobs, building; inspection, verifying

@@ -131,20 +131,15 @@ class Rows:
         self._old: dict[Space, dict[bytes, Any]] = {}
         self._bytes = 0
 
-    def get(self, space: Space, key: bytes) -> Any:
-        """The value, or None."""
-        rows = self.young.get(space)
-        if rows is not None and key in rows:
-            return rows[key]
-        if not self._old:
-            return None
+    def older(self, space: Space, key: bytes) -> Any:
+        """The value if it is not in `young`, where it should be looked for first; None if it is nowhere."""
         rows = self._old.get(space)
-        if rows is not None:
-            value = rows.pop(key, None)
-            if value is not None:
-                self.put(space, key, value)
-            return value
-        return None
+        if rows is None:
+            return None
+        value = rows.pop(key, None)
+        if value is not None:
+            self.put(space, key, value)
+        return value
 
     def put(self, space: Space, key: bytes, value: bytes) -> None:
         """Keep a value that was read from disk."""

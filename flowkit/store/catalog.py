@@ -13,7 +13,8 @@ from flowkit.store.cipher import StoreKey
 from flowkit.store.files import Files
 from flowkit.store.log import logs
 from flowkit.store.manifest import Manifest, manifests
-from flowkit.store.sstable import FileMeta, Sstable
+from flowkit.store.sstable import Sstable
+from flowkit.store.sstable_index import FileMeta
 from flowkit.store.version import Base, Edit, Version
 from flowkit.store.whole import in_thread, whole
 

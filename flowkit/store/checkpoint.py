@@ -43,7 +43,7 @@ from flowkit.store.records import (
     encode_header,
     encode_record,
 )
-from flowkit.store.sstable import FileMeta
+from flowkit.store.sstable_index import FileMeta
 from flowkit.store.verifying import Problem, check_table
 from flowkit.store.version import Base, Edit, Hidden
 

@@ -18,7 +18,7 @@ import msgspec
 
 from flowkit.errors import ConfigError
 from flowkit.store.frame import Space
-from flowkit.store.sstable import FileMeta, SpaceMeta
+from flowkit.store.sstable_index import FileMeta, SpaceMeta
 
 
 class CompactionOptions(msgspec.Struct, frozen=True, kw_only=True):

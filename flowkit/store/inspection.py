@@ -20,7 +20,9 @@ from flowkit.store.memtable import Memtable, order_of
 from flowkit.store.opening import Look, read_store
 from flowkit.store.progress import OnProgress, Step
 from flowkit.store.records import VERSION
-from flowkit.store.sstable import FileMeta, Sstable, SstableWriter
+from flowkit.store.sstable import Sstable
+from flowkit.store.sstable_index import FileMeta
+from flowkit.store.sstable_writer import SstableWriter
 from flowkit.store.version import Edit
 
 

@@ -19,7 +19,9 @@ from flowkit.store.log import read_log
 from flowkit.store.memtable import Memtable, order_of
 from flowkit.store.merge import merge
 from flowkit.store.replay import Replay
-from flowkit.store.sstable import FileMeta, Sstable, SstableWriter
+from flowkit.store.sstable import Sstable
+from flowkit.store.sstable_index import FileMeta
+from flowkit.store.sstable_writer import SstableWriter
 
 BATCH_RECORDS = 1024
 BATCH_BYTES = 1024 * 1024

@@ -16,7 +16,7 @@ from flowkit.errors import StoreCorrupt
 from flowkit.store.cipher import Cipher, StoreKey
 from flowkit.store.files import Files, Writer
 from flowkit.store.records import MANIFEST, UNDECODABLE, decode_header, decode_records, encode_header, encode_record
-from flowkit.store.sstable import FileMeta
+from flowkit.store.sstable_index import FileMeta
 from flowkit.store.version import Base, Edit, Hidden
 
 _decoder = msgspec.msgpack.Decoder(Edit)

@@ -16,7 +16,7 @@ from flowkit.store.cipher import StoreKey
 from flowkit.store.core import Core
 from flowkit.store.journal import Journal
 from flowkit.store.keys import NAME, KeyProvider, encode_keys
-from flowkit.store.sstable import FileMeta
+from flowkit.store.sstable_index import FileMeta
 from flowkit.store.turns import Turns
 from flowkit.store.upkeep import flush
 from flowkit.store.version import Base, Edit, Hidden, Version, next_run

@@ -15,6 +15,7 @@ from flowkit.store.version import Version
 
 Pending = dict[Space, dict[bytes, Value]]
 _EMPTY = Version({}, frozenset(), {})
+_NO_ROWS: dict[bytes, bytes] = {}
 
 
 class Reading:
@@ -87,7 +88,8 @@ class Reading:
                 return value
             if space in memtable.dropped:
                 return None
-        return self._from_files(space, key)
+        row = self.rows.young.get(space, _NO_ROWS).get(key)
+        return self._from_files(space, key) if row is None else row
 
     def _from_files(self, space: Space, key: bytes) -> Value:
         runs = self.version.runs.get(space)
@@ -106,7 +108,7 @@ class Reading:
             if bits[bit >> 3] >> (bit & 7) & 1:
                 if not asked:  # a key that is not there, and so in no row, mostly costs nothing
                     asked = True
-                    value = self.rows.get(space, key)
+                    value = self.rows.older(space, key)
                     if value is not None:
                         return value
                 value = table.get(space, key, crc, self.blocks)

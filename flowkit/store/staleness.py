@@ -14,7 +14,7 @@ from flowkit.store.checksum import crc32
 from flowkit.store.core import Core
 from flowkit.store.frame import Space
 from flowkit.store.memtable import Memtable
-from flowkit.store.sstable import FileMeta
+from flowkit.store.sstable_index import FileMeta
 from flowkit.store.version import Run
 
 ASKED = 256

@@ -17,7 +17,7 @@ from flowkit.store.frame import BEGINNING, Space
 from flowkit.store.jobs import Done
 from flowkit.store.journal import Journal
 from flowkit.store.log import log_number
-from flowkit.store.sstable import FileMeta
+from flowkit.store.sstable_index import FileMeta
 from flowkit.store.staleness import note_flush, note_merge, stale_beneath
 from flowkit.store.version import Edit, Hidden, next_run
 from flowkit.store.whole import in_thread

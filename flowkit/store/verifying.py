@@ -21,7 +21,8 @@ from flowkit.store.log import log_number, logs
 from flowkit.store.manifest import Recovered, manifests, read_manifest
 from flowkit.store.progress import OnProgress, Step
 from flowkit.store.records import LOG, all_records, decode_header
-from flowkit.store.sstable import FileMeta, Sstable
+from flowkit.store.sstable import Sstable
+from flowkit.store.sstable_index import FileMeta
 
 TRIES = 5
 _OFFSET = re.compile(r"offset (\d+)")

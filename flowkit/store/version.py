@@ -11,7 +11,8 @@ import msgspec
 
 from flowkit.store.cache import BlockCache
 from flowkit.store.frame import Space
-from flowkit.store.sstable import FileMeta, Sstable
+from flowkit.store.sstable import Sstable
+from flowkit.store.sstable_index import FileMeta
 
 Hidden = tuple[str, str, int | None]
 """(file, table, end): the file's part of that space was dropped."""

@@ -30,7 +30,9 @@ from flowkit.store.log import read_log
 from flowkit.store.manifest import read_manifest
 from flowkit.store.memtable import Memtable
 from flowkit.store.records import LOG, MANIFEST, encode_header, encode_record
-from flowkit.store.sstable import _FOOTER, FileMeta, SpaceMeta, Sstable, SstableWriter
+from flowkit.store.sstable import Sstable
+from flowkit.store.sstable_index import FOOTER, FileMeta, SpaceMeta
+from flowkit.store.sstable_writer import SstableWriter
 from flowkit.store.version import Edit
 
 SPACE: Space = ("t", None)
@@ -144,7 +146,7 @@ class Fuzz:
 
     def forged_table(self, luck: random.Random) -> None:
         """Its index or its first block mangled, and every checksum right."""
-        offset, length, size, _, _, magic = _FOOTER.unpack(self.table[-_FOOTER.size :])
+        offset, length, size, _, _, magic = FOOTER.unpack(self.table[-FOOTER.size :])
         blocks, index = self.table[:offset], unpack(self.table[offset : offset + length], 1, size)
         if luck.random() < 0.7:
             index = mangled(index, luck)

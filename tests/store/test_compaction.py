@@ -12,7 +12,7 @@ from flowkit.store.frame import Frame
 from flowkit.store.memtable import Memtable
 from flowkit.store.merge import merge
 from flowkit.store.replay import Replay
-from flowkit.store.sstable import FileMeta, SpaceMeta
+from flowkit.store.sstable_index import FileMeta, SpaceMeta
 
 OPTIONS = CompactionOptions(l0_runs=4, l1_bytes=10_000)
 T = ("t", None)

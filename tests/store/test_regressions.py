@@ -18,7 +18,7 @@ from flowkit.store.cipher import StoreKey
 from flowkit.store.compaction import choose
 from flowkit.store.files import Files
 from flowkit.store.jobs import Done, Job
-from flowkit.store.sstable import FileMeta, SpaceMeta
+from flowkit.store.sstable_index import FileMeta, SpaceMeta
 from tests.store.recording import Operation, PowerFailure, Recorder, lay
 from tests.store.world import KEY, Hasty, Model, everything, frame, kill, look_now, open_now, settle, tiny
 

@@ -15,7 +15,7 @@ import msgspec
 import flowkit.store
 from flowkit.store import Frame, SpaceChange
 from flowkit.store.checkpoint import Listing, Stored
-from flowkit.store.sstable import FileMeta, SpaceMeta
+from flowkit.store.sstable_index import FileMeta, SpaceMeta
 from flowkit.store.version import Edit
 from tests.store.making import opened
 
