@@ -9,6 +9,7 @@ from flowkit.source.file import FileReader, FileSource
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
+from flowkit.source.placement import Known, Placing
 from flowkit.source.seam import Batch, Broker, Claim, Output, Position, Reader, Source
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "Claim",
     "FileReader",
     "FileSource",
+    "Known",
     "MemoryBroker",
     "MemoryStore",
     "Output",
+    "Placing",
     "Position",
     "Reader",
     "Source",

@@ -20,6 +20,7 @@ from flowkit.source import embedded_tasks as ledger
 from flowkit.source.embedded_file import BrokerFile
 from flowkit.source.embedded_thread import FileThread
 from flowkit.source.local import LogSource, Records
+from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease, check_topic
 from flowkit.source.seam import Output
 
@@ -180,6 +181,10 @@ class EmbeddedBroker:
         OutcomeUnknown if nobody knows what became of the transaction, ConfigError if a topic or partition is missing.
         """
         await self._writer.run(ledger.commit, self.url, task, epoch, number, commit_id, positions, outputs)
+
+    async def place(self, worker: str, tasks: Sequence[str], held: set[str]) -> Placing:
+        """What `worker`, which runs the tasks `held`, has to claim and to release, so that all `tasks` are shared."""
+        return await place_by_leases(self, worker, tasks, held, self._clock.now_ms())
 
     async def leases(self, prefix: str = "") -> list[Lease]:
         """The tasks whose name begins with `prefix` and that were ever claimed, by name."""

@@ -16,6 +16,7 @@ from flowkit.clock import Clock
 from flowkit.errors import Fenced
 from flowkit.source.local import LogSource, Records
 from flowkit.source.memory_store import Log, Member, MemoryStore
+from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import (
     DEFAULT_TTL_MS,
     Claimed,
@@ -189,6 +190,10 @@ class MemoryBroker:
             self._append(groups)
             self.store.leases[task] = msgspec.structs.replace(lease, number=number, commit_id=commit_id)
             self.store.positions[task] = blob
+
+    async def place(self, worker: str, tasks: Sequence[str], held: set[str]) -> Placing:
+        """What `worker`, which runs the tasks `held`, has to claim and to release, so that all `tasks` are shared."""
+        return await place_by_leases(self, worker, tasks, held, self._clock.now_ms())
 
     async def leases(self, prefix: str = "") -> list[Lease]:
         """The tasks whose name begins with `prefix` and that were ever claimed, by name."""

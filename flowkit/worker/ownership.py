@@ -19,10 +19,9 @@ import structlog
 
 from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreCorrupt, StoreError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim
+from flowkit.source import Claim, Known
 from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import IDLE
-from flowkit.worker.placement import Lease
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.whole import whole
 
@@ -38,15 +37,6 @@ LOOK_MS = 100
 CALLS_LOOK_MS = 20
 """While calls are under way, the inputs are looked at as often."""
 """How long (ms) a task without input waits for some before it looks at the clock."""
-
-
-class Known(Lease, Protocol):
-    """A lease as the broker tells it: also where the task's state is."""
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def state(self) -> str: ...
 
 
 class Ledger(Protocol):

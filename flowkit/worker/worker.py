@@ -23,7 +23,6 @@ from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
-from flowkit.worker.placement import share
 from flowkit.worker.resources import resources
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.tracing import Tracing, tracing_from_environment
@@ -150,21 +149,16 @@ class Worker:
 
     async def _place(self) -> None:
         """Claim and release so that all workers together hold every task once, in equal shares."""
-        prefix = f"{self.app.name}/"
-        leases = {lease.task: lease for lease in await self.broker.leases(prefix)}
-        members = await self.broker.members(prefix)
-        # A lease of ours without a task behind it is a claim that was broken off: free.
-        told = [lease for lease in leases.values() if lease.owner != self.id or lease.task in self.owned]
-        claims, releases = share(list(self.wiring.slices), members, self.id, told, self.clock.now_ms())
+        claims, releases = await self.broker.place(self.id, list(self.wiring.slices), set(self.owned))
         for name in releases:
             if name in self.owned:
                 log.info("task is handed over", task=name)
                 self.owned[name].hand_over()
-        for name in claims:
+        for name, lease in claims.items():
             if name not in self.owned and not self._stopping.is_set():
                 owned = self.owned[name] = Ownership(
                     name,
-                    leases.get(name),
+                    lease,
                     worker=self.id,
                     ledger=self.broker,
                     home=self.home,

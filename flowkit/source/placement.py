@@ -8,8 +8,8 @@ Sticky: a worker keeps what it has up to its quota. Balanced: quotas differ by o
 those that already hold more. A task changes hands only when its owner releases it or dies.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 
 class Lease(Protocol):
@@ -21,6 +21,46 @@ class Lease(Protocol):
     def owner(self) -> str: ...
     @property
     def expires_ms(self) -> int: ...
+
+
+class Known(Lease, Protocol):
+    """A lease as the broker tells it: also the owner's epoch, and where it keeps the task's state."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+
+
+class Placing(NamedTuple):
+    """What a worker has to do about its share of the tasks.
+
+    `claims`: by task what the broker knew of it when it looked free, None if nobody has ever had it.
+    """
+
+    claims: Mapping[str, Known | None]
+    releases: Sequence[str]
+
+
+class Leases(Protocol):
+    """A broker that places tasks by leases."""
+
+    async def leases(self, prefix: str = "") -> Sequence[Known]: ...
+    async def members(self, prefix: str = "") -> Sequence[str]: ...
+
+
+async def place_by_leases(broker: Leases, worker: str, tasks: Sequence[str], held: set[str], now: int) -> Placing:
+    """What `worker`, which runs the tasks `held`, has to claim and to release at `now` (ms).
+
+    Names of workers and of tasks begin alike: with the app's name and a slash.
+    """
+    prefix = f"{worker.partition('/')[0]}/"
+    leases = {lease.task: lease for lease in await broker.leases(prefix)}
+    members = await broker.members(prefix)
+    # A lease of ours without a task behind it is a claim that was broken off: free.
+    told = [lease for lease in leases.values() if lease.owner != worker or lease.task in held]
+    claims, releases = share(tasks, members, worker, told, now)
+    return Placing({task: leases.get(task) for task in claims}, releases)
 
 
 def share(

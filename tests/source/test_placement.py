@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowkit.worker.placement import share
+from flowkit.source.placement import share
 
 NOW = 1_000
 
