@@ -21,7 +21,7 @@ To read the code, begin with `lsm`, which names the parts of a store, and `readi
 import importlib
 import typing
 
-from flowkit.store.frame import Frame, Space, SpaceChange
+from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_frame
 
 if typing.TYPE_CHECKING:
     from flowkit.store.blobs import Blob, Blobs, DirectoryBlobs
@@ -74,6 +74,8 @@ __all__ = [
     "check_directory",
     "claim_directory",
     "copy_store",
+    "decode_frame",
+    "encode_frame",
     "inspect",
     "keys_from_environment",
     "open_directory",

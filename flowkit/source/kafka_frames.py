@@ -1,0 +1,160 @@
+"""Frames in a changelog topic: what was committed since the last checkpoint, on machines whose disks vanish.
+
+    topic   := APP-GROUP-changelog, a partition for each task of the group
+    record  := msgpack [number, commit id, parent id, state, part, parts, bytes of that part of the frame]
+
+A frame is written within the transaction of its commit, in as many records as the broker's limit on one asks for. One
+that does not follow the one before it, by number and by the id of its parent, was never part of this history: two
+owners without transactions can have written at the same time, and the first of them goes on.
+"""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from flowkit.errors import BrokerError, StoreCorrupt
+from flowkit.source.kafka_address import KafkaAddress
+from flowkit.store import Frame
+from flowkit.store import decode_frame as decode
+
+PART_BYTES = 900_000
+"""Below the million bytes that brokers take a record by default."""
+LOOK_BACK = 64
+"""So many records before its end are read to find the last frame; then four times as many, and so on."""
+
+
+class Part(msgspec.Struct, array_like=True):
+    """One record of a changelog."""
+
+    number: int
+    commit_id: bytes
+    parent: bytes
+    state: str
+    part: int
+    parts: int
+    data: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_part = msgspec.msgpack.Decoder(Part).decode
+
+
+def changelog_of(task: str) -> tuple[str, int]:
+    """The topic and partition of a task's frames."""
+    group, _, partition = task.rpartition("/")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{group}-changelog"), int(partition)
+
+
+def parts_of(number: int, commit_id: bytes, parent: bytes, state: str, frame: bytes) -> Iterator[bytes]:
+    """The records of one frame."""
+    parts = max(1, -(-len(frame) // PART_BYTES))
+    for part in range(parts):
+        data = frame[part * PART_BYTES : (part + 1) * PART_BYTES]
+        yield _encode(Part(number, commit_id, parent, state, part, parts, data))
+
+
+class Whole(msgspec.Struct):
+    """A frame that was found whole: the offset of its first record, and its bytes."""
+
+    offset: int
+    last: Part
+    data: bytes
+
+    def frame(self, where: str) -> Frame:
+        """The frame itself. Raises StoreCorrupt."""
+        return decode(self.data, where, self.offset)
+
+
+class Changelog:
+    """Reads one partition of a changelog. Made by `open_changelog`."""
+
+    def __init__(self, consumer: Any, where: Any, start: int, end: int) -> None:
+        self.consumer, self.where, self.start, self.end = consumer, where, start, end
+        self.name = f"{where.topic}[{where.partition}]"
+
+    async def last(self) -> Whole | None:
+        """The last frame; None if there is none."""
+        back = LOOK_BACK
+        while True:
+            first = max(self.start, self.end - back)
+            found = None
+            async for whole in self.read(first):
+                found = whole
+            if found is not None or first == self.start:
+                return found
+            back *= 4
+
+    async def after(self, number: int) -> AsyncIterator[Frame]:
+        """The frames that follow number `number`, in order. Raises StoreCorrupt if the next one is not there."""
+        first, back = self.end, LOOK_BACK
+        while first > self.start:
+            first = max(self.start, self.end - back)
+            async for whole in self.read(first):
+                found = whole.last.number
+                break
+            else:
+                found = number + 1
+            if found <= number + 1 and first < self.end:
+                break
+            back *= 4
+        expected, parent = number + 1, None
+        async for whole in self.read(first):
+            if whole.last.number < expected or (parent is not None and whole.last.parent != parent):
+                continue
+            if whole.last.number > expected:
+                raise StoreCorrupt(
+                    f"{self.name}: commit {expected} is not there, the next one is {whole.last.number}: frames were "
+                    "deleted before a checkpoint held them"
+                )
+            yield whole.frame(self.name)
+            expected, parent = expected + 1, whole.last.commit_id
+
+    async def read(self, first: int) -> AsyncIterator[Whole]:
+        """The whole frames from offset `first` on. Parts that are left of others are passed over."""
+        self.consumer.seek(self.where, first)
+        begun, data = first, []
+        while await self.consumer.position(self.where) < self.end:
+            records = await self.consumer.getmany(self.where, timeout_ms=1000)
+            for record in records.get(self.where, ()):
+                try:
+                    part = _part(record.value)
+                except (msgspec.MsgspecError, TypeError) as error:
+                    raise StoreCorrupt(f"{self.name}: unreadable record at offset {record.offset}: {error}") from error
+                if part.part == 0:
+                    begun, data = record.offset, []
+                elif part.part != len(data):
+                    continue
+                data.append(part.data)
+                if len(data) == part.parts:
+                    yield Whole(begun, part, b"".join(data))
+                    data = []
+
+
+@asynccontextmanager
+async def open_changelog(address: KafkaAddress, task: str) -> AsyncIterator[Changelog]:
+    """A task's changelog as it is now: what is committed to it. Raises BrokerError."""
+    from aiokafka import AIOKafkaConsumer, TopicPartition
+    from aiokafka.errors import KafkaError
+
+    where = TopicPartition(*changelog_of(task))
+    consumer = AIOKafkaConsumer(
+        **address.client_options(),
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        max_partition_fetch_bytes=8 * 2**20,
+        fetch_max_wait_ms=50,
+    )
+    try:
+        await consumer.start()
+        consumer.assign([where])
+        start = (await consumer.beginning_offsets([where]))[where]
+        end = (await consumer.end_offsets([where]))[where]
+        yield Changelog(consumer, where, start, end)
+    except KafkaError as error:
+        raise BrokerError(f"{address}: {where.topic}[{where.partition}] cannot be read: {error}") from error
+    finally:
+        await consumer.stop()

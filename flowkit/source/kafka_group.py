@@ -1,0 +1,186 @@
+"""Who runs which task, by Kafka's consumer group protocol: one assignor whose unit is the task.
+
+    join        each member tells which tasks it runs, and since which generation
+    assign      the leader shares them out as `placement.share` says: sticky, balanced, and a task that its owner has to
+                give up goes to nobody yet
+    release     the owner commits, closes, and asks for another round; in that one the task is free
+
+So a task changes hands as among workers with leases: only when its owner has let go of it, or is dead. The protocol of
+aiokafka is eager, but nothing is given up at a round's beginning: an owner that is none any more is fenced by its
+transactional id, and can harm nothing. The partitions themselves are not assigned: tasks read theirs by hand.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from flowkit.errors import BrokerError
+from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.placement import Placing, share
+from flowkit.source.rules import Lease
+
+log = structlog.get_logger("flowkit.kafka")
+
+FOREVER = 2**63 - 1
+
+
+class Member(msgspec.Struct, array_like=True):
+    """What a worker tells the group of itself: its name, all tasks of the app, those it runs, and since when."""
+
+    worker: str
+    tasks: list[str]
+    held: list[str]
+    generation: int
+
+
+class Assigned(msgspec.Struct, array_like=True):
+    """What the leader tells a worker: its tasks."""
+
+    tasks: list[str]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_member = msgspec.msgpack.Decoder(Member).decode
+_assigned = msgspec.msgpack.Decoder(Assigned).decode
+
+
+def assign(members: Mapping[str, Member]) -> dict[str, Assigned]:
+    """The tasks of each member, by its id in the group.
+
+    Of two who say that they run a task, the one with the newer generation does: the other was away.
+    """
+    tasks = sorted({task for member in members.values() for task in member.tasks})
+    names = {f"{member.worker} {id_}": id_ for id_, member in members.items()}  # a worker may be in it twice, restarted
+    leases = {}
+    for name, id_ in sorted(names.items(), key=lambda pair: (members[pair[1]].generation, pair[0])):
+        for task in members[id_].held:
+            leases[task] = Lease(task, name, 0, FOREVER, "")
+    given = {}
+    for name, id_ in names.items():
+        claims, releases = share(tasks, list(names), name, list(leases.values()), 0)
+        kept = {task for task, lease in leases.items() if lease.owner == name} - set(releases)
+        given[id_] = Assigned(sorted(kept | set(claims)))
+    return given
+
+
+class KafkaGroup:
+    """One worker's membership. `held` is told by `place`, about once a second: that is also its sign of life."""
+
+    def __init__(self, address: KafkaAddress, group: str, worker: str, topics: Sequence[str], ttl_ms: int) -> None:
+        self.address, self.group, self.worker, self.topics, self.ttl_ms = address, group, worker, list(topics), ttl_ms
+        self.assigned: set[str] | None = None
+        """The tasks of this worker; None before the first round, and while it is no member."""
+        self.generation = -1
+        self._tasks: list[str] = []
+        self._held: set[str] = set()
+        self._alive_at = 0.0
+        self._giving_up: set[str] = set()
+        self._consumer: Any = None
+
+    async def start(self, tasks: Sequence[str]) -> None:
+        """Become a member."""
+        from aiokafka import AIOKafkaConsumer
+        from aiokafka.errors import KafkaError
+
+        self._tasks = list(tasks)
+        self._consumer = AIOKafkaConsumer(
+            *self.topics,
+            **self.address.client_options(),
+            client_id=self.worker,
+            group_id=self.group,
+            enable_auto_commit=False,
+            session_timeout_ms=self.ttl_ms,
+            heartbeat_interval_ms=max(100, self.ttl_ms // 4),
+            rebalance_timeout_ms=self.ttl_ms,
+            # Without a call of `place` for as long it leaves: a loop that stands still must not keep its tasks.
+            max_poll_interval_ms=max(30_000, 3 * self.ttl_ms),
+            partition_assignment_strategy=[_assignor(self)],
+        )
+        try:
+            # Not until the first round is over: nothing says how long the others take.
+            await self._consumer.start()
+        except KafkaError as error:
+            await self._consumer.stop()
+            raise BrokerError(f"{self.address}: group {self.group!r} cannot be joined: {error}") from error
+
+    async def stop(self) -> None:
+        """Leave: the others share out what it had, at once."""
+        consumer, self._consumer, self.assigned = self._consumer, None, None
+        if consumer is not None:
+            await consumer.stop()
+
+    async def place(self, tasks: Sequence[str], held: set[str]) -> Placing:
+        """What has to be claimed and released, by the last round."""
+        self._tasks, self._held = list(tasks), set(held)
+        if self._consumer is None or self.assigned is None:
+            return Placing({}, [])
+        await self._look()
+        self._alive_at = time.monotonic()
+        given_up = self._giving_up - held
+        self._giving_up = held - self.assigned
+        if given_up and not self._giving_up:
+            # aiokafka has no public way to ask for another round.
+            self._consumer._coordinator.request_rejoin()
+        return Placing(dict.fromkeys(sorted(self.assigned - held)), sorted(self._giving_up))
+
+    async def _look(self) -> None:
+        """Take nothing from the consumer, which has no partitions: that is how it knows that its owner is alive.
+
+        Raises BrokerError with what went wrong in its background.
+        """
+        from aiokafka.errors import KafkaError
+
+        try:
+            await self._consumer.getmany(timeout_ms=0)
+        except KafkaError as error:
+            raise BrokerError(f"{self.address}: group {self.group!r}: {error}") from error
+
+    def is_ours(self, task: str) -> bool:
+        """True if the last round gave us the task, and we have not been away since for so long that others have it.
+
+        A process that was stopped finds out about its membership only some time after it goes on.
+        """
+        away = time.monotonic() - self._alive_at
+        return self.assigned is not None and task in self.assigned and away < self.ttl_ms / 1000
+
+    # What the assignor does
+
+    def told(self) -> Member:
+        """What this worker says of itself when it joins: it holds what it was given, whether it runs yet or not."""
+        return Member(self.worker, self._tasks, sorted(self._held | (self.assigned or set())), self.generation)
+
+    def gave(self, assigned: Assigned) -> None:
+        """A round is over."""
+        self.assigned = set(assigned.tasks)
+        self.generation = self._consumer._coordinator.generation
+        self._alive_at = time.monotonic()
+        log.info("tasks shared out", group=self.group, generation=self.generation, ours=len(self.assigned))
+
+
+def _assignor(group: KafkaGroup) -> Any:
+    """An assignor of aiokafka's for one membership: aiokafka calls its class, so each membership has one."""
+    from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
+    from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+
+    class TaskAssignor(AbstractPartitionAssignor):
+        name = "flowkit-tasks"
+
+        @classmethod
+        def metadata(cls, topics: Any) -> Any:
+            return ConsumerProtocolMemberMetadata(0, list(topics), _encode(group.told()))
+
+        @classmethod
+        def assign(cls, cluster: Any, members: Any) -> Any:
+            told = {id_: _member(metadata.user_data) for id_, metadata in members.items()}
+            return {
+                id_: ConsumerProtocolMemberAssignment(0, [], _encode(assigned)) for id_, assigned in assign(told).items()
+            }
+
+        @classmethod
+        def on_assignment(cls, assignment: Any) -> None:
+            group.gave(_assigned(assignment.user_data))
+
+    return TaskAssignor
