@@ -1,4 +1,4 @@
-"""From a broker's URL to the broker: `embedded://DIR` or `memory://NAME`."""
+"""From a broker's URL to the broker: `kafka://HOST:PORT`, `embedded://DIR` or `memory://NAME`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -8,13 +8,14 @@ from flowkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from flowkit.source.embedded import EmbeddedBroker
+    from flowkit.source.kafka import KafkaBroker
     from flowkit.source.memory import MemoryBroker
 
-SCHEMES = "embedded://DIR (topics in a directory) or memory://NAME (for tests)"
-LATER = ("kafka", "kinesis")
+SCHEMES = "kafka://HOST:PORT (Apache Kafka, MSK), embedded://DIR (topics in a directory) or memory://NAME (for tests)"
+LATER = ("kinesis",)
 
 
-def open_broker(url: str, clock: Clock) -> Union["EmbeddedBroker", "MemoryBroker"]:
+def open_broker(url: str, clock: Clock) -> Union["EmbeddedBroker", "MemoryBroker", "KafkaBroker"]:
     """The broker of `url`, to be used within `async with`.
 
     `embedded://DIR` takes a relative (`embedded://state/topics`) or an absolute path (`embedded:///var/topics`), and
@@ -25,6 +26,11 @@ def open_broker(url: str, clock: Clock) -> Union["EmbeddedBroker", "MemoryBroker
         raise ConfigError(f"broker {url!r}: this is no URL; use {SCHEMES}")
     if scheme in LATER:
         raise ConfigError(f"broker {url!r}: {scheme}:// comes in a later version; use {SCHEMES}")
+    if scheme == "kafka":
+        from flowkit.source.kafka import KafkaBroker
+        from flowkit.source.kafka_address import KafkaAddress
+
+        return KafkaBroker(KafkaAddress.parse(url), clock)
     if scheme == "memory":
         from flowkit.source.memory import MemoryBroker
         from flowkit.source.memory_store import store_named

@@ -23,6 +23,7 @@ from flowkit.source.local import LogSource, Records
 from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease, check_topic
 from flowkit.source.seam import Output
+from flowkit.store import Frame
 
 POLL_MS = 5
 """How often `wait` looks whether the file has changed; a look costs about 0.1 ms in another thread."""
@@ -174,6 +175,7 @@ class EmbeddedBroker:
         commit_id: bytes,
         positions: Any,
         outputs: Sequence[Output],
+        frame: Frame | None = None,
     ) -> None:
         """Outputs, positions and identity in one transaction. A commit that counts already succeeds and does nothing.
 
@@ -198,7 +200,7 @@ class EmbeddedBroker:
         """Give the task up; does nothing if another has claimed it. Commits under `epoch` are fenced from now on."""
         await self._writer.run(ledger.release, task, epoch)
 
-    async def join(self, worker: str, ttl_ms: int) -> None:
+    async def join(self, worker: str, ttl_ms: int, tasks: Sequence[str] = ()) -> None:
         """Become a member until `ttl_ms` after the last heartbeat. Claims are made under this name from now on."""
         await self._writer.run(ledger.join, worker, ttl_ms, self._clock.now_ms())
         self._worker = worker

@@ -9,16 +9,16 @@ owners without transactions can have written at the same time, and the first of 
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
-from flowkit.errors import BrokerError, StoreCorrupt
+from flowkit.errors import StoreCorrupt
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.store import Frame
-from flowkit.store import decode_frame as decode
+from flowkit.source.kafka_client import broker_error, started, stopped
+from flowkit.store import Frame, decode_frame, encode_frame
 
 PART_BYTES = 900_000
 """Below the million bytes that brokers take a record by default."""
@@ -48,12 +48,13 @@ def changelog_of(task: str) -> tuple[str, int]:
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{group}-changelog"), int(partition)
 
 
-def parts_of(number: int, commit_id: bytes, parent: bytes, state: str, frame: bytes) -> Iterator[bytes]:
-    """The records of one frame."""
-    parts = max(1, -(-len(frame) // PART_BYTES))
+def parts_of(frame: Frame, state: str) -> Iterator[bytes]:
+    """The records of one frame. `state` is where its owner keeps the task's state."""
+    whole = encode_frame(frame)
+    parts = max(1, -(-len(whole) // PART_BYTES))
     for part in range(parts):
-        data = frame[part * PART_BYTES : (part + 1) * PART_BYTES]
-        yield _encode(Part(number, commit_id, parent, state, part, parts, data))
+        data = whole[part * PART_BYTES : (part + 1) * PART_BYTES]
+        yield _encode(Part(frame.number, frame.commit_id, frame.parent, state, part, parts, data))
 
 
 class Whole(msgspec.Struct):
@@ -65,7 +66,7 @@ class Whole(msgspec.Struct):
 
     def frame(self, where: str) -> Frame:
         """The frame itself. Raises StoreCorrupt."""
-        return decode(self.data, where, self.offset)
+        return decode_frame(self.data, where, self.offset)
 
 
 class Changelog:
@@ -87,7 +88,7 @@ class Changelog:
                 return found
             back *= 4
 
-    async def after(self, number: int) -> AsyncIterator[Frame]:
+    async def after(self, number: int) -> AsyncGenerator[Frame, None]:
         """The frames that follow number `number`, in order. Raises StoreCorrupt if the next one is not there."""
         first, back = self.end, LOOK_BACK
         while first > self.start:
@@ -140,21 +141,23 @@ async def open_changelog(address: KafkaAddress, task: str) -> AsyncIterator[Chan
     from aiokafka.errors import KafkaError
 
     where = TopicPartition(*changelog_of(task))
-    consumer = AIOKafkaConsumer(
-        **address.client_options(),
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        max_partition_fetch_bytes=8 * 2**20,
-        fetch_max_wait_ms=50,
+    consumer = await started(
+        AIOKafkaConsumer(
+            **address.client_options(),
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=8 * 2**20,
+            fetch_max_wait_ms=50,
+        ),
+        address,
     )
     try:
-        await consumer.start()
         consumer.assign([where])
         start = (await consumer.beginning_offsets([where]))[where]
         end = (await consumer.end_offsets([where]))[where]
         yield Changelog(consumer, where, start, end)
     except KafkaError as error:
-        raise BrokerError(f"{address}: {where.topic}[{where.partition}] cannot be read: {error}") from error
+        raise broker_error(address, f"reading {where.topic}[{where.partition}]", error) from error
     finally:
-        await consumer.stop()
+        await stopped(consumer)

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from flowkit.errors import BrokerError
 from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.kafka_client import broker_error, started, stopped
 from flowkit.source.placement import Placing, share
 from flowkit.source.rules import Lease
 
@@ -83,11 +83,9 @@ class KafkaGroup:
     async def start(self, tasks: Sequence[str]) -> None:
         """Become a member."""
         from aiokafka import AIOKafkaConsumer
-        from aiokafka.errors import KafkaError
 
         self._tasks = list(tasks)
         self._consumer = AIOKafkaConsumer(
-            *self.topics,
             **self.address.client_options(),
             client_id=self.worker,
             group_id=self.group,
@@ -99,18 +97,14 @@ class KafkaGroup:
             max_poll_interval_ms=max(30_000, 3 * self.ttl_ms),
             partition_assignment_strategy=[_assignor(self)],
         )
-        try:
-            # Not until the first round is over: nothing says how long the others take.
-            await self._consumer.start()
-        except KafkaError as error:
-            await self._consumer.stop()
-            raise BrokerError(f"{self.address}: group {self.group!r} cannot be joined: {error}") from error
+        await started(self._consumer, self.address)
+        self._consumer.subscribe(self.topics)  # after the start, which else waits for the round: a dead member's time
 
     async def stop(self) -> None:
         """Leave: the others share out what it had, at once."""
         consumer, self._consumer, self.assigned = self._consumer, None, None
         if consumer is not None:
-            await consumer.stop()
+            await stopped(consumer)
 
     async def place(self, tasks: Sequence[str], held: set[str]) -> Placing:
         """What has to be claimed and released, by the last round."""
@@ -136,7 +130,7 @@ class KafkaGroup:
         try:
             await self._consumer.getmany(timeout_ms=0)
         except KafkaError as error:
-            raise BrokerError(f"{self.address}: group {self.group!r}: {error}") from error
+            raise broker_error(self.address, f"group {self.group!r}", error) from error
 
     def is_ours(self, task: str) -> bool:
         """True if the last round gave us the task, and we have not been away since for so long that others have it.
@@ -176,7 +170,8 @@ def _assignor(group: KafkaGroup) -> Any:
         def assign(cls, cluster: Any, members: Any) -> Any:
             told = {id_: _member(metadata.user_data) for id_, metadata in members.items()}
             return {
-                id_: ConsumerProtocolMemberAssignment(0, [], _encode(assigned)) for id_, assigned in assign(told).items()
+                id_: ConsumerProtocolMemberAssignment(0, [], _encode(assigned))
+                for id_, assigned in assign(told).items()
             }
 
         @classmethod

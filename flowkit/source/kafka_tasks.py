@@ -17,11 +17,13 @@ from typing import Any
 
 import structlog
 
-from flowkit.errors import BrokerError, Fenced, OutcomeUnknown
+from flowkit.errors import Fenced, OutcomeUnknown
 from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.kafka_client import started, stopped
 from flowkit.source.kafka_frames import changelog_of, parts_of
 from flowkit.source.rules import group_outputs
 from flowkit.source.seam import Output
+from flowkit.store import Frame
 
 log = structlog.get_logger("flowkit.kafka")
 
@@ -35,35 +37,33 @@ OFFSETS_EVERY = 1.0
 class TaskProducer:
     """The transactional producer of one task that this process owns."""
 
-    def __init__(self, address: KafkaAddress, task: str, group: str) -> None:
-        self.address, self.task, self.group = address, task, group
+    def __init__(self, address: KafkaAddress, task: str, group: str, state: str) -> None:
+        self.address, self.task, self.group, self.state = address, task, group, state
         self.topic, self.partition = changelog_of(task)
         self.epoch = 0
         """Of this ownership: larger than that of every earlier one."""
+        self.last: tuple[int, bytes | None] = 0, None
+        """Number and id of the last commit that counts."""
+        self.commits = 0
         self._producer: Any = None
         self._told_offsets = 0.0
 
     async def start(self) -> None:
         """Fence every earlier owner of the task, and end what it had begun. Raises BrokerError."""
         from aiokafka import AIOKafkaProducer
-        from aiokafka.errors import KafkaError
 
-        producer = AIOKafkaProducer(
-            **self.address.client_options(),
-            client_id=self.task,
-            transactional_id=self.task,
-            transaction_timeout_ms=TRANSACTION_MS,
-            compression_type="lz4",
-            max_batch_size=BATCH_BYTES,
-            max_request_size=2**20 * 8,
+        producer = await started(
+            AIOKafkaProducer(
+                **self.address.client_options(),
+                client_id=self.task,
+                transactional_id=self.task,
+                transaction_timeout_ms=TRANSACTION_MS,
+                compression_type="lz4",
+                max_batch_size=BATCH_BYTES,
+                max_request_size=8 * 2**20,
+            ),
+            self.address,
         )
-        try:
-            await producer.start()
-        except BaseException as error:
-            await producer.stop()
-            if isinstance(error, KafkaError):
-                raise BrokerError(f"{self.address}: task {self.task}: no transactions: {error!r}") from error
-            raise
         self._producer = producer
         manager = producer._txn_manager
         self.epoch = manager.producer_id << 16 | manager.producer_epoch
@@ -72,18 +72,9 @@ class TaskProducer:
         """Let go of the producer; what it had begun ends by the next owner, or by time."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            await stopped(producer)
 
-    async def commit(
-        self,
-        number: int,
-        commit_id: bytes,
-        parent: bytes,
-        state: str,
-        frame: bytes,
-        positions: dict[str, Any],
-        outputs: Sequence[Output],
-    ) -> None:
+    async def commit(self, frame: Frame, outputs: Sequence[Output]) -> None:
         """All of it, or nothing. Raises Fenced, OutcomeUnknown."""
         from aiokafka.errors import KafkaError, ProducerFenced
 
@@ -94,11 +85,11 @@ class TaskProducer:
             await producer.begin_transaction()
             sent = [
                 await producer.send(self.topic, record, partition=self.partition)
-                for record in parts_of(number, commit_id, parent, state, frame)
+                for record in parts_of(frame, self.state)
             ]
             for (topic, partition), columns in group_outputs(outputs).items():
                 sent += await self._send(topic, partition, *columns)
-            now = time.monotonic()
+            now, positions = time.monotonic(), frame.meta.get("positions", {})
             if positions and now - self._told_offsets >= OFFSETS_EVERY:
                 self._told_offsets = now
                 await producer.send_offsets_to_transaction(_offsets(positions), self.group)
@@ -107,12 +98,16 @@ class TaskProducer:
             await producer.commit_transaction()
         except ProducerFenced as error:
             await self.stop()
-            raise Fenced(f"task {self.task}: another worker has opened it: commit {number} does not count") from error
+            raise Fenced(
+                f"task {self.task}: another worker has opened it: commit {frame.number} does not count"
+            ) from error
         except (KafkaError, AssertionError) as error:  # aiokafka asserts that its states follow each other
             await self.stop()
             raise OutcomeUnknown(
-                f"task {self.task}: nobody knows whether commit {number} counts: {error or type(error).__name__!r}"
+                f"task {self.task}: nobody knows whether commit {frame.number} counts: {error or type(error).__name__!r}"
             ) from error
+        self.last = frame.number, frame.commit_id
+        self.commits += 1
 
     async def _send(
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]

@@ -34,6 +34,7 @@ from flowkit.source.rules import (
     unknown_topic,
 )
 from flowkit.source.seam import Output
+from flowkit.store import Frame
 
 
 class MemoryBroker:
@@ -181,6 +182,7 @@ class MemoryBroker:
         commit_id: bytes,
         positions: Any,
         outputs: Sequence[Output],
+        frame: Frame | None = None,
     ) -> None:
         """Outputs, positions and identity at once. Raises Fenced, CommitError, ConfigError as `EmbeddedBroker` does."""
         lease = self.store.leases.get(task)
@@ -218,7 +220,7 @@ class MemoryBroker:
             self.store.leases[task] = msgspec.structs.replace(lease, owner="")
             self.store.changed()
 
-    async def join(self, worker: str, ttl_ms: int) -> None:
+    async def join(self, worker: str, ttl_ms: int, tasks: Sequence[str] = ()) -> None:
         """Become a member until `ttl_ms` after the last heartbeat. Claims are made under this name from now on."""
         self.store.workers[worker] = Member(ttl_ms, self._clock.now_ms() + ttl_ms)
         self.store.changed()

@@ -1,7 +1,9 @@
 """The seam between flowkit and an outside system that records come from: what each system's file offers."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from flowkit.store import Frame
 
 Position = Any
 """Whatever a source needs to go on from: msgpack-able builtins, opaque to everyone else. None: from the start."""
@@ -112,8 +114,17 @@ class Broker(Protocol):
         commit_id: bytes,
         positions: Any,
         outputs: Sequence[Output],
+        frame: Frame | None = None,
     ) -> None:
         """Outputs, positions and identity in one transaction, if `epoch` is still the task's.
 
-        Raises Fenced if it is not; OutcomeUnknown if nobody knows what became of the transaction.
+        A broker that keeps frames, so that a task can go on where its disk is not, puts `frame` there too. Raises Fenced if it is not; OutcomeUnknown if nobody knows what became of the transaction.
         """
+
+
+@runtime_checkable
+class KeepsFrames(Protocol):
+    """A broker that has the frames of tasks beside their outputs, for machines whose disks vanish."""
+
+    def frames(self, task: str, after: int) -> AsyncGenerator[Frame, None]:
+        """The task's frames that follow number `after` and count, in order. Raises StoreCorrupt if one is missing."""

@@ -423,7 +423,7 @@ class Task:
         if self.broker is not None:
             positions = frame.meta.get("positions", {})
             try:
-                await self.broker.commit(self.name, self.epoch, frame.number, frame.commit_id, positions, outs)
+                await self.broker.commit(self.name, self.epoch, frame.number, frame.commit_id, positions, outs, frame)
             except Fenced:
                 await self.store.resolve(frame.commit_id, False)
                 raise

@@ -15,7 +15,7 @@ from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim, open_broker
+from flowkit.source import Claim, KeepsFrames, open_broker
 from flowkit.stopping import Stop
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host
 from flowkit.worker.build import random_ids, tuned_collector
@@ -24,7 +24,7 @@ from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.resources import resources
-from flowkit.worker.state_home import StateHome
+from flowkit.worker.state_home import Frames, StateHome
 from flowkit.worker.tracing import Tracing, tracing_from_environment
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
 from flowkit.worker.wiring import Wiring
@@ -110,7 +110,7 @@ class Worker:
             # It is dead, or the directory would not be ours: its tasks need not wait until its leases run out.
             await self.broker.leave(before)
         self.home.sign(self.id)
-        await self.broker.join(self.id, self.options.lease_ttl)
+        await self.broker.join(self.id, self.options.lease_ttl, list(self.wiring.slices))
         tasks = len(self.wiring.slices)
         log.info("worker started", app=self.app.name, worker=self.id, tasks=tasks, broker=self.broker_url)
 
@@ -139,7 +139,7 @@ class Worker:
             await self.broker.heartbeat(self.id)
         except Fenced:  # it was away for so long that the others have forgotten it
             log.warning("membership lost; joining again", worker=self.id)
-            await self.broker.join(self.id, self.options.lease_ttl)
+            await self.broker.join(self.id, self.options.lease_ttl, list(self.wiring.slices))
         # Those that are still being claimed have no lease yet.
         held = [name for name, owned in self.owned.items() if owned.live is not None]
         for name in await self.broker.renew(self.id, held):
@@ -179,13 +179,17 @@ class Worker:
             topics=self.wiring.topics,
             senders=self.wiring.senders,
             sinks=self.wiring.sinks(part),
-            store=self.home.open(name, place, claim),
+            store=self.home.open(name, place, claim, self._frames_of(name)),
             epoch=claim.epoch,
             clock=self.clock,
             options=self.options,
             new_id=random_ids(),
             meter=self.meter_of(name),
         )
+
+    def _frames_of(self, name: str) -> Frames | None:
+        broker = self.broker
+        return None if not isinstance(broker, KeepsFrames) else lambda after: broker.frames(name, after)
 
     def meter_of(self, name: str) -> Meter:
         """The measures of a task, which go on when it is opened again."""

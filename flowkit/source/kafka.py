@@ -1,0 +1,225 @@
+"""`kafka://HOST:PORT`: topics, exactly-once commits and placement on Apache Kafka.
+
+    topics      `kafka_topics`; read by one consumer for all tasks of the process, `kafka_reader`
+    placement   the consumer group protocol, with the task as its unit: `kafka_group`
+    commits     one transaction for a task's frame, outputs and offsets: `kafka_tasks`
+    recovery    the frames since the last checkpoint, from the task's changelog: `kafka_frames`
+
+A task is owned by whoever was the last to initialise a producer under its transactional id. Which commit counts is
+what its changelog says.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from flowkit.clock import Clock
+from flowkit.errors import Fenced, OutcomeUnknown
+from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.kafka_batch import KafkaBatch
+from flowkit.source.kafka_frames import changelog_of, open_changelog
+from flowkit.source.kafka_group import KafkaGroup
+from flowkit.source.kafka_reader import KafkaReaders, KafkaSource
+from flowkit.source.kafka_tasks import TaskProducer
+from flowkit.source.kafka_topics import KafkaTopics
+from flowkit.source.placement import Placing
+from flowkit.source.rules import Claimed, KeyValueTime, Lease
+from flowkit.source.seam import Output
+from flowkit.store import Frame
+
+CHANGELOG = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+"""Frames go when a checkpoint holds them, never by their age."""
+
+ANOTHER = 2**63 - 1
+"""The epoch under which another worker has a task, as far as the group tells: it tells no number."""
+
+
+class KafkaBroker:
+    """Apache Kafka. Use it within `async with`. Every method may raise BrokerError, naming the cluster."""
+
+    def __init__(self, address: KafkaAddress, clock: Clock) -> None:
+        self.address, self.url = address, address.url
+        self._clock = clock
+        self._topics = KafkaTopics(address)
+        self._readers = KafkaReaders(self._topics)
+        self._group: KafkaGroup | None = None
+        self._owned: dict[str, TaskProducer] = {}
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._topics.open()
+
+    async def close(self) -> None:
+        """Let go of everything; what a task had begun and not committed never counts."""
+        with anyio.CancelScope(shield=True):
+            for task in list(self._owned):
+                await self._let_go(task)
+            if self._group is not None:
+                await self._group.stop()
+            await self._readers.close()
+            await self._topics.close()
+
+    # --- topics ---
+
+    async def topics(self) -> dict[str, int]:
+        """The number of partitions by topic."""
+        return await self._topics.topics()
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; 0 if it does not exist."""
+        return await self._topics.partitions(topic)
+
+    async def create(self, topic: str, partitions: int) -> None:
+        """Make a topic. Raises ConfigError if it exists with another number, or the name cannot be one."""
+        await self._topics.create(topic, partitions)
+
+    async def end_offsets(self, topic: str) -> list[int]:
+        """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic."""
+        return await self._topics.end_offsets(topic)
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """The offsets of the oldest record that is left, and of the next one to come."""
+        return await self._topics.bounds(topic, partition)
+
+    async def put(self, topic: str, records: Sequence[KeyValueTime], partition: int | None = None) -> None:
+        """Append (key, value, time in ms) from outside: to `partition`, or by key, or round robin."""
+        await self._topics.put(topic, records, partition)
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int) -> KafkaBatch:
+        """At most `limit` records from `offset` on, or from the oldest that is left."""
+        return await self._topics.read(topic, partition, offset, limit)
+
+    async def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Forget the records before `offset`."""
+        await self._topics.delete_before(topic, partition, offset)
+
+    def source(self, topic: str) -> KafkaSource:
+        """The topic as the worker reads it."""
+        return self._readers.source(topic)
+
+    async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
+        """Return once any task's partition has records, or after `timeout_ms`; the answer is a mark for `seen`."""
+        return await self._readers.wait(timeout_ms, seen)
+
+    # --- placement ---
+
+    async def join(self, worker: str, ttl_ms: int, tasks: Sequence[str] = ()) -> None:
+        """Become a member of the app's group, which shares out `tasks`; their changelogs are made if need be."""
+        if self._group is not None:
+            await self._group.stop()
+        counts: dict[str, int] = {}
+        for task in tasks:
+            topic, partition = changelog_of(task)
+            counts[topic] = max(counts.get(topic, 0), partition + 1)
+        for topic, count in counts.items():
+            if await self._topics.partitions(topic) != count:
+                await self._topics.create(topic, count, CHANGELOG)
+        self._group = KafkaGroup(self.address, worker.partition("/")[0], worker, sorted(counts), ttl_ms)
+        await self._group.start(tasks)
+
+    async def heartbeat(self, worker: str) -> None:
+        """Nothing: the group's member sends its own, and `place` shows that the worker is alive."""
+
+    async def leave(self, worker: str) -> None:
+        """Leave the group, if `worker` is the one that joined: a dead one cannot be made to."""
+        if self._group is not None and self._group.worker == worker:
+            for task in list(self._owned):
+                await self._let_go(task)
+            await self._group.stop()
+
+    async def place(self, worker: str, tasks: Sequence[str], held: set[str]) -> Placing:
+        """What `worker`, which runs the tasks `held`, has to claim and to release, so that all `tasks` are shared."""
+        assert self._group is not None
+        return await self._group.place(tasks, held)
+
+    async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
+        """Nothing is lost in silence: whose task another worker has opened is fenced at its next commit."""
+        return []
+
+    async def leases(self, prefix: str = "") -> list[Lease]:
+        """Of one task, `prefix`: another worker's lease if the group has given it away; nothing if it is ours."""
+        if self._group is None or self._group.assigned is None or prefix in self._group.assigned:
+            return []
+        return [Lease(prefix, "another worker", ANOTHER, 0, "")]
+
+    # --- tasks ---
+
+    async def claim(self, task: str, state: str, *, worker: str | None = None, seen: int | None = None) -> Claimed:
+        """Become the task's owner: fences every earlier one, and ends what it had begun.
+
+        Raises Fenced unless the group has given the task to this worker: before, since only then may it fence the
+        owner, and after, since it may have stood still meanwhile.
+        """
+        self._check_ours(task)
+        await self._let_go(task)
+        producer = TaskProducer(self.address, task, task.partition("/")[0], state)
+        await producer.start()
+        try:
+            self._check_ours(task)
+            async with open_changelog(self.address, task) as log:
+                last = await log.last()
+        except BaseException:
+            await producer.stop()
+            raise
+        self._owned[task] = producer
+        if last is None:
+            return Claimed(producer.epoch, 0, None, "")
+        producer.last = last.last.number, last.last.commit_id
+        return Claimed(producer.epoch, *producer.last, last.last.state)
+
+    def _check_ours(self, task: str) -> None:
+        if self._group is not None and not self._group.is_ours(task):
+            raise Fenced(f"task {task}: the group has given it to another worker, or has not heard of this one")
+
+    async def _let_go(self, task: str) -> None:
+        producer = self._owned.pop(task, None)
+        if producer is not None:
+            await producer.stop()
+
+    async def release(self, task: str, epoch: int) -> None:
+        """Give the task up; the group hears of it at the next `place`."""
+        if task in self._owned and self._owned[task].epoch == epoch:
+            await self._let_go(task)
+
+    async def last_commit(self, task: str) -> tuple[int, bytes | None]:
+        """Number and id of the last commit of `task` that counts (0, None: none yet)."""
+        owned = self._owned.get(task)
+        if owned is not None and not owned.commits:
+            return owned.last  # nobody can have committed between our claim and our first commit
+        async with open_changelog(self.address, task) as log:
+            last = await log.last()
+        return (0, None) if last is None else (last.last.number, last.last.commit_id)
+
+    async def commit(
+        self,
+        task: str,
+        epoch: int,
+        number: int,
+        commit_id: bytes,
+        positions: Any,
+        outputs: Sequence[Output],
+        frame: Frame | None = None,
+    ) -> None:
+        """Frame, outputs and offsets in one transaction. Raises Fenced, OutcomeUnknown."""
+        producer = self._owned.get(task)
+        if producer is None or producer.epoch != epoch:
+            raise OutcomeUnknown(f"task {task}: it is not open under epoch {epoch}")
+        assert frame is not None
+        await producer.commit(frame, outputs)
+
+    async def frames(self, task: str, after: int) -> AsyncGenerator[Frame, None]:
+        """The task's frames that follow number `after` and count, in order."""
+        async with open_changelog(self.address, task) as log:
+            async for frame in log.after(after):
+                yield frame
