@@ -117,7 +117,7 @@ class KafkaGroup:
         self._giving_up = held - self.assigned
         if given_up and not self._giving_up:
             # aiokafka has no public way to ask for another round.
-            self._consumer._coordinator.request_rejoin()
+            self._consumer._coordinator.request_rejoin()  # noqa: SLF001
         return Placing(dict.fromkeys(sorted(self.assigned - held)), sorted(self._giving_up))
 
     async def _look(self) -> None:
@@ -149,7 +149,7 @@ class KafkaGroup:
     def gave(self, assigned: Assigned) -> None:
         """A round is over."""
         self.assigned = set(assigned.tasks)
-        self.generation = self._consumer._coordinator.generation
+        self.generation = self._consumer._coordinator.generation  # noqa: SLF001
         self._alive_at = time.monotonic()
         log.info("tasks shared out", group=self.group, generation=self.generation, ours=len(self.assigned))
 
@@ -159,7 +159,7 @@ def _assignor(group: KafkaGroup) -> Any:
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
     from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
-    class TaskAssignor(AbstractPartitionAssignor):
+    class TaskAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka has no types
         name = "flowkit-tasks"
 
         @classmethod
@@ -169,10 +169,8 @@ def _assignor(group: KafkaGroup) -> Any:
         @classmethod
         def assign(cls, cluster: Any, members: Any) -> Any:
             told = {id_: _member(metadata.user_data) for id_, metadata in members.items()}
-            return {
-                id_: ConsumerProtocolMemberAssignment(0, [], _encode(assigned))
-                for id_, assigned in assign(told).items()
-            }
+            given = assign(told)
+            return {id_: ConsumerProtocolMemberAssignment(0, [], _encode(mine)) for id_, mine in given.items()}
 
         @classmethod
         def on_assignment(cls, assignment: Any) -> None:
