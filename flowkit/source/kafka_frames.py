@@ -116,7 +116,8 @@ class Changelog:
     async def read(self, first: int) -> AsyncIterator[Whole]:
         """The whole frames from offset `first` on. Parts that are left of others are passed over."""
         self.consumer.seek(self.where, first)
-        begun, data = first, []
+        begun = first
+        data: list[bytes] = []
         while await self.consumer.position(self.where) < self.end:
             records = await self.consumer.getmany(self.where, timeout_ms=1000)
             for record in records.get(self.where, ()):

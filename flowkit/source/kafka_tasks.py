@@ -65,7 +65,7 @@ class TaskProducer:
             self.address,
         )
         self._producer = producer
-        manager = producer._txn_manager
+        manager = producer._txn_manager  # noqa: SLF001  no public way to the producer's epoch
         self.epoch = manager.producer_id << 16 | manager.producer_epoch
 
     async def stop(self) -> None:
@@ -98,13 +98,11 @@ class TaskProducer:
             await producer.commit_transaction()
         except ProducerFenced as error:
             await self.stop()
-            raise Fenced(
-                f"task {self.task}: another worker has opened it: commit {frame.number} does not count"
-            ) from error
+            raise Fenced(f"task {self.task}: another worker opened it; commit {frame.number} never counts") from error
         except (KafkaError, AssertionError) as error:  # aiokafka asserts that its states follow each other
             await self.stop()
             raise OutcomeUnknown(
-                f"task {self.task}: nobody knows whether commit {frame.number} counts: {error or type(error).__name__!r}"
+                f"task {self.task}: nobody knows whether commit {frame.number} counts: {error!r}"
             ) from error
         self.last = frame.number, frame.commit_id
         self.commits += 1

@@ -118,7 +118,8 @@ class Broker(Protocol):
     ) -> None:
         """Outputs, positions and identity in one transaction, if `epoch` is still the task's.
 
-        A broker that keeps frames, so that a task can go on where its disk is not, puts `frame` there too. Raises Fenced if it is not; OutcomeUnknown if nobody knows what became of the transaction.
+        A broker that keeps frames, so that a task can go on where its disk is not, puts `frame` there too.
+        Raises Fenced if it is not; OutcomeUnknown if nobody knows what became of the transaction.
         """
 
 
