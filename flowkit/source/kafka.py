@@ -59,6 +59,7 @@ class KafkaBroker:
     async def open(self) -> None:
         """Connect."""
         await self._topics.open()
+        await self._readers.open()
 
     async def close(self) -> None:
         """Let go of everything; what a task had begun and not committed never counts."""
