@@ -23,6 +23,7 @@ FlowkitError
 ├── CommitError            a commit failed
 │   ├── Fenced             another owner has taken the task over
 │   └── OutcomeUnknown     the broker did not say whether the commit counts: open the task again
+├── BrokerError            the broker cannot be reached, refuses us, or cannot do what was asked
 ├── LookupFailed           a lookup got no answer that counts
 └── Stalled                the watchdog saw no progress
 """
@@ -126,6 +127,10 @@ class Fenced(CommitError):
 
 class OutcomeUnknown(CommitError):
     """Nobody knows whether the commit counts. Open the task again: the log will tell."""
+
+
+class BrokerError(FlowkitError):
+    """A broker cannot be reached, refuses us, or cannot do what was asked; the message names its address."""
 
 
 class LookupFailed(FlowkitError):

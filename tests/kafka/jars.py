@@ -25,7 +25,8 @@ def missing() -> str | None:
     lacking = [tool for tool in ("java", *(() if _cache().is_dir() else ("mvn",))) if shutil.which(tool) is None]
     if not lacking:
         return None
-    return f"Apache Kafka needs {' and '.join(lacking)} on the PATH (Java 17 or later, Maven), or FLOWKIT_TEST_KAFKA=host:port"
+    tools = " and ".join(lacking)
+    return f"Apache Kafka needs {tools} on the PATH (Java 17 or later, Maven), or FLOWKIT_TEST_KAFKA=host:port"
 
 
 def jars() -> Path:

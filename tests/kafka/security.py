@@ -1,6 +1,6 @@
 """What a test broker needs for TLS and SASL: a certificate authority, certificates, users and their passwords."""
 
-import datetime
+import datetime as dt
 import ipaddress
 from pathlib import Path
 
@@ -20,8 +20,11 @@ MODULES = "org.apache.kafka.common.security"
 
 
 class Security:
-    """Files in `directory`: `ca.pem`, `other-ca.pem` (signed nothing), `client.pem` and `client.key`, which is
-    encrypted by KEY_PASSWORD, and the broker's own."""
+    """Files of a small authority.
+
+    In `directory`: `ca.pem`, `other-ca.pem` (which signed nothing), `client.pem` and `client.key`, which is encrypted
+    by KEY_PASSWORD, and the broker's own.
+    """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -106,15 +109,15 @@ def _signed(
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=30))
     )
 
 

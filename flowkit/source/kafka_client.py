@@ -1,0 +1,102 @@
+"""Clients of aiokafka that start or say why not, and its errors as ours.
+
+aiokafka logs why it cannot connect and raises only that it cannot. So, once it has failed, the servers are asked again
+one by one, which tells a refused password from an unknown certificate from a broker that is away.
+"""
+
+import asyncio
+import socket
+import ssl
+from typing import Any, TypeVar
+
+import anyio
+from aiokafka import errors as kafka
+from aiokafka.conn import create_conn
+from aiokafka.util import create_task
+
+from flowkit.errors import BrokerError, FlowkitError
+from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.kafka_tokens import NoToken
+
+AWAY = (kafka.KafkaError, OSError, TimeoutError, EOFError)
+"""What aiokafka lets through when a broker is away or refuses us."""
+
+LOOK_AGAIN_MS = 5_000
+"""At most so long is spent on asking again why a start failed."""
+
+Client = TypeVar("Client", bound=Any)
+
+
+async def started(client: Client, address: KafkaAddress) -> Client:
+    """`client`, once it has started. Raises BrokerError, saying why, if it cannot; then it is closed."""
+    try:
+        with anyio.fail_after(address.timeout_ms / 1000):
+            await client.start()
+    except BaseException as error:
+        await stopped(client)
+        if not isinstance(error, AWAY):
+            raise
+        raise BrokerError(f"{address.url} cannot be used: {await why_not(address)}") from None
+    return client
+
+
+async def stopped(client: Any) -> None:
+    """Stop a client, or close it, whatever state it is in; a cancelled caller still lets go of the connections."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+        await (client.stop() if hasattr(client, "stop") else client.close())
+
+
+async def why_not(address: KafkaAddress) -> str:
+    """What each server says when it is asked alone."""
+    options = address.client_options()
+    options["request_timeout_ms"] = min(address.timeout_ms, LOOK_AGAIN_MS)
+    servers = options.pop("bootstrap_servers")
+    answers: dict[str, str] = {}
+
+    async def ask(server: str) -> None:
+        host, _, port = server.rpartition(":")
+        try:
+            connection = await create_conn(host.strip("[]"), int(port), **options)
+        except (*AWAY, FlowkitError) as error:
+            answers[server] = _reason(error, address)
+        else:
+            connection.close()
+            answers[server] = "it answers now, so try again"
+
+    with anyio.move_on_after(options["request_timeout_ms"] / 1000 + 1):
+        await asyncio.gather(*(create_task(ask(server)) for server in servers))
+    return "; ".join(f"{server}: {answers.get(server, _silent(address))}" for server in servers)
+
+
+def broker_error(address: KafkaAddress, doing: str, error: BaseException | None) -> BrokerError:
+    """`error` of aiokafka as ours: what was being done at which cluster, and what came of it."""
+    reason = _silent(address) if error is None else _reason(error, address)
+    return BrokerError(f"{address.url}: {doing}: {reason}")
+
+
+def _silent(address: KafkaAddress) -> str:
+    return f"no answer within {address.timeout_ms} ms"
+
+
+def _reason(error: BaseException, address: KafkaAddress) -> str:
+    """One error for a person, without any secret."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not trusted ({error.verify_message}): is ca= the authority that signed it?"
+        case ssl.SSLError():
+            return f"TLS failed ({error.reason or error}): is security= right, and does it want cert= and key=?"
+        case socket.gaierror():
+            return "its name is not known"
+        case kafka.SaslAuthenticationFailed():
+            return f"it refuses what sasl={address.sasl} gave: check the FLOWKIT_KAFKA_… variables and their files"
+        case kafka.UnsupportedSaslMechanismError():
+            return f"it does not offer sasl={address.sasl}"
+        case NoToken():
+            return RuntimeError.__str__(error)
+        case TimeoutError() | kafka.RequestTimedOutError() | kafka.KafkaTimeoutError():
+            return _silent(address)
+        case kafka.KafkaConnectionError() | EOFError() | ConnectionResetError() | BrokenPipeError():
+            return "it closed the connection: is security= right, and does it want cert= and key=?"
+        case OSError():
+            return (error.strerror or type(error).__name__).lower()
+    return address.redact(str(error) or type(error).__name__)
