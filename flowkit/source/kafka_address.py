@@ -190,7 +190,7 @@ class KafkaAddress:
         except (OSError, ssl.SSLError, ValueError) as error:
             raise ConfigError(
                 f"{self.url}: cert={self.cert} and key={self.key} cannot be used ({_reason(error)}): both are PEM "
-                f"files that belong together, and an encrypted key needs {PREFIX}KEY_PASSWORD, or {PREFIX}KEY_PASSWORD_FILE"
+                f"files that belong together, and an encrypted key needs {PREFIX}KEY_PASSWORD (or …_FILE)"
             ) from None
         return context
 

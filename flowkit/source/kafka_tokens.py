@@ -9,18 +9,32 @@ other kind would end those for good, in silence.
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
 from flowkit.errors import ConfigError
 
-if TYPE_CHECKING:
-    from flowkit.source.kafka_address import KafkaAddress
+
+class Secrets(Protocol):
+    """What tokens are made from: an address, and where its secrets are."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def sasl(self) -> str | None: ...
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def timeout_ms(self) -> int: ...
+    @property
+    def environ(self) -> Mapping[str, str]: ...
+    def secret(self, name: str) -> str | None: ...
 
 
-def token_provider(address: "KafkaAddress") -> AbstractTokenProvider:
+def token_provider(address: Secrets) -> AbstractTokenProvider:
     """The provider for `address`, whose `sasl` is oauthbearer or msk-iam.
 
     Raises ConfigError if a variable or the signer is missing.
@@ -46,7 +60,7 @@ class NoToken(KafkaError):  # type: ignore[misc]  # aiokafka has no types
 class StoredToken(AbstractTokenProvider):  # type: ignore[misc]
     """The token that the environment or a file holds at the moment."""
 
-    def __init__(self, address: "KafkaAddress") -> None:
+    def __init__(self, address: Secrets) -> None:
         self._address = address
 
     async def token(self) -> str:
@@ -59,7 +73,7 @@ class StoredToken(AbstractTokenProvider):  # type: ignore[misc]
 class EndpointToken(AbstractTokenProvider):  # type: ignore[misc]
     """A token from an OAuth token endpoint (RFC 6749, section 4.4), asked for again when 80% of its life is over."""
 
-    def __init__(self, address: "KafkaAddress") -> None:
+    def __init__(self, address: Secrets) -> None:
         self._address = address
         self._url = address.environ["FLOWKIT_KAFKA_TOKEN_URL"]
         self._client = address.environ.get("FLOWKIT_KAFKA_CLIENT_ID")
@@ -117,7 +131,7 @@ def _seconds(value: Any) -> float:
 class SignedToken(AbstractTokenProvider):  # type: ignore[misc]
     """Amazon MSK: a request for the cluster, signed by the credentials that boto finds. Good for 15 minutes."""
 
-    def __init__(self, address: "KafkaAddress") -> None:
+    def __init__(self, address: Secrets) -> None:
         try:
             from aws_msk_iam_sasl_signer import MSKAuthTokenProvider
         except ImportError:

@@ -107,8 +107,9 @@ class KafkaTopics:
         check_same_partitions(topic, self.url, found, partitions)
 
     async def _create(self, topic: str, partitions: int, config: Mapping[str, str] | None, replication: int) -> int:
-        # {}: aiokafka takes replication -1 only together with an assignment, even an empty one.
-        new = NewTopic(topic, partitions, replication, replica_assignments={}, topic_configs=dict(config or {}))
+        # aiokafka takes -1 only together with an assignment, even an empty one, and any other number only without.
+        replicas: dict[int, list[int]] | None = {} if replication == -1 else None
+        new = NewTopic(topic, partitions, replication, replica_assignments=replicas, topic_configs=dict(config or {}))
         answer = await self._admin.create_topics([new], timeout_ms=self.address.timeout_ms)
         for _, code, message, *_ in answer.topic_errors:
             error = kafka.for_code(code)

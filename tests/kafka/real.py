@@ -37,6 +37,7 @@ FEW = {
     "num.io.threads": "4",
     "num.recovery.threads.per.data.dir": "1",
     "log.cleaner.threads": "1",
+    "log.cleaner.backoff.ms": "200",
     "background.threads": "2",
     "auto.create.topics.enable": "false",
     "offsets.topic.num.partitions": "4",
