@@ -6,11 +6,13 @@ The traps of aiokafka that lie here, each with its way around:
   transaction aborted if one failed.
 - An error from a commit means that nobody knows whether it counts. The producer is of no use any more: the task opens
   again under a new one, which ends what the old one began, and reads from the changelog what counts.
+- Some of its requests are tried again for ever, as for a topic that has been deleted: a commit has a time limit.
 - A producer that stood still is fenced, but learns it only when it sends: then it must not begin anew before it knows
   that the task is still its own.
 - `send` takes some 20 µs a record; whole batches are built here, and sent as such.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -82,30 +84,33 @@ class TaskProducer:
         if producer is None:
             raise OutcomeUnknown(f"task {self.task}: its producer is closed")
         try:
-            await producer.begin_transaction()
-            sent = [
-                await producer.send(self.topic, record, partition=self.partition)
-                for record in parts_of(frame, self.state)
-            ]
-            for (topic, partition), columns in group_outputs(outputs).items():
-                sent += await self._send(topic, partition, *columns)
-            now, positions = time.monotonic(), frame.meta.get("positions", {})
-            if positions and now - self._told_offsets >= OFFSETS_EVERY:
-                self._told_offsets = now
-                await producer.send_offsets_to_transaction(_offsets(positions), self.group)
-            for future in sent:
-                await future
-            await producer.commit_transaction()
+            async with asyncio.timeout(TRANSACTION_MS / 1000):  # the cluster ends it then, so nothing is lost by that
+                await self._commit(producer, frame, outputs)
         except ProducerFenced as error:
             await self.stop()
             raise Fenced(f"task {self.task}: another worker opened it; commit {frame.number} never counts") from error
-        except (KafkaError, AssertionError) as error:  # aiokafka asserts that its states follow each other
+        except (KafkaError, AssertionError, TimeoutError) as error:  # aiokafka asserts that its states follow
             await self.stop()
             raise OutcomeUnknown(
                 f"task {self.task}: nobody knows whether commit {frame.number} counts: {error!r}"
             ) from error
         self.last = frame.number, frame.commit_id
         self.commits += 1
+
+    async def _commit(self, producer: Any, frame: Frame, outputs: Sequence[Output]) -> None:
+        await producer.begin_transaction()
+        sent = [
+            await producer.send(self.topic, record, partition=self.partition) for record in parts_of(frame, self.state)
+        ]
+        for (topic, partition), columns in group_outputs(outputs).items():
+            sent += await self._send(topic, partition, *columns)
+        now, positions = time.monotonic(), frame.meta.get("positions", {})
+        if positions and now - self._told_offsets >= OFFSETS_EVERY:
+            self._told_offsets = now
+            await producer.send_offsets_to_transaction(_offsets(positions), self.group)
+        for future in sent:
+            await future
+        await producer.commit_transaction()
 
     async def _send(
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]
