@@ -27,6 +27,11 @@ class BoundedFeed:
         self.moved: dict[str, int] = {}
         self.finished: list[Engine] = []
         self.finished_before: list[Engine] = []
+        self._by_topic: dict[str, list[Engine]] = {}
+        """Who writes a topic: asked for each head at each look."""
+        for engine in self.engines:
+            for outlet in engine.group.outlets:
+                self._by_topic.setdefault(outlet.name, []).append(engine)
 
     def add(self, head: Head) -> None:
         """Merge one more input; ties in time go to the one added first."""
@@ -108,7 +113,7 @@ class BoundedFeed:
         return any(head.engine is engine and head.topic == engine.app.dead_letters.name for head in self.heads)
 
     def _writers(self, head: Head) -> list[Engine]:
-        return [engine for engine in self.engines if head.topic in {o.name for o in engine.group.outlets}]
+        return self._by_topic.get(head.topic, [])
 
     def _sends_itself(self, head: Head) -> bool:
         return head.linked and head.engine in self._writers(head)
