@@ -407,8 +407,10 @@ class Sstable:
         while at >= 0:
             if self.high[at] == high:
                 place = self._base | block
-                raw = cache.young.get(place) or cache.get(place)
-                if raw is None:
+                raw = cache.young.get(place)
+                if raw is not None:
+                    cache.hits += 1
+                elif (raw := cache.get(place)) is None:
                     raw = self._raw(block)
                     cache.offer(place, raw)
                 try:
