@@ -12,7 +12,7 @@ from flowkit.record import END_OF_TIME, DeadLetter
 from flowkit.source import Position
 from flowkit.window import Split
 from flowkit.worker.engine import Engine
-from flowkit.worker.feed import Ended, Finished, Piece, Records, Tick, Waiting
+from flowkit.worker.feed import Drained, Ended, Finished, Piece, Records, Tick, Waiting
 from flowkit.worker.heads import Head, LinkHead
 from flowkit.worker.outlets import BoundOutlet, Outgoing
 
@@ -91,20 +91,43 @@ class BoundedFeed:
         due, n = min(waiting)
         return due, self.engines[n]
 
-    def _end_of_an_engine(self) -> Ended | Finished | None:
-        """There is nothing to read: the next engine may end, those that read dead letters last of all."""
+    def _end_of_an_engine(self) -> Ended | Drained | Finished | None:
+        """There is nothing to read: the next engine may end, those that read dead letters last of all.
+
+        Those that feed each other in a circle end together, once nobody else is left who feeds them: first all that
+        they read, then what they still have to hand over, and only when nothing flows any more their agents. So what
+        windows send that fire at the end still finds all of them at work.
+        """
         left = [engine for engine in self.engines if engine not in self.finished]
         left = [engine for engine in left if not self._reads_dead_letters(engine)] or left
-        waiting: list[Head] = []
-        for engine in left:
-            links = [h for h in self.heads if h.engine is engine and self._may_end(h)]
-            writers = [writer for head in links for writer in self._writers(head)]
-            if all(writer in self.finished or writer is engine for writer in writers):
-                # What it sends to itself comes to an end first: windows that fire then still find its agents at work.
-                return Ended(engine, links[0].split) if links else Finished(engine)
-            waiting += links
-        # Groups that feed each other in a circle.
-        return Ended(waiting[0].engine, waiting[0].split) if waiting else None
+        feeding = {id(engine): self._feeding(engine, left) for engine in left}
+        for first in left:
+            circle = [e for e in left if e is first or (e in feeding[id(first)] and first in feeding[id(e)])]
+            if any(engine not in circle for engine in feeding[id(first)]):
+                continue
+            for engine in circle:
+                for head in self.heads:
+                    if head.engine is engine and self._may_end(head):
+                        return Ended(engine, head.split)
+            if first in feeding[id(first)]:
+                for engine in circle:
+                    if engine.has_more:
+                        return Drained(engine)
+            return Finished(first)
+        return None
+
+    def _feeding(self, engine: Engine, left: list[Engine]) -> list[Engine]:
+        """Those of `left` who write what it reads, or what they read, and so on; itself too if it does."""
+        found: list[Engine] = []
+        to_do = [engine]
+        while to_do:
+            reader = to_do.pop()
+            for head in self.heads:
+                if head.engine is reader and head.linked and head.topic != engine.app.dead_letters.name:
+                    new = [writer for writer in self._writers(head) if writer in left and writer not in found]
+                    found += new
+                    to_do += new
+        return found
 
     def _may_end(self, head: Head) -> bool:
         return head.linked and not head.split.ended and head.topic != head.engine.app.dead_letters.name

@@ -262,6 +262,10 @@ class Calls:
 
     # Waiting
 
+    def has_any(self) -> bool:
+        """True if anything is under way, or waits to be."""
+        return any(driver.pending or driver.forming for driver in self.drivers)
+
     @property
     def under_way(self) -> bool:
         """True if there are calls that are not handed over."""
