@@ -59,12 +59,15 @@ class BoundedFeed:
         while True:
             self._move_links()
             ready: list[tuple[int, int, Head]] = []
+            awaited: set[str] = set()
             for order, head in enumerate(self.heads):
                 if await head.fill():
                     ready.append((head.time, order, head))
-                elif head.waiting:
+                    continue
+                awaited.add(head.topic)
+                if head.waiting:
                     return Waiting()
-                elif not head.split.ended and self._has_ended(head):
+                if not head.split.ended and self._has_ended(head):
                     return Ended(head.engine, head.split)
             if ready:
                 ready.sort(key=_by_time_and_order)
@@ -72,6 +75,8 @@ class BoundedFeed:
                 clock = self._clock()
                 if clock is not None and clock[0] <= now:
                     return Tick(clock[1], now)
+                for name, outlet in self.links.items():
+                    outlet.awaited = name in awaited
                 rival = ready[1] if len(ready) > 1 else None
                 stop = head.until(limit, None if rival is None else rival[0], rival is None or order < rival[1])
                 if clock is not None:
