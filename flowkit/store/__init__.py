@@ -25,7 +25,7 @@ from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_
 
 if typing.TYPE_CHECKING:
     from flowkit.store.blobs import Blob, Blobs, DirectoryBlobs
-    from flowkit.store.cache import Budget
+    from flowkit.store.cache import Budget, block_cache
     from flowkit.store.checkpoint import Checkpoint, Checkpoints, Published
     from flowkit.store.compaction import CompactionOptions
     from flowkit.store.inspection import Inspection, copy_store, inspect, stores_in
@@ -71,6 +71,7 @@ __all__ = [
     "Step",
     "Store",
     "StoreOptions",
+    "block_cache",
     "check_directory",
     "claim_directory",
     "copy_store",
@@ -91,7 +92,7 @@ __all__ = [
 
 _WHERE = {
     "blobs": ["Blob", "Blobs", "DirectoryBlobs"],
-    "cache": ["Budget"],
+    "cache": ["Budget", "block_cache"],
     "checkpoint": ["Checkpoint", "Checkpoints", "Published"],
     "compaction": ["CompactionOptions"],
     "inspection": ["Inspection", "copy_store", "inspect", "stores_in"],
