@@ -88,7 +88,7 @@ class Worker:
                 open_host(options.store_memory, bytes_per_second=options.compaction_rate)
             )
             self.home = StateHome(self.state, host, keys_from_environment())
-            self.broker = open_broker(self.broker_url, self.clock)
+            self.broker = open_broker(self.broker_url, self.clock, self.app.guarantee)
             await stack.enter_async_context(self.broker)
             await self.wiring.connect(self.broker)
             self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
