@@ -5,6 +5,7 @@ one by one, which tells a refused password from an unknown certificate from a br
 """
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -31,16 +32,31 @@ STOP_SECONDS = 1.0
 Client = TypeVar("Client", bound=Any)
 
 
+class NoSecrets(logging.Filter):
+    """Keeps back what aiokafka says about signing in: at DEBUG, passwords and tokens as they are sent."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.DEBUG or "SaslAuthenticate" not in record.getMessage()
+
+
+logging.getLogger("aiokafka.conn").addFilter(NoSecrets())
+
+
 async def started(client: Client, address: KafkaAddress) -> Client:
     """`client`, once it has started. Raises BrokerError, saying why, if it cannot; then it is closed."""
     try:
         with anyio.fail_after(address.timeout_ms / 1000):
             await client.start()
+        if not _inner(client).cluster.brokers():
+            # A refused token is answered by a challenge, which aiokafka takes for a welcome (RFC 7628, section 3.2.2).
+            raise kafka.SaslAuthenticationFailed
     except BaseException as error:
         await stopped(client)
         if not isinstance(error, AWAY):
             raise
-        raise BrokerError(f"{address.url} cannot be used: {await why_not(address)}") from None
+        refused = isinstance(error, kafka.SaslAuthenticationFailed)
+        reason = _reason(error, address) if refused else await why_not(address)
+        raise BrokerError(f"{address.url} cannot be used: {reason}") from None
     return client
 
 
@@ -50,10 +66,14 @@ async def stopped(client: Any) -> None:
         with anyio.move_on_after(STOP_SECONDS) as scope:
             await (client.stop() if hasattr(client, "stop") else client.close())
         if scope.cancelled_caught:  # a producer flushes first, and cannot while the broker is away
-            sender = getattr(client, "_sender", None)
-            if sender is not None:
+            if (sender := getattr(client, "_sender", None)) is not None:
                 await sender.close()
-            await (client.client if sender is not None else client._client).close()  # noqa: SLF001
+            await _inner(client).close()
+
+
+def _inner(client: Any) -> Any:
+    """The connections of a producer, a consumer or an admin client."""
+    return client.client if hasattr(client, "client") else client._client  # noqa: SLF001
 
 
 async def why_not(address: KafkaAddress) -> str:
