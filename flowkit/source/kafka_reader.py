@@ -131,6 +131,13 @@ class KafkaReaders:
         reader.offset = offset
         self._assigned = False  # the next fetch seeks, whatever has become of the consumer meanwhile
 
+    def end(self, reader: "KafkaReader") -> int | None:
+        """Where the partition ended when it was fetched last; None before that."""
+        if self._consumer is None or reader.part not in self._consumer.assignment():
+            return None
+        found: int | None = self._consumer.highwater(reader.part)
+        return found
+
     def knows(self, topic: str) -> bool:
         """Whether the cluster, when it was asked last, had the topic."""
         return self._consumer is None or bool(self._consumer.partitions_for_topic(topic))
@@ -246,6 +253,11 @@ class KafkaReader:
             return KafkaBatch(self.part.topic, self.part.partition, first, records)
         await self._look()
         return None
+
+    def lag(self) -> int | None:
+        """How many offsets lie between this reader and the end, as of the last fetch; None before the first."""
+        end = self._readers.end(self)
+        return None if end is None else max(0, end - self.offset)
 
     async def close(self) -> None:
         self._readers.remove(self)

@@ -104,6 +104,17 @@ async def test_a_reader_goes_on_from_a_position(topics: KafkaTopics, readers: Ka
     assert await take(readers, again, 2) == [20, 21]
 
 
+async def test_lag(topics: KafkaTopics, readers: KafkaReaders, name: str) -> None:
+    await topics.create(name, 1)
+    await topics.put(name, numbered(0, 10))
+    reader = await readers.source(name).open(0, 2)
+    assert reader.lag() is None
+    await take(readers, reader, 3, at_once=3)
+    assert reader.lag() == 5
+    await reader.close()
+    assert reader.lag() in (5, None)
+
+
 async def test_readers_that_open_and_close_disturb_no_other(
     topics: KafkaTopics, readers: KafkaReaders, name: str
 ) -> None:
