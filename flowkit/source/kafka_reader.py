@@ -115,6 +115,7 @@ class KafkaReaders:
         if self._arrivals.failed():
             await self._revive()
         self._assign()
+        self._arrivals.make_plain(reader.part)
         try:
             found = await self._consumer.getmany(reader.part, max_records=max_records)
             # Not the last record's offset: markers of transactions take offsets, too, and may be all that came.

@@ -1,11 +1,12 @@
 """Readers on a real cluster: what they give, where they begin and end, and what they do when the log has changed."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 
 from flowkit.errors import ConfigError, InputError
 from flowkit.source.kafka_address import KafkaAddress
@@ -76,6 +77,7 @@ async def test_records_in_order_as_they_were_sent(topics: KafkaTopics, readers: 
     assert list(batch.headers(1)) == []
     assert (batch.offset(2), batch.position(2), batch.position(3)) == (2, 2, 3)
     assert batch.where(2) == f"{name}[1] offset 2"
+    assert not isinstance(batch._records[0], ConsumerRecord)  # making one takes longer than parsing a record
     assert await reader.fetch(10) is None
     assert not reader.at_end
 
@@ -133,6 +135,56 @@ async def test_readers_that_open_and_close_disturb_no_other(
     found += await take(readers, third, 80, at_once=80)
     other += await take(readers, second, 40, at_once=40)
     assert found == other == list(range(100))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_readers_come_and_go_while_transactions_end(
+    topics: KafkaTopics, readers: KafkaReaders, name: str, seed: int
+) -> None:
+    """Whatever is cancelled or fetched again when the assignment changes, each partition is read once and in order."""
+    await topics.create(name, 3)
+    counts, done = [0, 0, 0], asyncio.Event()
+
+    async def write() -> None:
+        draw = random.Random(seed)
+        servers = list(topics.address.servers)
+        async with AIOKafkaProducer(bootstrap_servers=servers, transactional_id=name, linger_ms=1) as producer:
+            for _ in range(40):
+                await producer.begin_transaction()
+                written, counts_then = draw.randrange(1, 60), list(counts)
+                sent = []
+                for _ in range(written):
+                    partition = draw.randrange(3)
+                    sent.append(await producer.send(name, b"%d" % counts[partition], partition=partition))
+                    counts[partition] += 1
+                await asyncio.gather(*sent)
+                if draw.random() < 0.3:
+                    await producer.abort_transaction()
+                    counts[:] = counts_then
+                else:
+                    await producer.commit_transaction()
+        done.set()
+
+    writing = asyncio.create_task(write())
+    draw, source = random.Random(-seed), readers.source(name)
+    found: list[list[int]] = [[], [], []]
+    positions: list[int | None] = [None, None, None]
+    opened: dict[int, KafkaReader] = {}
+    mark = None
+    while not (done.is_set() and [len(each) for each in found] == counts):
+        partition = draw.randrange(3)
+        if partition not in opened:
+            opened[partition] = await source.open(partition, positions[partition])
+        batch = await opened[partition].fetch(draw.randrange(1, 50))
+        if batch is not None:
+            found[partition] += [int(value or b"-1") for value in batch.values]
+            positions[partition] = batch.position(len(batch))
+        elif draw.random() < 0.5:
+            mark = await readers.wait(20, mark)
+        if draw.random() < 0.1:
+            await opened.pop(partition).close()
+    await writing
+    assert found == [list(range(count)) for count in counts]
 
 
 async def test_a_partition_has_one_reader(topics: KafkaTopics, readers: KafkaReaders, name: str) -> None:
