@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import anyio
 from aiokafka import errors as kafka
 from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.util import create_task
 
 from flowkit.errors import BrokerError, FlowkitError
@@ -32,6 +33,14 @@ STOP_SECONDS = 1.0
 Client = TypeVar("Client", bound=Any)
 
 
+class RefusedToken(kafka.SaslAuthenticationFailed):  # type: ignore[misc]  # aiokafka has no types
+    """A cluster that names no broker.
+
+    A refused token is answered by a challenge (RFC 7628, section 3.2.2), which aiokafka takes for a welcome. After that
+    the broker answers every request by an error, which aiokafka reads as a cluster without brokers.
+    """
+
+
 class NoSecrets(logging.Filter):
     """Keeps back what aiokafka says about signing in: at DEBUG, passwords and tokens as they are sent."""
 
@@ -48,8 +57,7 @@ async def started(client: Client, address: KafkaAddress) -> Client:
         with anyio.fail_after(address.timeout_ms / 1000):
             await client.start()
         if not _inner(client).cluster.brokers():
-            # A refused token is answered by a challenge, which aiokafka takes for a welcome (RFC 7628, section 3.2.2).
-            raise kafka.SaslAuthenticationFailed
+            raise RefusedToken
     except BaseException as error:
         await stopped(client)
         if not isinstance(error, AWAY):
@@ -89,9 +97,14 @@ async def why_not(address: KafkaAddress) -> str:
             connection = await create_conn(host.strip("[]"), int(port), **options)
         except (*AWAY, FlowkitError) as error:
             answers[server] = _reason(error, address)
-        else:
+            return
+        try:
+            told = await connection.send(MetadataRequest([]))
+            answers[server] = "it answers now, so try again" if told.brokers else _reason(RefusedToken(), address)
+        except AWAY as error:
+            answers[server] = _reason(error, address)
+        finally:
             connection.close()
-            answers[server] = "it answers now, so try again"
 
     with anyio.move_on_after(options["request_timeout_ms"] / 1000 + 1):
         await asyncio.gather(*(create_task(ask(server)) for server in servers))

@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from flowkit.errors import BrokerError, ConfigError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
-from flowkit.source.kafka_client import AWAY, broker_error, started, stopped
+from flowkit.source.kafka_client import AWAY, broker_error, started, stopped, why_not
 from flowkit.source.rules import (
     KeyValueTime,
     check_same_partitions,
@@ -25,6 +25,9 @@ from flowkit.source.rules import (
 
 Isolation = Literal["read_committed", "read_uncommitted"]
 T = TypeVar("T")
+
+UNCONNECTED = (kafka.KafkaConnectionError, kafka.NodeNotReadyError, OSError)
+"""What says only that there is no connection, so that the servers are asked why."""
 
 RETRY_SECONDS = 0.1
 REFUSED = (
@@ -47,7 +50,6 @@ class KafkaTopics:
 
     def __init__(self, address: KafkaAddress) -> None:
         self.address, self.url = address, address.url
-        self._options: dict[str, Any] = {}
         self._admin: Any = None
         self._producer: Any = None
         self._askers: dict[Isolation, Any] = {}
@@ -56,8 +58,7 @@ class KafkaTopics:
 
     async def open(self) -> None:
         """Connect. Raises BrokerError, saying why, if that fails."""
-        self._options = self.address.client_options()
-        self._admin = await started(AIOKafkaAdminClient(**self._options), self.address)
+        self._admin = await started(AIOKafkaAdminClient(**self.address.client_options()), self.address)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -172,7 +173,7 @@ class KafkaTopics:
 
     async def _put(self, topic: str, groups: dict[int, list[KeyValueTime]]) -> None:
         if self._producer is None:
-            options = {**self._options, "acks": "all", "enable_idempotence": True}
+            options = {**self.address.client_options(), "acks": "all", "enable_idempotence": True}
             self._producer = await started(AIOKafkaProducer(**options), self.address)
         try:
             sent = [
@@ -229,7 +230,7 @@ class KafkaTopics:
 
     def _consumer(self, isolation: Isolation) -> Any:
         return AIOKafkaConsumer(
-            **self._options,
+            **self.address.client_options(),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -274,4 +275,6 @@ class KafkaTopics:
                         raise broker_error(self.address, doing, error) from error
                     last = error
                 await anyio.sleep(RETRY_SECONDS)
+        if isinstance(last, UNCONNECTED):
+            raise BrokerError(f"{self.url}: {doing}: {await why_not(self.address)}") from last
         raise broker_error(self.address, doing, last)

@@ -410,8 +410,9 @@ async def test_a_fetcher_that_has_ended_is_replaced(topics: KafkaTopics, readers
     reader = await readers.source(name).open(0, None)
     found = await take(readers, reader, 4, at_once=4)
     readers._consumer._fetcher.error_future.cancel()
-    found += await take(readers, reader, 6, at_once=3)
-    assert found == list(range(10))
+    await topics.put(name, numbered(10, 20))
+    found += await take(readers, reader, 16, at_once=3)
+    assert found == list(range(20))
 
 
 # --- waiting and memory -----------------------------------------------------------------------------------------------
@@ -435,7 +436,9 @@ async def test_records_that_nobody_takes_wake_nobody_twice(
     mark = await readers.wait(10)
     await topics.put(name, numbered(0, 1))
     mark = await readers.wait(5_000, mark)
+    began = asyncio.get_running_loop().time()
     assert await readers.wait(300, mark) == mark  # held back: the reader has no room
+    assert asyncio.get_running_loop().time() - began > 0.25
     assert await readers.wait(60_000) == mark  # without a mark, what lies there counts
     assert await take(readers, reader, 1) == [0]
 

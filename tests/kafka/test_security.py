@@ -104,6 +104,20 @@ async def test_a_token_that_is_renewed_on_disk(secure_kafka: Kafka, name: str, t
     await there_and_back(address, f"{name}-again")
 
 
+async def test_a_token_that_is_over_when_the_connection_breaks(secure_kafka: Kafka, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(token("flowkit", 600))
+    address = address_of(secure_kafka, "sasl_tls", "&sasl=oauthbearer", FLOWKIT_KAFKA_TOKEN_FILE=str(file))
+    async with KafkaTopics(address) as topics:
+        await topics.topics()
+        file.write_text(token("flowkit", -600))
+        secure_kafka.restart()
+        with pytest.raises(BrokerError, match=r"listing topics: .*: it refuses what sasl=oauthbearer gave"):
+            await topics.topics()
+        file.write_text(token("flowkit", 600))
+        await topics.topics()
+
+
 @pytest.mark.parametrize("sasl, user", [("plain", USER), ("scram-sha-256", SCRAM_USER), ("scram-sha-512", "nobody")])
 async def test_a_wrong_password(secure_kafka: Kafka, sasl: str, user: str, caplog: pytest.LogCaptureFixture) -> None:
     address = address_of(secure_kafka, "sasl_tls", f"&sasl={sasl}", **login(user, WRONG))
