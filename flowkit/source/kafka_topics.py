@@ -103,27 +103,10 @@ class KafkaTopics:
         found = await self.partitions(topic)
         if not found:
             found = await self._try(
-                f"making topic {topic!r}", lambda: self._create(topic, partitions, config, replication)
+                f"making topic {topic!r}",
+                lambda: _create(self._admin, self.address, topic, partitions, config, replication),
             )
         check_same_partitions(topic, self.url, found, partitions)
-
-    async def _create(self, topic: str, partitions: int, config: Mapping[str, str] | None, replication: int) -> int:
-        # aiokafka takes -1 only together with an assignment, even an empty one, and any other number only without.
-        replicas: dict[int, list[int]] | None = {} if replication == -1 else None
-        new = NewTopic(topic, partitions, replication, replica_assignments=replicas, topic_configs=dict(config or {}))
-        answer = await self._admin.create_topics([new], timeout_ms=self.address.timeout_ms)
-        for _, code, message, *_ in answer.topic_errors:
-            error = kafka.for_code(code)
-            if error in REFUSED:
-                raise ConfigError(f"topic {topic!r} cannot be made at {self.url}: {message or error.description}")
-            if error not in (kafka.NoError, kafka.TopicAlreadyExistsError):
-                raise error(message)
-        while True:  # brokers hear of the topic one after the other
-            (told,) = await self._admin.describe_topics([topic])
-            parts = told["partitions"]
-            if not told["error_code"] and parts and all(part["leader"] >= 0 for part in parts):
-                return len(parts)
-            await anyio.sleep(0.02)
 
     async def end_offsets(self, topic: str, *, committed: bool = False) -> list[int]:
         """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic.
@@ -195,21 +178,9 @@ class KafkaTopics:
         """
         part = await self._partition(topic, partition)
         start, end = await self.bounds(topic, partition, committed=True)
-        return await self._try(f"reading topic {topic!r}", lambda: self._read(part, max(start, offset), end, limit))
-
-    async def _read(self, part: Any, offset: int, end: int, limit: int) -> KafkaBatch:
-        records: list[Any] = []
-        if offset < end and limit > 0:
-            consumer = await started(self._consumer("read_committed"), self.address)
-            try:
-                consumer.assign([part])
-                consumer.seek(part, offset)
-                while len(records) < limit and await consumer.position(part) < end:  # records or markers, to the end
-                    found = await consumer.getmany(part, timeout_ms=500, max_records=limit - len(records))
-                    records += [record for record in found.get(part, ()) if record.offset < end]
-            finally:
-                await stopped(consumer)
-        return KafkaBatch(part.topic, part.partition, offset, records)
+        return await self._try(
+            f"reading topic {topic!r}", lambda: _read(self.address, part, max(start, offset), end, limit)
+        )
 
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`. Raises ConfigError if there is no such topic, partition or offset."""
@@ -227,16 +198,6 @@ class KafkaTopics:
         await self._try(f"deleting records of topic {topic!r}", delete)
 
     # --- within -------------------------------------------------------------------------------------------------------
-
-    def _consumer(self, isolation: Isolation) -> Any:
-        return AIOKafkaConsumer(
-            **self.address.client_options(),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level=isolation,
-            fetch_max_wait_ms=100,
-        )
 
     async def _partitions_of(self, topic: str) -> list[Any]:
         topics = await self.topics()
@@ -256,7 +217,7 @@ class KafkaTopics:
         async def ask() -> Any:
             async with self._lock:
                 if isolation not in self._askers:
-                    self._askers[isolation] = await started(self._consumer(isolation), self.address)
+                    self._askers[isolation] = await started(_consumer(self.address, isolation), self.address)
             return await getattr(self._askers[isolation], method)(about)
 
         return await self._try("asking for offsets", ask)
@@ -278,3 +239,50 @@ class KafkaTopics:
         if isinstance(last, UNCONNECTED):
             raise BrokerError(f"{self.url}: {doing}: {await why_not(self.address)}") from last
         raise broker_error(self.address, doing, last)
+
+
+async def _create(
+    admin: Any, address: KafkaAddress, topic: str, partitions: int, config: Mapping[str, str] | None, replication: int
+) -> int:
+    # aiokafka takes -1 only together with an assignment, even an empty one, and any other number only without.
+    replicas: dict[int, list[int]] | None = {} if replication == -1 else None
+    new = NewTopic(topic, partitions, replication, replica_assignments=replicas, topic_configs=dict(config or {}))
+    answer = await admin.create_topics([new], timeout_ms=address.timeout_ms)
+    for _, code, message, *_ in answer.topic_errors:
+        error = kafka.for_code(code)
+        if error in REFUSED:
+            raise ConfigError(f"topic {topic!r} cannot be made at {address.url}: {message or error.description}")
+        if error not in (kafka.NoError, kafka.TopicAlreadyExistsError):
+            raise error(message)
+    while True:  # brokers hear of the topic one after the other
+        (told,) = await admin.describe_topics([topic])
+        parts = told["partitions"]
+        if not told["error_code"] and parts and all(part["leader"] >= 0 for part in parts):
+            return len(parts)
+        await anyio.sleep(0.02)
+
+
+async def _read(address: KafkaAddress, part: Any, offset: int, end: int, limit: int) -> KafkaBatch:
+    records: list[Any] = []
+    if offset < end and limit > 0:
+        consumer = await started(_consumer(address, "read_committed"), address)
+        try:
+            consumer.assign([part])
+            consumer.seek(part, offset)
+            while len(records) < limit and await consumer.position(part) < end:  # records or markers, to the end
+                found = await consumer.getmany(part, timeout_ms=500, max_records=limit - len(records))
+                records += [record for record in found.get(part, ()) if record.offset < end]
+        finally:
+            await stopped(consumer)
+    return KafkaBatch(part.topic, part.partition, offset, records)
+
+
+def _consumer(address: KafkaAddress, isolation: Isolation) -> Any:
+    return AIOKafkaConsumer(
+        **address.client_options(),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level=isolation,
+        fetch_max_wait_ms=100,
+    )
