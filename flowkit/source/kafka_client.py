@@ -97,6 +97,8 @@ async def why_not(address: KafkaAddress) -> str:
             connection = await create_conn(host.strip("[]"), int(port), **options)
         except (*AWAY, FlowkitError) as error:
             answers[server] = _reason(error, address)
+            for _ in range(3):
+                await asyncio.sleep(0)  # asyncio closes the socket of a failed handshake in the loop's next turns
             return
         try:
             told = await connection.send(MetadataRequest([]))
@@ -104,7 +106,7 @@ async def why_not(address: KafkaAddress) -> str:
         except AWAY as error:
             answers[server] = _reason(error, address)
         finally:
-            connection.close()
+            await connection.close()
 
     with anyio.move_on_after(options["request_timeout_ms"] / 1000 + 1):
         await asyncio.gather(*(create_task(ask(server)) for server in servers))
