@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import anyio
 from aiokafka import errors as kafka
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.util import create_task
 
@@ -93,20 +93,18 @@ async def why_not(address: KafkaAddress) -> str:
 
     async def ask(server: str) -> None:
         host, _, port = server.rpartition(":")
+        connection = AIOKafkaConnection(host.strip("[]"), int(port), **options)
         try:
-            connection = await create_conn(host.strip("[]"), int(port), **options)
-        except (*AWAY, FlowkitError) as error:
-            answers[server] = _reason(error, address)
-            for _ in range(3):
-                await asyncio.sleep(0)  # asyncio closes the socket of a failed handshake in the loop's next turns
-            return
-        try:
+            await connection.connect()
             told = await connection.send(MetadataRequest([]))
             answers[server] = "it answers now, so try again" if told.brokers else _reason(RefusedToken(), address)
-        except AWAY as error:
+        except (*AWAY, FlowkitError) as error:
             answers[server] = _reason(error, address)
         finally:
-            await connection.close()
+            if connection._protocol is not None:  # noqa: SLF001  # else there is nothing to wait for
+                await connection.close()
+            for _ in range(3):
+                await asyncio.sleep(0)  # asyncio closes the socket of a failed handshake in the loop's next turns
 
     with anyio.move_on_after(options["request_timeout_ms"] / 1000 + 1):
         await asyncio.gather(*(create_task(ask(server)) for server in servers))
