@@ -1,0 +1,276 @@
+"""What befalls workers, their disks, their network and their broker."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.integration.processes import Crew, Process
+from tests.kafka.proxy import WiredKafka
+
+APP = str(Path(__file__).with_name("torture_app.py"))
+LEASE_MS = 3_000
+GRACE_MS = 15_000
+DISK_BYTES = 48 * 2**20
+
+DEEDS = (
+    "kill",
+    "kill_all",
+    "pause",
+    "term",
+    "join",
+    "wipe",
+    "cut",
+    "fill_disk",
+    "broker_pause",
+    "broker_restart",
+    "broker_kill",
+)
+NAMES = ("ada", "bob", "cyd", "dan", "eve", "fay", "gil", "hal")
+
+
+class Slot:
+    """One of the workers, over all its lives."""
+
+    def __init__(self, number: int, state: Path, processes: int) -> None:
+        self.number, self.name, self.state, self.processes = number, NAMES[number], state, processes
+        self.process: Process
+        self.lives = 0
+        self.full = False
+
+
+class Nemesis:
+    """Starts the workers and torments them; every choice is drawn from `chance`. `done` is what it did."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        kafka: WiredKafka,
+        chance: random.Random,
+        *,
+        app: str,
+        workers: int,
+        sabotage: Sequence[str] = (),
+        supervisor: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.crew, self.kafka, self.chance, self.app, self.say = crew, kafka, chance, app, say
+        self.sabotage = ",".join(sabotage)
+        self.done: list[str] = []
+        self.complaints: list[str] = []
+        self._disks: list[Path] = []
+        root = crew.directory
+        self.slots = [
+            Slot(n, root / f"state-{NAMES[n]}", 2 if supervisor and not sabotage and n == workers - 1 else 1)
+            for n in range(workers)
+        ]
+        self.guest = Slot(workers, root / f"state-{NAMES[workers]}", 1)
+        self._mount(self.slots[0].state)
+        for slot in self.slots:
+            self.start(slot)
+
+    def close(self) -> None:
+        """Let everybody go on, so that they can be ended, and give the disks back."""
+        for wire in self.kafka.wires:
+            wire.mend(torn=True)
+        for slot in [*self.slots, self.guest]:
+            if slot.lives:
+                for pid in [slot.process.pid, *_children(slot.process.pid)]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
+                        if slot.processes > 1:
+                            os.kill(pid, signal.SIGKILL)
+                slot.process.kill()
+        for disk in self._disks:
+            subprocess.run(["umount", "-l", str(disk)], check=False)
+
+    # Workers
+
+    def start(self, slot: Slot, env: dict[str, str] | None = None) -> None:
+        """Begin a life of a worker."""
+        slot.lives += 1
+        slot.state.mkdir(exist_ok=True)
+        how = ["-m", "flowkit"] if not self.sabotage else ["-m", "tests.kafka.sabotage", self.sabotage]
+        broker = f"kafka://127.0.0.1:{self.kafka.wires[slot.number].port}?timeout_ms=5000"
+        words = [*how, "worker", APP, "--broker", broker, "--state", str(slot.state)]
+        words += ["--bind", f"ledger={self.crew.directory}/ledger-{{partition}}.jsonl"]
+        words += ["--processes", str(slot.processes)] if slot.processes > 1 else []
+        settings = {"COMMIT_INTERVAL": "100", "LEASE_TTL": f"{LEASE_MS}", "GRACE": f"{GRACE_MS}"}
+        settings |= {"STALL_AFTER": "30000", "PARTITIONS": "3"}
+        variables = {f"FLOWKIT_{name}": value for name, value in settings.items()} | {"TORTURE_APP": self.app}
+        slot.process = self.crew.start(f"{slot.name}-{slot.lives}", *words, env=variables | (env or {}))
+
+    def restart(self, slot: Slot) -> None:
+        """Start it again, perhaps after the others have noticed."""
+        time.sleep(self.chance.choice([0.0, 0.0, 1.0, LEASE_MS / 1000 + 1]))
+        self.start(slot)
+
+    def stop(self, slot: Slot) -> None:
+        """SIGTERM, after which it has to end by itself, in good order."""
+        process = slot.process
+        until = time.monotonic() + 60
+        said = "worker process started" if slot.processes > 1 else "worker started"
+        while not process.logs(said) and time.monotonic() < until and process.popen.poll() is None:
+            time.sleep(0.05)  # before that a signal ends it as it ends any process
+        began = time.monotonic()
+        process.send(signal.SIGTERM)
+        limit = GRACE_MS / 1000 + 20
+        try:
+            code = process.popen.wait(limit)
+        except subprocess.TimeoutExpired:
+            self.complain(slot, f"did not end within {limit:g} s of SIGTERM")
+            process.kill()
+            return
+        if code != 0:
+            self.complain(slot, f"ended by SIGTERM with {code} after {time.monotonic() - began:.1f} s")
+
+    def complain(self, slot: Slot, what: str) -> None:
+        last = "\n    ".join(slot.process.said().splitlines()[-12:])
+        self.complaints.append(f"{slot.name}, life {slot.lives}: {what}; it last said:\n    {last}")
+        self.say(f"  {slot.name} {what}")
+
+    def stop_all(self) -> None:
+        """The clean end."""
+        for slot in self.slots:
+            self.stop(slot)
+
+    def report(self) -> str:
+        """What every worker said last."""
+        said = []
+        for slot in self.slots:
+            last = "\n    ".join(line[:1_000] for line in slot.process.said().splitlines()[-8:])
+            said.append(f"{slot.name}, life {slot.lives} (exit {slot.process.popen.poll()}):\n    {last}")
+        return "\n".join(said)
+
+    # Deeds
+
+    def rage(self, seconds: float, deeds: Sequence[str]) -> None:
+        """Do the deeds, all before one comes again, until the time is up."""
+        until = time.monotonic() + seconds
+        time.sleep(min(4.0, seconds / 4))
+        bag: list[str] = []
+        while time.monotonic() < until:
+            if not bag:
+                bag = list(deeds)
+                self.chance.shuffle(bag)
+            deed, slot = bag.pop(), self.chance.choice(self.slots)
+            self.say(f"{deed} ({slot.name})")
+            getattr(self, deed)(slot)
+            self.done.append(deed)
+            self._look()
+            time.sleep(self.chance.uniform(0.3, 2.5))
+
+    def _look(self) -> None:
+        """A worker that has ended without being told to is a complaint; it comes again, as a supervisor would do."""
+        for slot in self.slots:
+            code = slot.process.popen.poll()
+            if code is not None:
+                self.complain(slot, f"ended by itself with {code}")
+                self.start(slot)
+
+    def kill(self, slot: Slot) -> None:
+        """kill -9 of one worker; of a supervisor's, one of its workers."""
+        children = _children(slot.process.pid) if slot.processes > 1 else []
+        if children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.chance.choice(children), signal.SIGKILL)
+            return
+        slot.process.kill()
+        self.restart(slot)
+
+    def kill_all(self, _slot: Slot) -> None:
+        """kill -9 of all workers at once, as if the power went."""
+        for slot in self.slots:
+            slot.process.send(signal.SIGKILL)
+        for slot in self.slots:
+            slot.process.kill()
+            self.start(slot)
+
+    def pause(self, slot: Slot) -> None:
+        """SIGSTOP for longer than a session lasts: it wakes as a zombie."""
+        pids = [slot.process.pid, *_children(slot.process.pid)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(LEASE_MS / 1000 * self.chance.choice([0.5, 1.5, 2.5]))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def term(self, slot: Slot) -> None:
+        """SIGTERM, and another life."""
+        self.stop(slot)
+        self.restart(slot)
+
+    def join(self, _slot: Slot) -> None:
+        """One more worker for a while."""
+        self.start(self.guest)
+        time.sleep(self.chance.uniform(3, 6))
+        self.stop(self.guest)
+
+    def wipe(self, slot: Slot) -> None:
+        """kill -9, and its disk is lost."""
+        for pid in _children(slot.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        slot.process.kill()
+        for path in slot.state.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.restart(slot)
+
+    def cut(self, slot: Slot) -> None:
+        """The network of one worker is cut, then mended, connections kept or torn."""
+        wire = self.kafka.wires[slot.number]
+        wire.cut()
+        time.sleep(LEASE_MS / 1000 * self.chance.choice([0.5, 1.5, 2.5]))
+        wire.mend(torn=self.chance.random() < 0.5)
+
+    def fill_disk(self, _slot: Slot) -> None:
+        """The disk of the first worker is full for some seconds (a small one of its own, where it can be mounted)."""
+        state = self.slots[0].state
+        if state not in self._disks:
+            self.say("  NO DISK CAN BE FILLED HERE: mounting a tmpfs needs root")
+            return
+        ballast = state / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 2**16)
+        time.sleep(self.chance.uniform(2, 5))
+        ballast.unlink()
+
+    def broker_pause(self, _slot: Slot) -> None:
+        """The broker stands still."""
+        self.kafka.pause()
+        time.sleep(self.chance.choice([2.0, LEASE_MS / 1000 + 2]))
+        self.kafka.resume()
+
+    def broker_restart(self, _slot: Slot) -> None:
+        """The broker is stopped in good order, and started."""
+        self.kafka.restart()
+
+    def broker_kill(self, _slot: Slot) -> None:
+        """kill -9 of the broker, and it is started again."""
+        self.kafka.kill()
+        time.sleep(self.chance.choice([0.0, 3.0]))
+        self.kafka.start()
+
+    def _mount(self, path: Path) -> None:
+        path.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "torture", str(path)], check=False, capture_output=True
+        )
+        if done.returncode == 0:
+            self._disks.append(path)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]
