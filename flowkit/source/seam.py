@@ -95,8 +95,14 @@ class Broker(Protocol):
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 if it does not exist."""
 
-    async def create(self, topic: str, partitions: int) -> None:
-        """Make a topic. Raises ConfigError if it exists with another number of partitions."""
+    async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
+        """Make a topic. Raises ConfigError if it exists with another number of partitions.
+
+        An `internal` one is trimmed by who reads it, and by nothing else.
+        """
+
+    async def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Forget the records before `offset`."""
 
     def source(self, topic: str) -> Source: ...
 

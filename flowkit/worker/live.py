@@ -26,6 +26,7 @@ from flowkit.worker.inlet import Decoded
 from flowkit.worker.live_feed import LiveFeed
 from flowkit.worker.meter import BUSY, IDLE, Meter
 from flowkit.worker.task import Hook, Task, _no_hook
+from flowkit.worker.trimming import Trimmer
 from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
@@ -127,6 +128,8 @@ class LiveTask:
         self._stack.push_async_callback(self.task.close)
         meta = await whole(self.task.recover())
         self.recovered, self.progress = True, time.monotonic()
+        self.trimmer = Trimmer(self.broker, self.group.topics, self.partition)
+        self._stack.push_async_callback(self.trimmer.close)
         self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}), meta.get("heard", {}))
         self._stack.push_async_callback(self.feed.close)
         for topic in self.group.inputs:
@@ -256,6 +259,7 @@ class LiveTask:
             self.feed.give(ClockMark(engine, mark))
 
     async def commit_if_due(self) -> None:
+        self.trimmer.look(self.task.store.meta.get("positions", {}))
         if self.task.commit_is_due() or self.task.failed():
             await self.task.commit()
             self.progress = time.monotonic()
