@@ -9,7 +9,8 @@ import msgspec
 from flowkit.errors import ConfigError
 
 Guarantee = Literal["exactly once", "at least once"]
-"""How often what an event causes is seen outside if a worker dies. State is exact in any case."""
+"""How often what an event causes is seen outside if a worker dies. State is exact in any case, but for that of tasks
+which read what other tasks sent: at least once."""
 
 
 class _SettingsMeta(msgspec.StructMeta):

@@ -224,6 +224,13 @@ class KafkaBroker:
         assert frame is not None
         await producer.commit(frame, outputs)
 
+    async def send(self, task: str, epoch: int, outputs: Sequence[Output]) -> None:
+        """Send outputs before their commit, at least once. Raises OutcomeUnknown."""
+        producer = self._owned.get(task)
+        if producer is None or producer.epoch != epoch:
+            raise OutcomeUnknown(f"task {task}: it is not open under epoch {epoch}")
+        await producer.send_early(outputs)
+
     async def frames(self, task: str, after: int) -> AsyncGenerator[Frame, None]:
         """The task's frames that follow number `after` and count, in order."""
         async with open_changelog(self.address, task) as log:

@@ -17,7 +17,8 @@ The traps of aiokafka that lie here, each with its way around:
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import structlog
@@ -36,6 +37,8 @@ log = structlog.get_logger("flowkit.kafka")
 TRANSACTION_MS = 10_000
 """A dead owner's open transaction holds up the readers of what it wrote for as long."""
 BATCH_BYTES = 512 * 1024
+UNDER_WAY = 64
+"""So many batches may be on their way before their commit."""
 
 
 class TaskProducer:
@@ -52,6 +55,8 @@ class TaskProducer:
         self.positions: dict[str, Any] = {}
         """By split: where the last commit stands."""
         self._producer: Any = None
+        self._early: deque[Any] = deque()
+        """What was sent before its commit, and may not be there yet."""
 
     async def start(self) -> Part | None:
         """Fence every earlier owner of the task, and end what it had begun: the last frame that counts.
@@ -94,46 +99,64 @@ class TaskProducer:
 
     async def commit(self, frame: Frame, outputs: Sequence[Output]) -> None:
         """All of it, or nothing. Raises Fenced, OutcomeUnknown."""
-        from aiokafka.errors import KafkaError, ProducerFenced
-
-        producer = self._producer
-        if producer is None:
-            raise OutcomeUnknown(f"task {self.task}: its producer is closed")
-        try:
-            async with asyncio.timeout(TRANSACTION_MS / 1000):  # the cluster ends it then, so nothing is lost by that
-                await self._commit(producer, frame, outputs)
-        except ProducerFenced as error:
-            await self.stop()
-            raise Fenced(f"task {self.task}: another worker opened it; commit {frame.number} never counts") from error
-        except (KafkaError, AssertionError, TimeoutError) as error:  # aiokafka asserts that its states follow
-            await self.stop()
-            raise OutcomeUnknown(
-                f"task {self.task}: nobody knows whether commit {frame.number} counts: {error!r}"
-            ) from error
+        await self._guarded(self._commit(frame, outputs), f"commit {frame.number} counts")
         self.last = frame.number, frame.commit_id
         self.positions = frame.meta.get("positions", {})
         self.commits += 1
 
-    async def _commit(self, producer: Any, frame: Frame, outputs: Sequence[Output]) -> None:
-        groups = group_outputs(outputs).items()
+    async def _guarded(self, work: Awaitable[None], what: str) -> None:
+        """Do something with the producer; it is of no use any more if that fails."""
+        from aiokafka.errors import KafkaError, ProducerFenced
+
+        try:
+            async with asyncio.timeout(TRANSACTION_MS / 1000):  # the cluster ends it then, so nothing is lost by that
+                await work
+        except ProducerFenced as error:
+            await self.stop()
+            raise Fenced(f"task {self.task}: another worker opened it; {what} only there") from error
+        except (KafkaError, AssertionError, TimeoutError) as error:  # aiokafka asserts that its states follow
+            await self.stop()
+            raise OutcomeUnknown(f"task {self.task}: nobody knows whether {what}: {error!r}") from error
+
+    async def send_early(self, outputs: Sequence[Output]) -> None:
+        """Send what the next commit will wait for. Raises OutcomeUnknown."""
+        await self._guarded(self._send_all(outputs), "what it sent is there")
+
+    async def _send_all(self, outputs: Sequence[Output]) -> None:
+        for (topic, partition), columns in group_outputs(outputs).items():
+            self._early += await self._send(topic, partition, *columns)
+        while len(self._early) > UNDER_WAY:
+            await self._early.popleft()
+
+    async def _commit(self, frame: Frame, outputs: Sequence[Output]) -> None:
         if self.guarantee == "at least once":
-            await _all([await self._send(topic, partition, *columns) for (topic, partition), columns in groups])
-            await _all([await self._send_frame(producer, frame)])
+            await self._send_all(outputs)
+            while self._early:
+                await self._early.popleft()
+            await _all([await self._send_frame(frame)])
             return
+        groups = group_outputs(outputs).items()
+        producer = self._open_producer()
         await producer.begin_transaction()
-        sent = [await self._send_frame(producer, frame)]
+        sent = [await self._send_frame(frame)]
         sent += [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
         await _all(sent)
         await producer.commit_transaction()
 
-    async def _send_frame(self, producer: Any, frame: Frame) -> list[Any]:
+    def _open_producer(self) -> Any:
+        if self._producer is None:
+            raise OutcomeUnknown(f"task {self.task}: its producer is closed")
+        return self._producer
+
+    async def _send_frame(self, frame: Frame) -> list[Any]:
+        producer = self._open_producer()
         records = parts_of(frame, self.epoch, self.state)
         return [await producer.send(self.topic, record, partition=self.partition) for record in records]
 
     async def _send(
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]
     ) -> list[Any]:
-        producer = self._producer
+        producer = self._open_producer()
         sent = []
         batch = producer.create_batch()
         for key, value, at in zip(keys, values, times, strict=True):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from flowkit.options import Guarantee
 from flowkit.store import Frame
 
 Position = Any
@@ -135,3 +136,13 @@ class KeepsFrames(Protocol):
 
     def frames(self, task: str, after: int) -> AsyncGenerator[Frame, None]:
         """The task's frames that follow number `after` and count, in order. Raises StoreCorrupt if one is missing."""
+
+
+@runtime_checkable
+class SendsEarly(Protocol):
+    """A broker that can be content with at least once: then outputs need not wait for their commit."""
+
+    guarantee: Guarantee
+
+    async def send(self, task: str, epoch: int, outputs: Sequence[Output]) -> None:
+        """Send outputs now; the task's next commit waits until they are there, and fails if they are not."""
