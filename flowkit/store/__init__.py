@@ -14,7 +14,7 @@ To read the code, begin with `lsm`, which names the parts of a store, and `readi
     sstables      block, sstable, sstable_index, sstable_writer, merge; cache; version, manifest, catalog
     background    background, upkeep, compaction, staleness; jobs, replay, runner, helper
     opening       opening, state_dir, keys, recovery, adopt
-    copies        pinning, snapshot, checkpoint, blobs, building; inspection, verifying
+    copies        pinning, snapshot, checkpoint, building; blobs, s3, storage; inspection, verifying
     others        memory, rocks: stores that are read and committed to alike
 """
 
@@ -34,12 +34,13 @@ if typing.TYPE_CHECKING:
     from flowkit.store.memory import MemoryStore
     from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
     from flowkit.store.options import StoreOptions
-    from flowkit.store.progress import Step
+    from flowkit.store.progress import OnProgress, Step
     from flowkit.store.reading import Reading
     from flowkit.store.runner import Inline
     from flowkit.store.sizes import Size, table_sizes
     from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
     from flowkit.store.stats import Stats
+    from flowkit.store.storage import Storage, check_storage_url, folder_of, open_storage, tasks_in
     from flowkit.store.verifying import Problem, Report, verify
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Look",
     "LsmStore",
     "MemoryStore",
+    "OnProgress",
     "Problem",
     "Published",
     "Reading",
@@ -69,23 +71,28 @@ __all__ = [
     "StaticKey",
     "Stats",
     "Step",
+    "Storage",
     "Store",
     "StoreOptions",
     "check_directory",
+    "check_storage_url",
     "claim_directory",
     "copy_store",
     "decode_frame",
     "encode_frame",
+    "folder_of",
     "inspect",
     "keys_from_environment",
     "open_directory",
     "open_host",
+    "open_storage",
     "open_store",
     "read_store",
     "rotate",
     "stores_in",
     "sync_directory",
     "table_sizes",
+    "tasks_in",
     "verify",
 ]
 
@@ -100,12 +107,13 @@ _WHERE = {
     "memory": ["MemoryStore"],
     "opening": ["Host", "Look", "Store", "open_host", "open_store", "read_store"],
     "options": ["StoreOptions"],
-    "progress": ["Step"],
+    "progress": ["OnProgress", "Step"],
     "reading": ["Reading"],
     "runner": ["Inline"],
     "sizes": ["Size", "table_sizes"],
     "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
     "stats": ["Stats"],
+    "storage": ["Storage", "check_storage_url", "folder_of", "open_storage", "tasks_in"],
     "verifying": ["Problem", "Report", "verify"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
