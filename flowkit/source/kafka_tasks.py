@@ -12,6 +12,7 @@ The traps of aiokafka that lie here, each with its way around:
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ TRANSACTION_MS = 10_000
 BATCH_BYTES = 512 * 1024
 OFFSETS_EVERY = 1.0
 """Seconds between two commits that tell the group the task's offsets. They serve lag tools alone: two requests more."""
+REMEMBERED = 10_000
+"""Offsets of so many frames: those of earlier ones are looked up when they are to be deleted."""
 
 
 class TaskProducer:
@@ -45,6 +48,8 @@ class TaskProducer:
         self.last: tuple[int, bytes | None] = 0, None
         """Number and id of the last commit that counts."""
         self.commits = 0
+        self.offsets: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
+        """Of the frames that this owner has written: number, and offset of the first record."""
         self._producer: Any = None
         self._told_offsets = 0.0
 
@@ -87,6 +92,7 @@ class TaskProducer:
                 await producer.send(self.topic, record, partition=self.partition)
                 for record in parts_of(frame, self.state)
             ]
+            first = sent[0]
             for (topic, partition), columns in group_outputs(outputs).items():
                 sent += await self._send(topic, partition, *columns)
             now, positions = time.monotonic(), frame.meta.get("positions", {})
@@ -106,6 +112,13 @@ class TaskProducer:
             ) from error
         self.last = frame.number, frame.commit_id
         self.commits += 1
+        self.offsets.append((frame.number, first.result().offset))
+
+    def offset_of(self, number: int) -> int | None:
+        """Where frame `number` begins in the changelog, or the last one if that comes first; None if it is unknown."""
+        if not self.offsets or self.offsets[0][0] > number:
+            return None
+        return next((offset for known, offset in self.offsets if known >= number), self.offsets[-1][1])
 
     async def _send(
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]

@@ -99,11 +99,11 @@ class Checkpoint(NamedTuple):
     files: int
     bytes: int
     encrypted: bool
-    commit_id: str = ""
+    commit_id: str
 
 
 class Published(NamedTuple):
-    """What publishing did: the checkpoint's name, its commit, and what was uploaded of how much."""
+    """What publishing did: the checkpoint's name, its commit (the id in hex), and what was uploaded of how much."""
 
     name: str
     commit: int
@@ -111,6 +111,7 @@ class Published(NamedTuple):
     uploaded_bytes: int
     files: int
     bytes: int
+    commit_id: str
 
 
 class Checkpoints:
@@ -208,7 +209,8 @@ class Checkpoints:
         store.counts.checkpoints += 1
         store.counts.checkpoint_uploaded += sum(uploaded)
         store.counts.checkpoint_seconds += time.monotonic() - started
-        return Published(name, pinned.base[0], len(uploaded), sum(uploaded), len(sizes), sum(sizes))
+        number, commit_id, *_ = pinned.base
+        return Published(name, number, len(uploaded), sum(uploaded), len(sizes), sum(sizes), commit_id.hex())
 
     async def _known(self, pointer: Pointer) -> dict[str, Stored]:
         """The sstables of the last checkpoint, by their names in the store."""
@@ -393,7 +395,7 @@ class Checkpoints:
                 while len(coming) < AHEAD and n + len(coming) < len(files):
                     coming.append(asyncio.create_task(self._fetch(files[n + len(coming)])))
                 yield stored, await coming[0]
-                coming.popleft()
+                del coming[0]
         finally:
             for task in coming:
                 task.cancel()

@@ -167,7 +167,7 @@ class S3Storage:
 
         try:
             return await work()
-        except (BotoCoreError, HTTPClientError, ClientError, HttpError, OSError, asyncio.TimeoutError) as error:
+        except (BotoCoreError, HTTPClientError, ClientError, HttpError, OSError) as error:
             raise StoreError(f"{self.place}: {doing}: {_told(error)}") from error
 
 

@@ -1,10 +1,9 @@
 """From a URL to the storage that holds the checkpoints of many tasks, each in a folder of its own.
 
-file:///DIR, or a path      a directory; on a network file system, if that has `flock` and hard links
-s3://BUCKET/PREFIX?OPTIONS  an object store that takes conditional puts; options: see `S3Place`
+    file:///DIR, or a path      a directory; on a network file system, if that has `flock` and hard links
+    s3://BUCKET/PREFIX?OPTIONS  an object store that takes conditional puts; options: see `S3Place`
 
-async with open_storage("s3://states/prod") as storage:
-    checkpoints = Checkpoints(storage.blobs(*folder_of("shop/orders/0")))
+A task's checkpoints are those in `storage.blobs(*folder_of("shop/orders/0"))`.
 """
 
 import os
