@@ -26,7 +26,7 @@ from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_
 if typing.TYPE_CHECKING:
     from flowkit.store.blobs import Blob, Blobs, DirectoryBlobs
     from flowkit.store.cache import Budget
-    from flowkit.store.checkpoint import Checkpoint, Checkpoints, Published
+    from flowkit.store.checkpoint import CURRENT, Checkpoint, Checkpoints, Listing, Published
     from flowkit.store.compaction import CompactionOptions
     from flowkit.store.inspection import Inspection, copy_store, inspect, stores_in
     from flowkit.store.keys import FileKey, KeyProvider, StaticKey, keys_from_environment, rotate
@@ -44,6 +44,7 @@ if typing.TYPE_CHECKING:
     from flowkit.store.verifying import Problem, Report, verify
 
 __all__ = [
+    "CURRENT",
     "Blob",
     "Blobs",
     "Budget",
@@ -57,6 +58,7 @@ __all__ = [
     "Inline",
     "Inspection",
     "KeyProvider",
+    "Listing",
     "Look",
     "LsmStore",
     "MemoryStore",
@@ -99,7 +101,7 @@ __all__ = [
 _WHERE = {
     "blobs": ["Blob", "Blobs", "DirectoryBlobs"],
     "cache": ["Budget"],
-    "checkpoint": ["Checkpoint", "Checkpoints", "Published"],
+    "checkpoint": ["CURRENT", "Checkpoint", "Checkpoints", "Listing", "Published"],
     "compaction": ["CompactionOptions"],
     "inspection": ["Inspection", "copy_store", "inspect", "stores_in"],
     "keys": ["FileKey", "KeyProvider", "StaticKey", "keys_from_environment", "rotate"],
