@@ -6,6 +6,7 @@ Importing it defines names and does nothing else.
 from flowkit.agent import Retry, Sink, Stream, Topic
 from flowkit.app import App
 from flowkit.errors import (
+    BrokerError,
     CommitError,
     ConfigError,
     DecodeError,
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "BrokerError",
     "Change",
     "Closed",
     "CommitError",

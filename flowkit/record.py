@@ -157,3 +157,20 @@ def hours(n: float) -> int:
 def days(n: float) -> int:
     """`n` days of 24 hours as a duration (ms)."""
     return round(n * 86_400_000)
+
+
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1))
+
+
+def duration(ms: int) -> str:
+    """A length of time in its largest whole units.
+
+    >>> duration(600_000), duration(90_000), duration(0)
+    ('10 min', '1 min 30 s', '0 ms')
+    """
+    parts = []
+    for name, size in _UNITS:
+        count, ms = divmod(ms, size)
+        if count:
+            parts.append(f"{count} {name}")
+    return " ".join(parts) or "0 ms"

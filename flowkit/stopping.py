@@ -3,8 +3,12 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
+
+PARENT = "FLOWKIT_PARENT_FD"
+"""The variable that names the reading end of a pipe whose other end only the parent has: it closes with the parent."""
 
 
 class Stop:
@@ -50,3 +54,17 @@ class Stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+
+
+def stop_with_parent(then: Callable[[], object]) -> None:
+    """Call `then`, from a thread, when the parent that named a pipe in `PARENT` is gone; nothing if none did."""
+    named = os.environ.pop(PARENT, "")
+    if not named:
+        return
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            os.read(int(named), 1)
+        then()
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()

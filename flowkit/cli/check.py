@@ -16,9 +16,10 @@ from flowkit.cli.check_code import kept_between_events
 from flowkit.cli.check_keys import misplaced
 from flowkit.cli.load import find_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, shown_path
-from flowkit.cli.show import count, duration
+from flowkit.cli.show import count
 from flowkit.errors import ConfigError
 from flowkit.flow import Derived, Events, roots_of
+from flowkit.record import duration
 from flowkit.table import AnyTable, ProcessTable, Ticks, Timers, check_schema
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 

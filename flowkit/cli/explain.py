@@ -10,8 +10,10 @@ from flowkit.app import App
 from flowkit.cli.arguments import Module, pairs
 from flowkit.cli.load import load_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, OK, out, say
-from flowkit.cli.show import duration, type_name, window_words
+from flowkit.cli.show import type_name, window_words
+from flowkit.cli.spell import aggregate_words, function_words
 from flowkit.flow import Called, Events, Path, Step, roots_of
+from flowkit.record import duration
 from flowkit.sink import FileSink
 from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
 from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
@@ -108,7 +110,7 @@ EVENT_WORDS = {
 def call_words(stream: Called[Any]) -> str:
     """What is called for what, and how."""
     spec = stream.spec
-    called = getattr(spec.function, "__name__", None) or repr(spec.function)
+    called = function_words(spec.function)
     words = [f"await {called} for each event of {', '.join(parent.name for parent in stream.parents)}"]
     if spec.size is not None:
         words = [f"await {called} for up to {spec.size} events of {', '.join(p.name for p in stream.parents)}"]
@@ -168,7 +170,7 @@ def table_words(table: AnyTable[Any, Any]) -> str:
     if isinstance(table, Timers):
         return f"{words[0]}, one time a key, {CLOCK_WORDS[table.clock]}"
     if table.source is not None:
-        counted = ", ".join(f"{name} = {aggregate!r}" for name, aggregate in table.aggregates.items())
+        counted = ", ".join(f"{name}={aggregate_words(aggregate)}" for name, aggregate in table.aggregates.items())
         words = [f"counts {table.source.name} by {_getter(table.by)}: {counted}"]
     elif table.words:
         words.insert(0, table.words)
@@ -224,8 +226,7 @@ def _ways_on(root: str, paths: Iterable[Path]) -> Iterator[str]:
 
 def step_words(step: Step) -> str:
     """An operator as it was written, more or less."""
-    name = getattr(step.function, "__name__", "")
-    return f"{step.kind}({name})" if name.isidentifier() else step.kind
+    return f"{step.kind}({function_words(step.function)})"
 
 
 def _agent_words(agent: AgentSpec) -> str:
@@ -266,7 +267,7 @@ def _key_words(outlet: Outlet[Any]) -> str:
 
 
 def _getter(getter: Any) -> str:
-    return getter if isinstance(getter, str) else f"{getattr(getter, '__name__', 'a function')}()"
+    return getter if isinstance(getter, str) else function_words(getter)
 
 
 def _names(things: Iterable[Any]) -> str:

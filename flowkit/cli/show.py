@@ -7,12 +7,11 @@ from typing import Any, get_args
 import msgspec
 
 from flowkit.codec import decode_mark, enveloped
-from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
+from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME, duration
 from flowkit.window import IDLE, QUIET, Count, Cumulative, Global, Session, Sliding, Tumbling
 
 STANDINGS = {IDLE: ", idle", QUIET: ", silent: by the clock"}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1))
 
 
 def iso(ms: int) -> str:
@@ -29,20 +28,6 @@ def iso(ms: int) -> str:
         return f"{ms} ms"
     at = EPOCH + timedelta(milliseconds=ms)
     return at.replace(tzinfo=None).isoformat(timespec="milliseconds" if ms % 1000 else "seconds") + "Z"
-
-
-def duration(ms: int) -> str:
-    """A length of time in its largest whole units.
-
-    >>> duration(600_000), duration(90_000), duration(0)
-    ('10 min', '1 min 30 s', '0 ms')
-    """
-    parts = []
-    for name, size in UNITS:
-        count, ms = divmod(ms, size)
-        if count:
-            parts.append(f"{count} {name}")
-    return " ".join(parts) or "0 ms"
 
 
 def size(of: int) -> str:

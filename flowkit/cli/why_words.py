@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from flowkit.cli.show import columns, count, duration, iso, window_words
-from flowkit.record import END_OF_TIME
+from flowkit.cli.show import columns, count, iso, window_words
+from flowkit.record import END_OF_TIME, duration
 from flowkit.window import Count, Cumulative, Global, Session, Sliding, Tumbling
 from flowkit.worker import Facts, SplitFacts, TaskFacts, WindowFacts
 

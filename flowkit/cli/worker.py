@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,9 @@ credentials, region and endpoint come from where the AWS tools take them; ?sse=a
 With --http it serves /healthz, /readyz, /metrics (Prometheus), /flow, /tables and /why as JSON. PORT alone is on
 127.0.0.1; any other address needs a token in FLOWKIT_HTTP_TOKEN (Authorization: Bearer …), but for the first two. With
 the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT (or FLOWKIT_OTEL=1) set it sends traces.
+
+With --processes N it runs N workers in processes of their own, each with a part of the state directory
+(DIR/process-0 …) and, with --http, the next port. One that dies is started again, after 1, 2, 4 … 30 s.
 
 \b
 Example:
@@ -87,6 +91,16 @@ def worker(
             "--checkpoint-interval", metavar="MS", envvar="FLOWKIT_CHECKPOINT_INTERVAL", help="So often [60000]."
         ),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            envvar="FLOWKIT_PROCESSES",
+            min=1,
+            help="Workers to run here, one a core; the dead are started again.",
+        ),
+    ] = 1,
     http: Http = None,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when a .py file changes.")] = False,
     log_level: LogLevel = None,
@@ -107,6 +121,10 @@ def worker(
     )
     beside = beside_worker(http) if http else None
     app = load_app(module)
+    if processes > 1:
+        from flowkit.cli.supervisor import supervise
+
+        return supervise(app.name, Path(state), processes, options.grace / 1000, http)
     from flowkit.worker import serve
 
     run_loop(serve(app, broker, binds, state=state, options=options, beside=beside))

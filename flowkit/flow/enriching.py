@@ -5,7 +5,7 @@ from typing import Any
 
 from flowkit.codec import field_getter
 from flowkit.flow.calls import AsyncFunction, Now
-from flowkit.lookup import Cache, begin
+from flowkit.lookup import Cache, begin, cache_counts
 from flowkit.record import Enriched
 
 
@@ -18,6 +18,10 @@ class Enricher:
     async def __call__(self, event: Any) -> Enriched[Any, Any]:
         key = self.key(event)
         return Enriched(event, None if key is None else await self.lookup(key))
+
+    def cache_counts(self) -> tuple[int, int] | None:
+        """Hits and misses of the cache since it was made; None without one."""
+        return cache_counts(self.lookup)
 
     async def aclose(self) -> None:
         """Close what the lookup has open."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowkit.errors import ConfigError
-from flowkit.record import Change
+from flowkit.record import Change, duration
 from flowkit.window import Cumulative, Session, Sliding, Tumbling, Window
 
 if TYPE_CHECKING:  # and where they are used: an app without joins and patterns does not wait for them
@@ -72,7 +72,7 @@ def interval_join(name: str, left: Named, right: Named, on: Any, within: int | t
         raise ConfigError(f"{name}: within={within!r}: give (earliest, latest), in ms from the left event's time")
     lower, upper = within
     join = IntervalJoin(left.type, right.type, lower, upper, how, name=name)
-    words = f"{how} join: each {left.name} with the {right.name} from {lower} to {upper} ms after it"
+    words = f"{how} join: each {left.name} with the {right.name} {_span(lower, upper)}"
     return _process(name, feeds, words, join, lambda _key: {"": join.type}, f"interval join {how} {lower} {upper}")
 
 
@@ -103,6 +103,9 @@ def as_of_join(
     feeds = _sides(name, left, right, on)
     join = AsOfJoin(left.type, right.type, how, tolerance, keep_for, name=name)
     words = f"each {left.name} with the latest {right.name} up to its time"
+    if tolerance is not None:
+        words += f", at most {duration(tolerance)} before it"
+    words += _kept(keep_for)
     signature, grows = f"as-of join {how} {tolerance} {keep_for}", _versions_grow(join, right)
     return _process(name, feeds, words, join, lambda _key: {"": join.type}, signature, grows)
 
@@ -114,14 +117,14 @@ def versions_join(name: str, left: Named, changes: Named, on: By, how: Any, keep
     feeds = (Feed(left, on), Feed(changes, "key"))
     value_type = _value_of_change(changes.type)
     join = AsOfJoin(left.type, value_type, how, keep_for=keep_for, value=_new_value, tombstone=_is_deleted, name=name)
-    words = f"each {left.name} with what {changes.name.removesuffix('.changes')} was at its time"
+    words = f"each {left.name} with what {changes.name.removesuffix('.changes')} was at its time{_kept(keep_for)}"
     signature, grows = f"versions {how} {keep_for}", _versions_grow(join, changes)
     return _process(name, feeds, words, join, lambda _key: {"": join.type}, signature, grows)
 
 
 def pattern_match(name: str, stream: Named, pattern: "Pattern[Any]", by: By, after: "AfterMatch | None") -> Keeping:
     """Where a pattern is found in the events of each key. Raises ConfigError."""
-    from flowkit.pattern import TIMED_OUT, Match, Pattern, PatternProcess, TimedOut, unbounded_because
+    from flowkit.pattern import TIMED_OUT, Match, Pattern, PatternProcess, TimedOut, pattern_words, unbounded_because
 
     if not isinstance(pattern, Pattern):
         raise ConfigError(f"{name}: {pattern!r} is no pattern: begin one with Pattern.begin(…)")
@@ -133,7 +136,7 @@ def pattern_match(name: str, stream: Named, pattern: "Pattern[Any]", by: By, aft
         return {"": match[key, stream.type], TIMED_OUT: timed_out[key, stream.type]}
 
     grows = "; ".join(unbounded_because(pattern.row_pattern))
-    words = f"finds {process.shape}"
+    words = f"finds {pattern_words(pattern.row_pattern, after)}"
     return _process(name, (Feed(stream, by),), words, process, sends, f"pattern {process.shape}", grows)
 
 
@@ -166,6 +169,22 @@ def _versions_grow(join: "AsOfJoin", right: Named) -> str:
     if join.bounded:
         return ""
     return f"the newest {right.name} of each key stays for ever: give tolerance= or keep_for="
+
+
+def _span(lower: int, upper: int) -> str:
+    """How far after an event (ms) others may be, in words."""
+    if lower == upper == 0:
+        return "of the same time"
+    if lower >= 0:
+        return f"from {duration(lower)} to {duration(upper)} after it" if lower else f"up to {duration(upper)} after it"
+    before = f"{duration(-lower)} before it"
+    if upper < 0:
+        return f"from {before} to {duration(-upper)} before it"
+    return f"from {before} to {duration(upper)} after it" if upper else f"up to {before}"
+
+
+def _kept(keep_for: int | None) -> str:
+    return "" if keep_for is None else f", forgotten {duration(keep_for)} after its last change"
 
 
 def _value_of_change(type_: Any) -> Any:

@@ -7,7 +7,19 @@ pure function of its inputs *and* of these answers.
 from flowkit.lookup.cache import Cache
 from flowkit.lookup.file import FileLookup, file
 from flowkit.lookup.http import HttpLookup, http
-from flowkit.lookup.protocol import Lookup, begin, result_type
+from flowkit.lookup.protocol import Lookup, begin, cache_counts, result_type
 from flowkit.lookup.sql import SqlLookup, sql
 
-__all__ = ["Cache", "FileLookup", "HttpLookup", "Lookup", "SqlLookup", "begin", "file", "http", "result_type", "sql"]
+__all__ = [
+    "Cache",
+    "FileLookup",
+    "HttpLookup",
+    "Lookup",
+    "SqlLookup",
+    "begin",
+    "cache_counts",
+    "file",
+    "http",
+    "result_type",
+    "sql",
+]

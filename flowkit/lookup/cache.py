@@ -41,6 +41,7 @@ class Kept:
     def __init__(self, cache: Cache, now: Callable[[], int]) -> None:
         self.cache, self.now = cache, now
         self._rows: OrderedDict[Any, tuple[Any, int | None]] = OrderedDict()
+        self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -49,9 +50,11 @@ class Kept:
         """The answer, or MISSING."""
         row = self._rows.get(key)
         if row is None or (row[1] is not None and row[1] <= self.now()):
+            self.misses += 1
             self.cache.misses += 1
             return MISSING
         self._rows.move_to_end(key)
+        self.hits += 1
         self.cache.hits += 1
         return row[0]
 

@@ -4,7 +4,7 @@ import typing
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from flowkit.lookup.cache import Cache
+from flowkit.lookup.cache import Cache, Kept
 
 K_contra = TypeVar("K_contra", contravariant=True)
 U_co = TypeVar("U_co", covariant=True)
@@ -29,6 +29,12 @@ def begin(lookup: Any, cache: Cache | None, now: Callable[[], int]) -> Any:
     from flowkit.lookup.shared import Shared  # asyncio is not for who only declares
 
     return Shared(own, cache, now)
+
+
+def cache_counts(own: Any) -> tuple[int, int] | None:
+    """How often the cache before what `begin` gave had the answer, and how often not; None if there is no cache."""
+    kept = getattr(own, "kept", None)
+    return (kept.hits, kept.misses) if isinstance(kept, Kept) else None
 
 
 def result_type(lookup: Any) -> Any:

@@ -43,7 +43,7 @@ process.py makes a keyed process of it. Pure: no I/O, no clock. Where it departs
 
 from flowkit.pattern.builder import Matched, Pattern
 from flowkit.pattern.cell import Cell, Run
-from flowkit.pattern.checks import check_pattern, pattern_shape, unbounded_because
+from flowkit.pattern.checks import check_pattern, pattern_shape, pattern_words, unbounded_because
 from flowkit.pattern.element import Condition, Contiguity, Element, RowPattern
 from flowkit.pattern.engine import Engine, Found
 from flowkit.pattern.process import TIMED_OUT, Match, PatternProcess, TimedOut
@@ -75,5 +75,6 @@ __all__ = [
     "check_pattern",
     "compile_pattern",
     "pattern_shape",
+    "pattern_words",
     "unbounded_because",
 ]

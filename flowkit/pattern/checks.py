@@ -3,6 +3,7 @@
 from flowkit.errors import ConfigError
 from flowkit.pattern.element import Contiguity, Element, RowPattern
 from flowkit.pattern.skip import AfterMatch, NoSkip, SkipToFirst, SkipToLast
+from flowkit.record import duration
 
 
 def check_pattern(pattern: RowPattern, after: AfterMatch) -> None:
@@ -40,9 +41,18 @@ def unbounded_because(pattern: RowPattern) -> tuple[str, ...]:
 
 def pattern_shape(pattern: RowPattern, after: AfterMatch | None = None) -> str:
     """The pattern in words, conditions left out. Stored cells fit only a pattern of the same shape."""
+    return _words(pattern, after, f"{pattern.within} ms")
+
+
+def pattern_words(pattern: RowPattern, after: AfterMatch | None = None) -> str:
+    """The same for people."""
+    return _words(pattern, after, duration(pattern.within))
+
+
+def _words(pattern: RowPattern, after: AfterMatch | None, within: str) -> str:
     words = _sequence(pattern.elements)
     if pattern.within:
-        words += f", within {pattern.within} ms"
+        words += f", within {within}"
     if after is not None and not isinstance(after, NoSkip):
         words += f", then {after}"
     return words

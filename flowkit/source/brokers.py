@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Union
 
 from flowkit.clock import Clock
 from flowkit.errors import ConfigError
+from flowkit.source.seam import Guarantee
 
 if TYPE_CHECKING:
     from flowkit.source.embedded import EmbeddedBroker
@@ -15,11 +16,14 @@ SCHEMES = "kafka://HOST:PORT (Apache Kafka, MSK), embedded://DIR (topics in a di
 LATER = ("kinesis",)
 
 
-def open_broker(url: str, clock: Clock) -> Union["EmbeddedBroker", "MemoryBroker", "KafkaBroker"]:
+def open_broker(
+    url: str, clock: Clock, guarantee: Guarantee = "exactly once"
+) -> Union["EmbeddedBroker", "MemoryBroker", "KafkaBroker"]:
     """The broker of `url`, to be used within `async with`.
 
     `embedded://DIR` takes a relative (`embedded://state/topics`) or an absolute path (`embedded:///var/topics`), and
-    `?sync=normal` (no fsync a commit: a power cut may take the last ones). Raises ConfigError, listing what there is.
+    `?sync=normal` (no fsync a commit: a power cut may take the last ones). It commits exactly once whatever `guarantee`
+    says, since that costs it nothing. Raises ConfigError, listing what there is.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -30,7 +34,7 @@ def open_broker(url: str, clock: Clock) -> Union["EmbeddedBroker", "MemoryBroker
         from flowkit.source.kafka import KafkaBroker
         from flowkit.source.kafka_address import KafkaAddress
 
-        return KafkaBroker(KafkaAddress.parse(url), clock)
+        return KafkaBroker(KafkaAddress.parse(url), clock, guarantee)
     if scheme == "memory":
         from flowkit.source.memory import MemoryBroker
         from flowkit.source.memory_store import store_named

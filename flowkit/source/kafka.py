@@ -2,11 +2,11 @@
 
     topics      `kafka_topics`; read by one consumer for all tasks of the process, `kafka_reader`
     placement   the consumer group protocol, with the task as its unit: `kafka_group`
-    commits     one transaction for a task's frame, outputs and offsets: `kafka_tasks`
+    commits     one transaction for a task's frame and outputs, or (at least once) one after the other: `kafka_tasks`
     recovery    the frames since the last checkpoint, from the task's changelog: `kafka_frames`
 
-A task is owned by whoever was the last to initialise a producer under its transactional id. Which commit counts is
-what its changelog says.
+A task is owned by whoever was the last to initialise a producer under its transactional id, or to claim it in its
+changelog, which says what counts.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -22,11 +22,11 @@ from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_frames import changelog_of, open_changelog
 from flowkit.source.kafka_group import KafkaGroup
 from flowkit.source.kafka_reader import KafkaReaders, KafkaSource
-from flowkit.source.kafka_tasks import TaskProducer
+from flowkit.source.kafka_tasks import TaskProducer, offsets_of
 from flowkit.source.kafka_topics import KafkaTopics
 from flowkit.source.placement import Placing
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
-from flowkit.source.seam import Output
+from flowkit.source.seam import Guarantee, Output
 from flowkit.store import Frame
 
 CHANGELOG = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
@@ -39,8 +39,8 @@ ANOTHER = 2**63 - 1
 class KafkaBroker:
     """Apache Kafka. Use it within `async with`. Every method may raise BrokerError, naming the cluster."""
 
-    def __init__(self, address: KafkaAddress, clock: Clock) -> None:
-        self.address, self.url = address, address.url
+    def __init__(self, address: KafkaAddress, clock: Clock, guarantee: Guarantee = "exactly once") -> None:
+        self.address, self.url, self.guarantee = address, address.url, guarantee
         self._clock = clock
         self._topics = KafkaTopics(address)
         self._readers = KafkaReaders(self._topics)
@@ -142,7 +142,12 @@ class KafkaBroker:
     async def place(self, worker: str, tasks: Sequence[str], held: set[str]) -> Placing:
         """What `worker`, which runs the tasks `held`, has to claim and to release, so that all `tasks` are shared."""
         assert self._group is not None
-        return await self._group.place(tasks, held)
+        placing = await self._group.place(tasks, held)
+        positions: dict[str, Any] = {}
+        for producer in self._owned.values():
+            positions |= producer.positions
+        await self._group.tell(offsets_of(positions))
+        return placing
 
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Nothing is lost in silence: whose task another worker has opened is fenced at its next commit."""
@@ -164,20 +169,15 @@ class KafkaBroker:
         """
         self._check_ours(task)
         await self._let_go(task)
-        producer = TaskProducer(self.address, task, task.partition("/")[0], state)
-        await producer.start()
+        producer = TaskProducer(self.address, task, state, self.guarantee)
         try:
+            last = await producer.start()
             self._check_ours(task)
-            async with open_changelog(self.address, task) as log:
-                last = await log.last()
         except BaseException:
             await producer.stop()
             raise
         self._owned[task] = producer
-        if last is None:
-            return Claimed(producer.epoch, 0, None, "")
-        producer.last = last.last.number, last.last.commit_id
-        return Claimed(producer.epoch, *producer.last, last.last.state)
+        return Claimed(producer.epoch, *producer.last, "" if last is None else last.state)
 
     def _check_ours(self, task: str) -> None:
         if self._group is not None and not self._group.is_ours(task):
@@ -199,8 +199,8 @@ class KafkaBroker:
         if owned is not None and not owned.commits:
             return owned.last  # nobody can have committed between our claim and our first commit
         async with open_changelog(self.address, task) as log:
-            last = await log.last()
-        return (0, None) if last is None else (last.last.number, last.last.commit_id)
+            _, last = await log.last()
+        return (0, None) if last is None else (last.number, last.commit_id)
 
     async def commit(
         self,
@@ -212,7 +212,7 @@ class KafkaBroker:
         outputs: Sequence[Output],
         frame: Frame | None = None,
     ) -> None:
-        """Frame, outputs and offsets in one transaction. Raises Fenced, OutcomeUnknown."""
+        """Frame and outputs in one transaction, or first the outputs. Raises Fenced, OutcomeUnknown."""
         producer = self._owned.get(task)
         if producer is None or producer.epoch != epoch:
             raise OutcomeUnknown(f"task {task}: it is not open under epoch {epoch}")

@@ -5,6 +5,7 @@ one by one, which tells a refused password from an unknown certificate from a br
 """
 
 import asyncio
+import os
 import socket
 import ssl
 from typing import Any, TypeVar
@@ -24,6 +25,9 @@ AWAY = (kafka.KafkaError, OSError, TimeoutError, EOFError)
 LOOK_AGAIN_MS = 5_000
 """At most so long is spent on asking again why a start failed."""
 
+STOP_SECONDS = 1.0
+"""So long a client may take to finish in good order."""
+
 Client = TypeVar("Client", bound=Any)
 
 
@@ -42,8 +46,14 @@ async def started(client: Client, address: KafkaAddress) -> Client:
 
 async def stopped(client: Any) -> None:
     """Stop a client, or close it, whatever state it is in; a cancelled caller still lets go of the connections."""
-    with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-        await (client.stop() if hasattr(client, "stop") else client.close())
+    with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(STOP_SECONDS) as scope:
+            await (client.stop() if hasattr(client, "stop") else client.close())
+        if scope.cancelled_caught:  # a producer flushes first, and cannot while the broker is away
+            sender = getattr(client, "_sender", None)
+            if sender is not None:
+                await sender.close()
+            await (client.client if sender is not None else client._client).close()  # noqa: SLF001
 
 
 async def why_not(address: KafkaAddress) -> str:
@@ -98,5 +108,5 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
         case kafka.KafkaConnectionError() | EOFError() | ConnectionResetError() | BrokenPipeError():
             return "it closed the connection: is security= right, and does it want cert= and key=?"
         case OSError():
-            return (error.strerror or type(error).__name__).lower()
+            return (os.strerror(error.errno) if error.errno else type(error).__name__).lower()
     return address.redact(str(error) or type(error).__name__)

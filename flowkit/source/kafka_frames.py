@@ -1,11 +1,12 @@
 """Frames in a changelog topic: what was committed since the last checkpoint, on machines whose disks vanish.
 
     topic   := APP-GROUP-changelog, a partition for each task of the group
-    record  := msgpack [number, commit id, parent id, state, part, parts, bytes of that part of the frame]
+    record  := msgpack [epoch, number, commit id, parent id, state, part, parts, bytes of that part of the frame]
 
-A frame is written within the transaction of its commit, in as many records as the broker's limit on one asks for. One
-that does not follow the one before it, by number and by the id of its parent, was never part of this history: two
-owners without transactions can have written at the same time, and the first of them goes on.
+A frame is written within the transaction of its commit, in as many records as the broker's limit on one asks for.
+Without transactions (at least once) an owner begins with a claim, which has no parts: what owners of a lower epoch
+write behind it never counts. Nor does a frame that does not follow the one before it, by its number and by the id of
+its parent.
 """
 
 import re
@@ -22,13 +23,14 @@ from flowkit.store import Frame, decode_frame, encode_frame
 
 PART_BYTES = 900_000
 """Below the million bytes that brokers take a record by default."""
-LOOK_BACK = 64
+LOOK_BACK = 500
 """So many records before its end are read to find the last frame; then four times as many, and so on."""
 
 
 class Part(msgspec.Struct, array_like=True):
-    """One record of a changelog."""
+    """One record of a changelog. A claim has nothing but an epoch."""
 
+    epoch: int
     number: int
     commit_id: bytes
     parent: bytes
@@ -48,13 +50,18 @@ def changelog_of(task: str) -> tuple[str, int]:
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{group}-changelog"), int(partition)
 
 
-def parts_of(frame: Frame, state: str) -> Iterator[bytes]:
-    """The records of one frame. `state` is where its owner keeps the task's state."""
+def parts_of(frame: Frame, epoch: int, state: str) -> Iterator[bytes]:
+    """The records of one frame. `state` is where its owner, under `epoch`, keeps the task's state."""
     whole = encode_frame(frame)
     parts = max(1, -(-len(whole) // PART_BYTES))
     for part in range(parts):
         data = whole[part * PART_BYTES : (part + 1) * PART_BYTES]
-        yield _encode(Part(frame.number, frame.commit_id, frame.parent, state, part, parts, data))
+        yield _encode(Part(epoch, frame.number, frame.commit_id, frame.parent, state, part, parts, data))
+
+
+def claim_of(epoch: int) -> bytes:
+    """The record by which an owner begins, where no transaction fences those before it."""
+    return _encode(Part(epoch, 0, b"", b"", "", 0, 0, b""))
 
 
 class Whole(msgspec.Struct):
@@ -76,16 +83,19 @@ class Changelog:
         self.consumer, self.where, self.start, self.end = consumer, where, start, end
         self.name = f"{where.topic}[{where.partition}]"
 
-    async def last(self) -> Whole | None:
-        """The last frame; None if there is none."""
+    async def last(self) -> tuple[int, Part | None]:
+        """The highest epoch, and the last part of the last frame that counts; (0, None) if there is none."""
         back = LOOK_BACK
         while True:
             first = max(self.start, self.end - back)
-            found = None
+            epoch, found = 0, None
             async for whole in self.read(first):
-                found = whole
+                part = whole.last
+                epoch = part.epoch
+                if part.parts and (found is None or part.number == found.number + 1):
+                    found = part
             if found is not None or first == self.start:
-                return found
+                return epoch, found
             back *= 4
 
     async def after(self, number: int) -> AsyncGenerator[Frame, None]:
@@ -93,39 +103,41 @@ class Changelog:
         first, back = self.end, LOOK_BACK
         while first > self.start:
             first = max(self.start, self.end - back)
+            found = number + 1
             async for whole in self.read(first):
-                found = whole.last.number
-                break
-            else:
-                found = number + 1
+                if whole.last.parts:
+                    found = whole.last.number
+                    break
             if found <= number + 1 and first < self.end:
                 break
             back *= 4
         expected, parent = number + 1, None
         async for whole in self.read(first):
-            if whole.last.number < expected or (parent is not None and whole.last.parent != parent):
+            part = whole.last
+            if not part.parts or part.number < expected or (parent is not None and part.parent != parent):
                 continue
-            if whole.last.number > expected:
+            if part.number > expected:
                 raise StoreCorrupt(
-                    f"{self.name}: commit {expected} is not there, the next one is {whole.last.number}: frames were "
+                    f"{self.name}: commit {expected} is not there, the next one is {part.number}: frames were "
                     "deleted before a checkpoint held them"
                 )
             yield whole.frame(self.name)
-            expected, parent = expected + 1, whole.last.commit_id
+            expected, parent = expected + 1, part.commit_id
 
     async def offset_of(self, number: int) -> int:
         """Where frame `number` begins, or the last one if that comes first: all before it may go."""
         offset = self.start
         async for whole in self.read(self.start):
-            offset = whole.offset
-            if whole.last.number >= number:
-                break
+            if whole.last.parts:
+                offset = whole.offset
+                if whole.last.number >= number:
+                    break
         return offset
 
     async def read(self, first: int) -> AsyncIterator[Whole]:
-        """The whole frames from offset `first` on. Parts that are left of others are passed over."""
+        """The whole frames, and the claims, from offset `first` on. Parts that are left of others are passed over."""
         self.consumer.seek(self.where, first)
-        begun = first
+        begun, epoch = first, 0
         data: list[bytes] = []
         while await self.consumer.position(self.where) < self.end:
             records = await self.consumer.getmany(self.where, timeout_ms=1000)
@@ -134,11 +146,15 @@ class Changelog:
                     part = _part(record.value)
                 except (msgspec.MsgspecError, TypeError) as error:
                     raise StoreCorrupt(f"{self.name}: unreadable record at offset {record.offset}: {error}") from error
+                if part.epoch < epoch:
+                    continue  # an owner that is none any more
+                epoch = part.epoch
                 if part.part == 0:
                     begun, data = record.offset, []
                 elif part.part != len(data):
                     continue
-                data.append(part.data)
+                if part.parts:
+                    data.append(part.data)
                 if len(data) == part.parts:
                     yield Whole(begun, part, b"".join(data))
                     data = []

@@ -10,6 +10,7 @@ aiokafka is eager, but nothing is given up at a round's beginning: an owner that
 transactional id, and can harm nothing. The partitions themselves are not assigned: tasks read theirs by hand.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,6 +80,7 @@ class KafkaGroup:
         self._alive_at = 0.0
         self._giving_up: set[str] = set()
         self._consumer: Any = None
+        self._told: dict[Any, int] = {}
 
     async def start(self, tasks: Sequence[str]) -> None:
         """Become a member."""
@@ -131,6 +133,24 @@ class KafkaGroup:
             await self._consumer.getmany(timeout_ms=0)
         except KafkaError as error:
             raise broker_error(self.address, f"group {self.group!r}", error) from error
+
+    async def tell(self, offsets: Mapping[Any, int]) -> None:
+        """Say how far the tasks are, for lag tools. Nothing depends on it: a failure is no matter."""
+        from aiokafka.errors import KafkaError
+        from aiokafka.structs import OffsetAndMetadata
+
+        told = {part: offset for part, offset in offsets.items() if self._told.get(part) != offset}
+        if not told or self._consumer is None or self.assigned is None:
+            return
+        # Its public way takes only partitions that the group has assigned, and here it assigns none.
+        commit = self._consumer._coordinator._do_commit_offsets  # noqa: SLF001
+        try:
+            async with asyncio.timeout(1):
+                await commit(None, {part: OffsetAndMetadata(offset, "") for part, offset in told.items()})
+        except (KafkaError, TimeoutError) as error:
+            log.debug("offsets not told", group=self.group, error=repr(error))
+        else:
+            self._told |= told
 
     def is_ours(self, task: str) -> bool:
         """True if the last round gave us the task, and we have not been away since for so long that others have it.

@@ -1,17 +1,21 @@
-"""A task's commits on Kafka: its frame, its outputs and its offsets in one transaction under the task's own id.
+"""A task's commits on Kafka: its frame and its outputs, exactly once or at least once.
+
+Exactly once, they are one transaction under the task's own id, which also fences every earlier owner. At least once,
+the outputs are sent first, then the frame: what was sent before an owner died is sent again by the next one.
 
 The traps of aiokafka that lie here, each with its way around:
 
 - `commit_transaction` may return as if well after a produce has failed: every send is awaited first, and the
-  transaction aborted if one failed.
+  transaction left open, for the next owner to end, if one failed.
 - An error from a commit means that nobody knows whether it counts. The producer is of no use any more: the task opens
   again under a new one, which ends what the old one began, and reads from the changelog what counts.
+- Some of its requests are tried again for ever, as for a topic that has been deleted: a commit has a time limit.
 - A producer that stood still is fenced, but learns it only when it sends: then it must not begin anew before it knows
   that the task is still its own.
 - `send` takes some 20 µs a record; whole batches are built here, and sent as such.
 """
 
-import time
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +25,9 @@ import structlog
 from flowkit.errors import Fenced, OutcomeUnknown
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import started, stopped
-from flowkit.source.kafka_frames import changelog_of, parts_of
+from flowkit.source.kafka_frames import Part, changelog_of, claim_of, open_changelog, parts_of
 from flowkit.source.rules import group_outputs
-from flowkit.source.seam import Output
+from flowkit.source.seam import Guarantee, Output
 from flowkit.store import Frame
 
 log = structlog.get_logger("flowkit.kafka")
@@ -31,47 +35,60 @@ log = structlog.get_logger("flowkit.kafka")
 TRANSACTION_MS = 10_000
 """A dead owner's open transaction holds up the readers of what it wrote for as long."""
 BATCH_BYTES = 512 * 1024
-OFFSETS_EVERY = 1.0
-"""Seconds between two commits that tell the group the task's offsets. They serve lag tools alone: two requests more."""
 REMEMBERED = 10_000
 """Offsets of so many frames: those of earlier ones are looked up when they are to be deleted."""
 
 
 class TaskProducer:
-    """The transactional producer of one task that this process owns."""
+    """The producer of one task that this process owns."""
 
-    def __init__(self, address: KafkaAddress, task: str, group: str, state: str) -> None:
-        self.address, self.task, self.group, self.state = address, task, group, state
+    def __init__(self, address: KafkaAddress, task: str, state: str, guarantee: Guarantee) -> None:
+        self.address, self.task, self.state, self.guarantee = address, task, state, guarantee
         self.topic, self.partition = changelog_of(task)
         self.epoch = 0
-        """Of this ownership: larger than that of every earlier one."""
+        """Of this ownership: one more than that of the last one."""
         self.last: tuple[int, bytes | None] = 0, None
         """Number and id of the last commit that counts."""
         self.commits = 0
         self.offsets: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
         """Of the frames that this owner has written: number, and offset of the first record."""
+        self.positions: dict[str, Any] = {}
+        """By split: where the last commit stands."""
         self._producer: Any = None
-        self._told_offsets = 0.0
 
-    async def start(self) -> None:
-        """Fence every earlier owner of the task, and end what it had begun. Raises BrokerError."""
+    async def start(self) -> Part | None:
+        """Fence every earlier owner of the task, and end what it had begun: the last frame that counts.
+
+        Raises BrokerError.
+        """
         from aiokafka import AIOKafkaProducer
 
-        producer = await started(
+        once: dict[str, Any] = {"enable_idempotence": True}
+        if self.guarantee == "exactly once":
+            once = {"transactional_id": self.task, "transaction_timeout_ms": TRANSACTION_MS}
+        self._producer = await started(
             AIOKafkaProducer(
                 **self.address.client_options(),
+                **once,
                 client_id=self.task,
-                transactional_id=self.task,
-                transaction_timeout_ms=TRANSACTION_MS,
                 compression_type="lz4",
                 max_batch_size=BATCH_BYTES,
                 max_request_size=8 * 2**20,
             ),
             self.address,
         )
-        self._producer = producer
-        manager = producer._txn_manager  # noqa: SLF001  no public way to the producer's epoch
-        self.epoch = manager.producer_id << 16 | manager.producer_epoch
+        epoch, last = await self._read()
+        self.epoch = epoch + 1
+        if self.guarantee == "at least once":
+            await self._producer.send_and_wait(self.topic, claim_of(self.epoch), partition=self.partition)
+            _, last = await self._read()  # what an earlier owner wrote before our claim counts
+        if last is not None:
+            self.last = last.number, last.commit_id
+        return last
+
+    async def _read(self) -> tuple[int, Part | None]:
+        async with open_changelog(self.address, self.task) as log:
+            return await log.last()
 
     async def stop(self) -> None:
         """Let go of the producer; what it had begun ends by the next owner, or by time."""
@@ -87,38 +104,45 @@ class TaskProducer:
         if producer is None:
             raise OutcomeUnknown(f"task {self.task}: its producer is closed")
         try:
-            await producer.begin_transaction()
-            sent = [
-                await producer.send(self.topic, record, partition=self.partition)
-                for record in parts_of(frame, self.state)
-            ]
-            first = sent[0]
-            for (topic, partition), columns in group_outputs(outputs).items():
-                sent += await self._send(topic, partition, *columns)
-            now, positions = time.monotonic(), frame.meta.get("positions", {})
-            if positions and now - self._told_offsets >= OFFSETS_EVERY:
-                self._told_offsets = now
-                await producer.send_offsets_to_transaction(_offsets(positions), self.group)
-            for future in sent:
-                await future
-            await producer.commit_transaction()
+            async with asyncio.timeout(TRANSACTION_MS / 1000):  # the cluster ends it then, so nothing is lost by that
+                offset = await self._commit(producer, frame, outputs)
         except ProducerFenced as error:
             await self.stop()
             raise Fenced(f"task {self.task}: another worker opened it; commit {frame.number} never counts") from error
-        except (KafkaError, AssertionError) as error:  # aiokafka asserts that its states follow each other
+        except (KafkaError, AssertionError, TimeoutError) as error:  # aiokafka asserts that its states follow
             await self.stop()
             raise OutcomeUnknown(
                 f"task {self.task}: nobody knows whether commit {frame.number} counts: {error!r}"
             ) from error
         self.last = frame.number, frame.commit_id
+        self.positions = frame.meta.get("positions", {})
         self.commits += 1
-        self.offsets.append((frame.number, first.result().offset))
+        self.offsets.append((frame.number, offset))
 
     def offset_of(self, number: int) -> int | None:
         """Where frame `number` begins in the changelog, or the last one if that comes first; None if it is unknown."""
         if not self.offsets or self.offsets[0][0] > number:
             return None
         return next((offset for known, offset in self.offsets if known >= number), self.offsets[-1][1])
+
+    async def _commit(self, producer: Any, frame: Frame, outputs: Sequence[Output]) -> int:
+        """Where the frame begins in the changelog."""
+        groups = group_outputs(outputs).items()
+        if self.guarantee == "at least once":
+            await _all([await self._send(topic, partition, *columns) for (topic, partition), columns in groups])
+            records = await self._send_frame(producer, frame)
+            await _all([records])
+        else:
+            await producer.begin_transaction()
+            records = await self._send_frame(producer, frame)
+            sent = [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
+            await _all([records, *sent])
+            await producer.commit_transaction()
+        return int(records[0].result().offset)
+
+    async def _send_frame(self, producer: Any, frame: Frame) -> list[Any]:
+        records = parts_of(frame, self.epoch, self.state)
+        return [await producer.send(self.topic, record, partition=self.partition) for record in records]
 
     async def _send(
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]
@@ -135,7 +159,13 @@ class TaskProducer:
         return sent
 
 
-def _offsets(positions: dict[str, Any]) -> dict[Any, int]:
+async def _all(sent: Sequence[Sequence[Any]]) -> None:
+    for futures in sent:
+        for future in futures:
+            await future
+
+
+def offsets_of(positions: dict[str, Any]) -> dict[Any, int]:
     """Positions by split as offsets by partition: `orders[3]` is partition 3 of `orders`."""
     from aiokafka import TopicPartition
 

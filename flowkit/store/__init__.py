@@ -25,7 +25,7 @@ from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_
 
 if typing.TYPE_CHECKING:
     from flowkit.store.blobs import Blob, Blobs, DirectoryBlobs
-    from flowkit.store.cache import Budget
+    from flowkit.store.cache import Budget, block_cache
     from flowkit.store.checkpoint import CURRENT, Checkpoint, Checkpoints, Listing, Published
     from flowkit.store.compaction import CompactionOptions
     from flowkit.store.inspection import Inspection, copy_store, inspect, stores_in
@@ -76,6 +76,7 @@ __all__ = [
     "Storage",
     "Store",
     "StoreOptions",
+    "block_cache",
     "check_directory",
     "check_storage_url",
     "claim_directory",
@@ -100,7 +101,7 @@ __all__ = [
 
 _WHERE = {
     "blobs": ["Blob", "Blobs", "DirectoryBlobs"],
-    "cache": ["Budget"],
+    "cache": ["Budget", "block_cache"],
     "checkpoint": ["CURRENT", "Checkpoint", "Checkpoints", "Listing", "Published"],
     "compaction": ["CompactionOptions"],
     "inspection": ["Inspection", "copy_store", "inspect", "stores_in"],

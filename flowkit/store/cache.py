@@ -67,10 +67,11 @@ class BlockCache:
 
     A block is kept when it is missed for the second time, not long after the first: what is read once drives nothing
     out, and is read into memory that the last one left (8.6 -> 8.1 µs a read where nearly all miss).
-    `young` may be looked into directly: a call less, where every tenth of a microsecond counts.
+    `young` may be looked into directly: a call less, where every tenth of a microsecond counts. What is found there is
+    a hit all the same, for whoever looks to count.
     """
 
-    __slots__ = ("_asked", "_half", "_most_asked", "_old", "_young_bytes", "misses", "young")
+    __slots__ = ("_asked", "_half", "_most_asked", "_old", "_young_bytes", "hits", "misses", "young")
 
     def __init__(self, size: int) -> None:
         self._half = size // 2
@@ -80,17 +81,19 @@ class BlockCache:
         self.young: dict[int, bytes] = {}
         self._old: dict[int, bytes] = {}
         self._young_bytes = 0
-        self.misses = 0
+        self.hits = self.misses = 0
 
     def get(self, place: int) -> bytes | None:
         """The block at `place`, or None."""
         block = self.young.get(place)
         if block is not None:
+            self.hits += 1
             return block
         block = self._old.pop(place, None)
         if block is None:
             self.misses += 1
             return None
+        self.hits += 1
         self.put(place, block)
         return block
 
@@ -114,6 +117,12 @@ class BlockCache:
 
     def __len__(self) -> int:
         return len(self.young) + len(self._old)
+
+
+def block_cache(store: object) -> BlockCache | None:
+    """The cache of a store's blocks, which it may share with others; None of a kind of store that tells nothing."""
+    cache = getattr(store, "blocks", None)
+    return cache if isinstance(cache, BlockCache) else None
 
 
 class Rows:

@@ -76,8 +76,9 @@ class Catalog:
             except OSError:
                 self._failed = True
                 raise
-            # Not before: what the durable manifest names must be there.
-            self._doomed.update(name for name in edit.remove if name not in self.version.files)
+            # Not before: what the durable manifest names must be there. And not what it moves to another level: the
+            # version may be one edit ahead, which drops that, but is not durable yet.
+            self._doomed.update({*edit.remove} - {meta.name for meta in edit.add})
         self.sweep_soon()
 
     def _let_go(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -200,8 +200,10 @@ class Sstable:
         while at >= 0:
             if self.high[at] == high:
                 place = self._base | block
-                raw = cache.young.get(place) or cache.get(place)
-                if raw is None:
+                raw = cache.young.get(place)
+                if raw is not None:
+                    cache.hits += 1
+                elif (raw := cache.get(place)) is None:
                     raw = self._unpacked(offset, end - offset, sum_, size, packing)
                     cache.offer(place, raw)
                 try:

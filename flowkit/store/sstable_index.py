@@ -92,11 +92,21 @@ def bits_of(sums: "array[int]") -> bytes:
 
 
 def places_of(index: Index) -> bytes:
-    """All that a look-up asks of a block, side by side: one look into memory instead of six (0.6 of 10.8 µs a read)."""
-    offsets, numbers = array("Q", index.offsets), array("I", index.numbers)
-    sums, sizes = array("I", index.sums), array("I", index.sizes)
-    places = [
-        *map(PLACE.pack, offsets, numbers, sums, sizes, index.packings),
-        PLACE.pack(offsets[-1], numbers[-1], 0, 0, 0),
-    ]
-    return b"".join(places)
+    """All that a look-up asks of a block, side by side: one look into memory instead of six (0.6 of 10.8 µs a read).
+
+    And behind the last one, where it ends. Columns are laid into rows byte by byte in bulk: packing row by row held up
+    the event loop for 10 ms at an index of 30,000 blocks; this takes one.
+    """
+    rows = bytearray(PLACE.size * (len(index.firsts) + 1))
+    at = 0
+    for column, width in (
+        (index.offsets, 8),
+        (index.numbers, 4),
+        (index.sums + bytes(4), 4),
+        (index.sizes + bytes(4), 4),
+        (index.packings + bytes(1), 1),
+    ):
+        for byte in range(width):
+            rows[at :: PLACE.size] = column[byte::width]
+            at += 1
+    return bytes(rows)

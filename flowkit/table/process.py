@@ -156,7 +156,7 @@ class ProcessState(State):
             due = NEVER if cell is None else self.process.due(cell)
             if due <= entry[0]:
                 return entry[0] + 1
-            timers.pop()
+            timers.drop_first()
             if due < NEVER:
                 timers.arm(due, entry[1])
         return None
@@ -180,7 +180,7 @@ class ProcessState(State):
         decode_key = self.shape.decode_key
         silent = 0
         while (entry := timers.first) is not None and (at := entry[0]) <= until:
-            timers.pop()
+            timers.drop_first()
             key_bytes = entry[1]
             key = decode_key(key_bytes)
             cell = cells.find(key)
@@ -239,6 +239,9 @@ class ProcessState(State):
 
     def live(self, key: Any) -> Any:
         raise ConfigError(f"{self.name!r} keeps what an operator needs: it cannot be changed by [] or read by get")
+
+    def set_mode(self, mode: Mode) -> None:
+        self.shape.mode = mode
 
     def refresh(self) -> None:
         """There is no quick path: cells are only reached through `give` and the firing."""

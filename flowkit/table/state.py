@@ -125,7 +125,10 @@ class State:
     def clock_now(self) -> int:
         """What expiry goes by (ms): the event's time or the watermark, whichever is later; but no end of all time."""
         cursor = self.cursor
-        return max(t for t in (MIN_TIME, cursor.time, cursor.watermark) if t < END_OF_TIME - 1)
+        t, watermark = cursor.time, cursor.watermark
+        if t >= END_OF_TIME - 1:
+            t = MIN_TIME
+        return t if watermark <= t or watermark >= END_OF_TIME - 1 else watermark
 
     def deadline(self, t: int) -> int:
         """The watermark (ms) by which an event at `t` must be handled to be in its first window, or NEVER."""

@@ -53,6 +53,9 @@ class Timers:
     @property
     def first(self) -> Entry | None:
         """The next entry."""
+        heap = self._heap
+        if heap:
+            return heap[0]
         while not self._heap and self._horizon < NO_END:
             self._widen()
         return self._heap[0] if self._heap else None
@@ -70,6 +73,10 @@ class Timers:
         heapq.heappop(self._heap)
         self._new.pop(first, None)
         return first
+
+    def drop_first(self) -> None:
+        """Take the entry that `first` has just given."""
+        self._new.pop(heapq.heappop(self._heap), None)
 
     def passed(self, time: int) -> Iterator[bytes]:
         """Take the keys of all entries up to `time`."""

@@ -96,9 +96,12 @@ class Splits:
 
     def reached(self) -> int:
         """How far the splits have come, whatever holds the watermark back besides."""
-        marks = [split.watermark for split in self.by_name.values() if split.counts]
-        if marks:
-            self.floor = max(self.floor, min(marks))
+        least = END_OF_TIME + 1
+        for split in self.by_name.values():
+            if split.counts and (mark := split.watermark) < least:
+                least = mark
+        if least <= END_OF_TIME:
+            self.floor = max(self.floor, least)
         elif self.by_name and all(split.ended for split in self.by_name.values()):
             self.floor = END_OF_TIME
         return self.floor

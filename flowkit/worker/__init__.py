@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowkit.worker.build import random_ids
 from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records, Waiting
-from flowkit.worker.health import Health, read_health
+from flowkit.worker.health import Health, read_health, write_health
 from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.looking import NO_KEY, Entry, entries, read_table, read_tasks
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Meter
@@ -65,6 +65,7 @@ __all__ = [
     "topic_of",
     "watermark_of",
     "windowed_table",
+    "write_health",
 ]
 
 

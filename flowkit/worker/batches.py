@@ -42,6 +42,10 @@ class Batches:
             await self.flush(driver, careful)
         return bool(waiting)
 
+    def has_any(self) -> bool:
+        """True if a batch is unfinished."""
+        return bool(self._unfinished())
+
     def has_old(self) -> bool:
         """True if an agent has waited for its batch to fill for as long as it allows."""
         now = self.step.now()

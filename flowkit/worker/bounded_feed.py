@@ -12,7 +12,7 @@ from flowkit.record import END_OF_TIME, DeadLetter
 from flowkit.source import Position
 from flowkit.window import Split
 from flowkit.worker.engine import Engine
-from flowkit.worker.feed import Ended, Finished, Piece, Records, Tick, Waiting
+from flowkit.worker.feed import Drained, Ended, Finished, Piece, Records, Tick, Waiting
 from flowkit.worker.heads import Head, LinkHead
 from flowkit.worker.outlets import BoundOutlet, Outgoing
 
@@ -27,6 +27,11 @@ class BoundedFeed:
         self.moved: dict[str, int] = {}
         self.finished: list[Engine] = []
         self.finished_before: list[Engine] = []
+        self._by_topic: dict[str, list[Engine]] = {}
+        """Who writes a topic: asked for each head at each look."""
+        for engine in self.engines:
+            for outlet in engine.group.outlets:
+                self._by_topic.setdefault(outlet.name, []).append(engine)
 
     def add(self, head: Head) -> None:
         """Merge one more input; ties in time go to the one added first."""
@@ -54,12 +59,15 @@ class BoundedFeed:
         while True:
             self._move_links()
             ready: list[tuple[int, int, Head]] = []
+            awaited: set[str] = set()
             for order, head in enumerate(self.heads):
                 if await head.fill():
                     ready.append((head.time, order, head))
-                elif head.waiting:
+                    continue
+                awaited.add(head.topic)
+                if head.waiting:
                     return Waiting()
-                elif not head.split.ended and self._has_ended(head):
+                if not head.split.ended and self._has_ended(head):
                     return Ended(head.engine, head.split)
             if ready:
                 ready.sort(key=_by_time_and_order)
@@ -67,6 +75,8 @@ class BoundedFeed:
                 clock = self._clock()
                 if clock is not None and clock[0] <= now:
                     return Tick(clock[1], now)
+                for name, outlet in self.links.items():
+                    outlet.awaited = name in awaited
                 rival = ready[1] if len(ready) > 1 else None
                 stop = head.until(limit, None if rival is None else rival[0], rival is None or order < rival[1])
                 if clock is not None:
@@ -86,20 +96,43 @@ class BoundedFeed:
         due, n = min(waiting)
         return due, self.engines[n]
 
-    def _end_of_an_engine(self) -> Ended | Finished | None:
-        """There is nothing to read: the next engine may end, those that read dead letters last of all."""
+    def _end_of_an_engine(self) -> Ended | Drained | Finished | None:
+        """There is nothing to read: the next engine may end, those that read dead letters last of all.
+
+        Those that feed each other in a circle end together, once nobody else is left who feeds them: first all that
+        they read, then what they still have to hand over, and only when nothing flows any more their agents. So what
+        windows send that fire at the end still finds all of them at work.
+        """
         left = [engine for engine in self.engines if engine not in self.finished]
         left = [engine for engine in left if not self._reads_dead_letters(engine)] or left
-        waiting: list[Head] = []
-        for engine in left:
-            links = [h for h in self.heads if h.engine is engine and self._may_end(h)]
-            writers = [writer for head in links for writer in self._writers(head)]
-            if all(writer in self.finished or writer is engine for writer in writers):
-                # What it sends to itself comes to an end first: windows that fire then still find its agents at work.
-                return Ended(engine, links[0].split) if links else Finished(engine)
-            waiting += links
-        # Groups that feed each other in a circle.
-        return Ended(waiting[0].engine, waiting[0].split) if waiting else None
+        feeding = {id(engine): self._feeding(engine, left) for engine in left}
+        for first in left:
+            circle = [e for e in left if e is first or (e in feeding[id(first)] and first in feeding[id(e)])]
+            if any(engine not in circle for engine in feeding[id(first)]):
+                continue
+            for engine in circle:
+                for head in self.heads:
+                    if head.engine is engine and self._may_end(head):
+                        return Ended(engine, head.split)
+            if first in feeding[id(first)]:
+                for engine in circle:
+                    if engine.has_more:
+                        return Drained(engine)
+            return Finished(first)
+        return None
+
+    def _feeding(self, engine: Engine, left: list[Engine]) -> list[Engine]:
+        """Those of `left` who write what it reads, or what they read, and so on; itself too if it does."""
+        found: list[Engine] = []
+        to_do = [engine]
+        while to_do:
+            reader = to_do.pop()
+            for head in self.heads:
+                if head.engine is reader and head.linked and head.topic != engine.app.dead_letters.name:
+                    new = [writer for writer in self._writers(head) if writer in left and writer not in found]
+                    found += new
+                    to_do += new
+        return found
 
     def _may_end(self, head: Head) -> bool:
         return head.linked and not head.split.ended and head.topic != head.engine.app.dead_letters.name
@@ -108,7 +141,7 @@ class BoundedFeed:
         return any(head.engine is engine and head.topic == engine.app.dead_letters.name for head in self.heads)
 
     def _writers(self, head: Head) -> list[Engine]:
-        return [engine for engine in self.engines if head.topic in {o.name for o in engine.group.outlets}]
+        return self._by_topic.get(head.topic, [])
 
     def _sends_itself(self, head: Head) -> bool:
         return head.linked and head.engine in self._writers(head)

@@ -64,6 +64,13 @@ class Calls:
                 step.app, driver.stream, step.clock, self.watch.now, self.recall.event, self._finished
             )
 
+    def cached(self) -> dict[str, tuple[int, int]]:
+        """Hits and misses of the caches before look-ups, by stream, since they were made."""
+        found = {
+            d.name: counts() for d in self.drivers if (counts := getattr(d.calling.function, "cache_counts", None))
+        }
+        return {name: counts for name, counts in found.items() if counts is not None}
+
     # Taking events
 
     async def add(self, driver: CallDriver, event: Any, t: int, origin: Origin, careful: bool) -> None:
@@ -254,6 +261,10 @@ class Calls:
         return found
 
     # Waiting
+
+    def has_any(self) -> bool:
+        """True if anything is under way, or waits to be."""
+        return any(driver.pending or driver.forming for driver in self.drivers)
 
     @property
     def under_way(self) -> bool:

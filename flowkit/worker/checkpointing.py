@@ -72,9 +72,10 @@ class TaskCheckpoints:
             for lease in await self._leases.leases(self.task):
                 if lease.task == self.task and lease.epoch > self.epoch:
                     raise
-            # The task is ours: that epoch was given out by another broker, or by us, to a try whose answer was lost.
+            # The task is ours. A broker that was made anew gives epochs out again, Kafka's changelog that of an owner
+            # who never committed, and an answer that was lost makes ours look like another's.
             epoch = await self.checkpoints.claim()
-            log.warning("checkpoints claimed under a later epoch", task=self.task, epoch=epoch, why=str(error))
+            log.info("checkpoints claimed under a later epoch", task=self.task, epoch=epoch, why=str(error))
 
     # Restoring
 

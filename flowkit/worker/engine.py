@@ -81,6 +81,8 @@ class Engine:
         self.ways = Ways(step, units, self.batches, self.firing, output, recall)
         self.ending = False
         """True from when the input has ended until everything that follows from it is done."""
+        self.draining = False
+        """True while `drain` is cut."""
         self._before = msgspec.structs.replace(self.counters)
         """The counters at the last commit."""
 
@@ -108,7 +110,7 @@ class Engine:
     @property
     def unfinished(self) -> bool:
         """True if a firing was cut: `resume` goes on with it, before anything else is done."""
-        return self.firing.unfinished or self.ending
+        return self.firing.unfinished or self.ending or self.draining
 
     def allow(self, results: int) -> None:
         """Let the next piece of work fire so many results before it is cut."""
@@ -139,6 +141,8 @@ class Engine:
         """Go on with what was cut."""
         if self.ending:
             await self.finish(careful=careful)
+        elif self.draining:
+            await self.drain(careful=careful)
         else:
             await self.advance(careful)
 
@@ -155,6 +159,30 @@ class Engine:
         self.step.begin()
         await self.firing.advance(careful)
         return self.firing.unfinished or await self.calls.drain(careful)
+
+    @property
+    def has_more(self) -> bool:
+        """True if batches are not handed over, or calls."""
+        return self.batches.has_any() or self.calls.has_any()
+
+    async def drain(self, *, careful: bool) -> None:
+        """All splits have ended: hand over what waits, as `finish` does, but let the agents be, who may get more of it.
+
+        It may be cut as `advance` may.
+        """
+        self.bind()
+        self.step.begin()
+        if not self.draining:
+            self.step.new_event()
+            self.draining = True
+        await self._drain(careful)
+        self.draining = self.firing.unfinished
+
+    async def _drain(self, careful: bool) -> None:
+        """Fire what is due, and hand over all calls and batches, until nothing is left of either."""
+        await self.firing.advance(careful)
+        while not self.firing.unfinished and (await self.calls.drain(careful) or await self.batches.flush_all(careful)):
+            await self.firing.advance(careful)
 
     async def finish(self, *, careful: bool) -> None:
         """The input has ended: the streams end, the watermark goes to the end of time, everything fires.
@@ -177,9 +205,7 @@ class Engine:
                 split.ended = True
             self.splits.floor = END_OF_TIME
             self.ending = True
-        await self.firing.advance(careful)
-        while not self.firing.unfinished and (await self.calls.drain(careful) or await self.batches.flush_all(careful)):
-            await self.firing.advance(careful)
+        await self._drain(careful)
         if self.firing.unfinished:
             return
         await self.step.end_agents([driver for driver in self.step.drivers if driver not in first])
@@ -243,7 +269,7 @@ class Engine:
         }
         firing = self.firing.save()
         if self.unfinished:
-            meta["firing"], meta["ending"] = firing, self.ending
+            meta["firing"], meta["ending"], meta["draining"] = firing, self.ending, self.draining
         if self.bounded:
             meta["clock"] = step.save_clock()
         step.event_number, step.unit = 0, 0
@@ -288,7 +314,7 @@ class Engine:
         self.step.load_clock(meta.get("clock"))
         self.batches.load(meta)
         self.firing.load(meta.get("firing"))
-        self.ending = meta.get("ending", False)
+        self.ending, self.draining = meta.get("ending", False), meta.get("draining", False)
         self.step.refresh_due()
 
 

@@ -50,6 +50,13 @@ class Ended:
 
 
 @dataclass(slots=True)
+class Drained:
+    """All inputs of an engine have ended, but what it still has to hand over may come back to it."""
+
+    engine: Engine
+
+
+@dataclass(slots=True)
 class Finished:
     """All inputs of an engine have ended."""
 
@@ -100,7 +107,7 @@ class Waiting:
     """An input has nothing for now and is not at its end (standard input): time to commit, or to stop."""
 
 
-Piece = Records | Marks | Ended | Finished | Idle | ClockMark | Tick | Completed | Unfinished
+Piece = Records | Marks | Ended | Drained | Finished | Idle | ClockMark | Tick | Completed | Unfinished
 
 
 class Feed(Protocol):

@@ -59,8 +59,9 @@ class Firing:
     async def advance(self, careful: bool) -> None:
         """The watermark may have moved, or count windows are full: fire and drop what is due, if anything is."""
         step = self.step
-        watermark = step.cursor.watermark = step.splits.watermark()
-        if (reached := step.splits.reached()) < END_OF_TIME:
+        reached = step.splits.reached()
+        watermark = step.cursor.watermark = min(reached, step.splits.hold)
+        if reached < END_OF_TIME:
             step.cursor.high = max(step.cursor.high, reached)
         for state in step.moving:
             step.next_due = min(step.next_due, state.due)
@@ -113,7 +114,8 @@ class Firing:
     async def _fire_all(self, states: list[State], careful: bool) -> None:
         step, cursor = self.step, self.step.cursor
         cursor.high = max([cursor.high, *(split.high for split in step.splits.by_name.values())])
-        if cursor.end == MIN_TIME and step.splits.reached() >= END_OF_TIME:
+        reached = step.splits.reached()  # no split goes on while windows fire
+        if cursor.end == MIN_TIME and reached >= END_OF_TIME:
             cursor.end = cursor.high
         while True:
             if self._state is not None and not await self._send_results(self._state, careful):
@@ -124,8 +126,14 @@ class Firing:
             if step.cursor.ready:
                 self._take_full()
             # What has fired may be on its way through a call, which holds all later windows.
-            watermark = step.splits.watermark()
-            ends = [(end, n) for n, state in enumerate(states) if (end := state.peek(watermark)) is not None]
+            watermark = min(reached, step.splits.hold)
+            ends = [
+                (end, n)
+                for n, state in enumerate(states)
+                # Those of which nothing is due yet are not asked: that is most of them.
+                if (state.due <= watermark or state.due <= state.watermark or state.by_clock)
+                and (end := state.peek(watermark)) is not None
+            ]
             first = min(ends, default=None)
             batch = self.batches.due_before(watermark, None if first is None else (first[0], states[first[1]]))
             if batch is not None:

@@ -29,6 +29,8 @@ class Head:
         """The time (ms) of the last record decoded, and of the one before those that are kept."""
         self.waiting = False
         """True if the last `fill` found nothing though the end is not reached."""
+        self._looked: tuple[int, int, bool, int] = (-1, 0, False, 0)
+        """What `until` has found: in which batch, before which rival (time, wins_ties), how far no record is later."""
 
     async def fill(self) -> bool:
         """True if there is a record to look at."""
@@ -68,11 +70,17 @@ class Head:
         stop = min(len(decoded), self.index + limit)
         if rival is None:
             return stop
-        for n in range(self.index + 1, stop):
-            t = decoded.times[n]
-            if t > rival or (t == rival and not wins_ties):
-                return n
-        return stop
+        # Mostly this was asked before, and one record was taken since: a look at all of them each time is quadratic.
+        at, known_rival, known_ties, known = self._looked
+        holds = at == self.at and (known_rival, known_ties) <= (rival, wins_ties)
+        first = max(self.index + 1, known) if holds else self.index + 1
+        if first > stop:
+            return stop
+        times, last = decoded.times, rival if wins_ties else rival - 1
+        end = next((n for n in range(first, stop) if times[n] > last), stop)
+        if holds or at != self.at or end > known:
+            self._looked = self.at, rival, wins_ties, end
+        return end
 
     def take(self, count: int) -> None:
         self.index += count
@@ -86,6 +94,7 @@ class Head:
         if self.at > 0:
             self.before = self.decoded[self.at - 1].times[-1]
         del self.decoded[: self.at]
+        self._looked = (-1, 0, False, 0)
         self.at, self.start = 0, self.index if self.decoded else 0
         self.index = self.start
 
@@ -104,6 +113,7 @@ class Head:
         self.last = self.before
         self.decoded = [self._decode(decoded.batch) for decoded in self.decoded]
         self.at, self.index = 0, self.start
+        self._looked = (-1, 0, False, 0)
 
 
 class LinkBatch:

@@ -157,7 +157,7 @@ class LiveTask:
     def _closes(self, store: Store) -> None:
         """The store is about to go: from now on what it has done is the meter's to tell, and nobody else's."""
         self.opened = False
-        self.meter.closes(store)
+        self.meter.closes(store, self.engine.calls.cached())
 
     def _owns(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition

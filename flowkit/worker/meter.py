@@ -13,7 +13,7 @@ The three make up all of its time, as Flink's busyTimeMsPerSecond and its sister
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -90,6 +90,8 @@ class Meter:
         self.tracing: Tracing | None = None
         self._past = Stats()
         """What stores have done that are closed by now."""
+        self._cached: dict[str, tuple[int, int]] = {}
+        """Hits and misses, by stream, of caches that are gone by now."""
         self._seen: deque[tuple[float, list[float], int]] = deque()
 
     # Time
@@ -149,9 +151,17 @@ class Meter:
         now = getattr(store, "stats", Stats)()
         return msgspec.structs.replace(now, **{name: getattr(now, name) + getattr(self._past, name) for name in _DONE})
 
-    def closes(self, store: Store) -> None:
-        """The store goes: keep what it has done."""
-        self._past = self.stats(store)
+    def cached(self, now: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """Hits and misses of the caches before look-ups, by stream: `now` are those of the caches there are."""
+        found = dict(self._cached)
+        for name, (hits, misses) in now.items():
+            before = found.get(name, (0, 0))
+            found[name] = before[0] + hits, before[1] + misses
+        return found
+
+    def closes(self, store: Store, cached: Mapping[str, tuple[int, int]]) -> None:
+        """The store and the caches go: keep what they have done."""
+        self._past, self._cached = self.stats(store), self.cached(cached)
 
 
 _DONE = (

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.store import table_sizes
+from flowkit.store import block_cache, table_sizes
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Histogram
 from flowkit.worker.tally import counts_of
 from flowkit.worker.view import TaskView, Watched, behind, topic_of, watermark_of
@@ -79,6 +79,7 @@ class TaskCollector(Collector):
         yield from self._tasks(views)
         yield from self._counts(opened)
         yield self._calls(opened)
+        yield from self._caches(opened)
         yield from self._times(opened)
         yield from self._commits(views)
         yield from self._stores(opened)
@@ -122,6 +123,25 @@ class TaskCollector(Collector):
             for driver in (driver for engine in view.engines for driver in engine.calls.drivers):
                 under_way.add_metric([*self._labels(view), driver.name], len(driver.pending))
         return under_way
+
+    def _caches(self, views: Sequence[TaskView]) -> Iterator[Metric]:
+        streams = (*TASK, "stream")
+        hits = _counter("lookup_cache_hits", "Keys whose answer the cache before a look-up had.", streams)
+        misses = _counter("lookup_cache_misses", "Keys for which it was looked up, or waited for.", streams)
+        for view in views:
+            now = {name: counts for engine in view.engines for name, counts in engine.calls.cached().items()}
+            for name, (hit, missed) in view.meter.cached(now).items():
+                hits.add_metric([*self._labels(view), name], hit)
+                misses.add_metric([*self._labels(view), name], missed)
+        yield from (hits, misses)
+        # All stores of a process share one, so that it has no task.
+        found = _counter("store_block_cache_hits", "Blocks of sstables that reads found in the cache.", ("app",))
+        read = _counter("store_block_cache_misses", "Blocks of sstables that reads took from their files.", ("app",))
+        blocks = {id(cache): cache for view in views if (cache := block_cache(view.store)) is not None}
+        for family, counts in ((found, [c.hits for c in blocks.values()]), (read, [c.misses for c in blocks.values()])):
+            if counts:
+                family.add_metric([self.app], sum(counts))
+        yield from (found, read)
 
     def _times(self, views: Sequence[TaskView]) -> Iterator[Metric]:
         mark = _gauge("watermark_seconds", "How far event time has come, as a time since the epoch.", TASK)

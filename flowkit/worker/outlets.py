@@ -36,6 +36,8 @@ class BoundOutlet:
         self._key: Callable[[Any], Any] | None = field_getter(outlet.element, key) if isinstance(key, str) else key
         self.records: list[Outgoing] = []
         self.linked = False
+        self.awaited = True
+        """False while those who read it in this run still have records of before: one more changes nothing for them."""
         self.total = 0
 
     def emit(self, value: Any, key: Any, time: int) -> None:

@@ -37,7 +37,7 @@ class Output:
         bound = step.outlets[outlet.name]
         bound.emit(value, key, time)
         step.counters.emitted += 1
-        if bound.linked:
+        if bound.linked and bound.awaited:
             step.link_hit = True
 
     def dead_letter(self, origin: Origin, error: Exception, agent: str, attempts: int) -> None:

@@ -76,6 +76,7 @@ class StepContext:
 
         self.states: dict[str, State] = {}
         self.drivers: list[Driver] = []
+        self._streams: list[StreamDriver] | None = None
         self.routes: dict[str, list[Driver]] = {}
         """Who is given what, by the name of the stream, in order."""
         self.changed: list[State] = []
@@ -121,7 +122,9 @@ class StepContext:
 
     def stream_drivers(self) -> list[StreamDriver]:
         """The agents that may ask for batches."""
-        return [driver for driver in self.drivers if isinstance(driver, StreamDriver)]
+        if self._streams is None:
+            self._streams = [driver for driver in self.drivers if isinstance(driver, StreamDriver)]
+        return self._streams
 
     def begin(self) -> None:
         """The task has turned to this engine: from now on a piece may take `STEP_SECONDS`."""
@@ -149,10 +152,18 @@ class StepContext:
     def refresh_due(self) -> None:
         """Ask all states and batches what the next watermark is that matters to them."""
         states = self.states.values()
-        due = [state.due for state in states] + [driver.deadline for driver in self.stream_drivers()]
-        self.next_due = min(due, default=NEVER)
-        self.careful_before = max((state.careful_before for state in states), default=MIN_TIME)
-        self.careful_lag = min((state.careful_lag for state in states), default=NEVER)
+        due, before, lag = NEVER, MIN_TIME, NEVER
+        # Comparisons, not min and max: half the time, and this follows each firing.
+        for state in states:
+            if state.due < due:  # noqa: PLR1730
+                due = state.due
+            if state.careful_before > before:  # noqa: PLR1730
+                before = state.careful_before
+            if state.careful_lag < lag:  # noqa: PLR1730
+                lag = state.careful_lag
+        for driver in self.stream_drivers():
+            due = min(due, driver.deadline)
+        self.next_due, self.careful_before, self.careful_lag = due, before, lag
 
     # Agents
 

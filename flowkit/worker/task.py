@@ -29,6 +29,7 @@ from flowkit.worker.engine import Counters, Engine, EventFailed
 from flowkit.worker.feed import (
     ClockMark,
     Completed,
+    Drained,
     Ended,
     Feed,
     Finished,
@@ -286,6 +287,9 @@ class Task:
                     return 0
             case Tick():
                 await engine.tick(piece.at, self.careful)
+            case Drained():
+                await engine.drain(careful=self.careful)
+                return 0
             case Finished():
                 await engine.finish(careful=self.careful)
                 return 0

@@ -16,7 +16,7 @@ from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, KeepsFrames, open_broker
-from flowkit.stopping import Stop
+from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
     Storage,
@@ -356,6 +356,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     patience = worker.options.grace / 1000 + LAST_SECONDS
     stop = Stop(patience, lambda: loop.call_soon_threadsafe(worker.stop))
+    stop_with_parent(lambda: loop.call_soon_threadsafe(worker.stop))
     try:
         async with contextlib.nullcontext() if beside is None else beside(worker):
             await worker.run()

@@ -26,10 +26,13 @@ HELP = """Maintenance of a fleet, live: a simulated one with known failures, or 
 
 \b
   python -m services.iot_maintenance
-  python -m services.iot_maintenance --devices 5000 --days 10 --keep fleet
+  python -m services.iot_maintenance --devices 5000 --keep fleet
   python -m services.iot_maintenance --input machine.csv --map at=timestamp --map temperature=value
   python -m services.iot_maintenance --input machine.csv --windows labelled_windows.json
 """
+
+
+DAYS, MANY, DAYS_OF_MANY = 10, 1_000, 6
 
 
 class Traffic(NamedTuple):
@@ -45,7 +48,14 @@ class Traffic(NamedTuple):
 def main(
     seed: Annotated[int, typer.Option(help="Which simulated world.")] = 1,
     devices: Annotated[int, typer.Option(min=1, help="How many simulated devices.")] = 300,
-    days: Annotated[int, typer.Option(min=4, help="How many simulated days; nothing fails on the first three.")] = 10,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            min=4,
+            help="How many simulated days; nothing fails on the first three.",
+            show_default=f"{DAYS}, or {DAYS_OF_MANY} for more than {MANY:,} devices",
+        ),
+    ] = None,
     input_: Annotated[
         Path | None, typer.Option("--input", metavar="FILE", help="A CSV file to read instead, with a header.")
     ] = None,
@@ -65,13 +75,18 @@ def main(
             raise BadInput("--map and --windows are about a file of your own: say which, with --input FILE")
         with _directory(keep) as directory:
             if input_ is None:
-                traffic = _simulated(console, directory, seed, devices, days)
+                traffic = _simulated(console, directory, seed, devices, days or days_for(devices))
             else:
                 traffic = _own(console, directory, input_, map_ or [], windows)
             _run(console, traffic, directory)
     except (JobFailed, BadInput, OSError) as error:
         Console(stderr=True).print(f"[red]{type(error).__name__}[/]", str(error), highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+def days_for(devices: int) -> int:
+    """How many days a fleet is simulated if nobody says: of a large one less, so that it ends within minutes."""
+    return DAYS if devices <= MANY else DAYS_OF_MANY
 
 
 def _run(console: Console, traffic: Traffic, directory: Path) -> None:

@@ -290,9 +290,9 @@ async def listen(stream: Stream[Reading | Device | Timer[str]]) -> AsyncIterator
         if isinstance(event, Reading):
             at = ms_of(event.at)
             heard["last"] = max(heard["last"], at)
-            if event.device in presence and (device := presence[event.device]).running:
+            if (here := presence.get(event.device)) is not None and here.running:
                 # Never sooner than it is set for: a clock that is put back is no silence.
-                silence.set(event.device, max(at + device.patience, silence.get(event.device) or 0))
+                silence.set(event.device, max(at + here.patience, silence.get(event.device) or 0))
         elif isinstance(event, Device):
             device = presence[event.id]
             device.site, device.running = event.site, event.state == "running"

@@ -1,5 +1,6 @@
-"""An app of everything that keeps something, for the soak: joins, a pattern, windows, timers, a table with a ttl."""
+"""An app of all that keeps something, for the soak: joins, a pattern, windows, timers, calls, a table with a ttl."""
 
+import asyncio
 from typing import Any
 
 import flowkit
@@ -82,6 +83,26 @@ def known(pair: Joined[Order, Payment | None]) -> None: ...
 
 @app.each(together)
 def both(pair: Joined[Order, Payment]) -> None: ...
+
+
+async def check(payment: Payment) -> Note:
+    """Stands for a service that answers within some milliseconds, and for one payment in a thousand not at once."""
+    await asyncio.sleep(0.5 if payment.order.endswith("777") else 0.005)
+    return Note("checked", payment.user)
+
+
+async def check_some(some: list[Order]) -> list[Note]:
+    """Stands for a model that takes batches."""
+    await asyncio.sleep(0.01)
+    return [Note("scored", order.user) for order in some]
+
+
+checked = payments.map_async(check, concurrency=32, timeout=seconds(2), name="checked")
+scored = orders.map_async_batches(check_some, size=64, within=seconds(1), concurrency=4, name="scored")
+
+
+@app.each(checked, scored)
+def answered(note: Note) -> None: ...
 
 
 @app.each(found, sinks=[notes])

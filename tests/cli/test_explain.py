@@ -12,12 +12,15 @@ class Sale(flowkit.Record):
     user: str
     amount: float
     at: int
+def bucket(sale: Sale) -> int:
+    return int(sale.amount) // 100
 sales = app.topic("sales", Sale, key="user", time="at", out_of_order=seconds(90), idle_after=minutes(2))
 rates = app.topic("rates", Sale, key=lambda rate: rate.user)
 copies = app.topic("copies", Sale)
 lates = app.sink("lates", Sale)
 rate = app.table("rate", str, float, broadcast=True)
 hops = app.table("hops", of=sales, by="user", window=Sliding(minutes(10), every=minutes(1)), n=Count(),
+                 worth=Sum("amount"), most=TopK(bucket, k=3),
                  allowed_lateness=minutes(5), early=seconds(30))
 last = app.table("last", str, float, ttl=days(1))
 
@@ -75,11 +78,11 @@ def test_everything_that_can_be_declared_is_told(place: Place) -> None:
     shown = place.call("explain", "app.py").out
     for part in (
         "up to 1 min 30 s out of order, a split silent for 2 min does not hold the watermark",
-        "topic rates: Sale, keyed by <lambda>(), time of the transport, in order of time; every task reads all of it",
+        "topic rates: Sale, keyed by lambda at app.py:11, time of the transport, in order of time; every task",
         "-> agent learn: keeps rate",
         "-> agent copy: keeps last, reads rate, sends to copies, tries 3 times",
         "-> table hops",
-        "table hops: counts sales by user: n = Count(",
+        'table hops: counts sales by user: n=Count(), worth=Sum("amount"), most=TopK(bucket, k=3), windows sliding',
         "windows sliding 10 min every 1 min, late records count for 5 min more, early results each 30 s of event time",
         "late records, whose windows are all closed\n      -> agent late: sends to lates",
         "table rate: keyed by str, values float, kept for ever, all of it in every task",
@@ -143,11 +146,17 @@ alerts = app.topic("alerts", Sale)
 big = sales.filter(large, name="large-sales")
 paid = big.join(payments, on="user", within=(0, minutes(5)), how="left", name="paid")
 latest = sales.join_as_of(payments, on="user", name="latest")
+near = sales.join(payments, on="user", within=(seconds(-10), seconds(90)), name="near")
+fresh = sales.join_as_of(payments, on="user", tolerance=seconds(10), name="fresh")
+known = sales.join_as_of(payments, on="user", keep_for=days(30), name="known")
 twice = sales.match(Pattern.begin("first", large).next("second", large).within(hours(1)), name="twice")
 per_user = sales.map(lambda sale: sale, type=Sale).group_by("user").window(Tumbling(hours(1))).aggregate(n=Count())
 
 @app.each(paid.filter(lambda pair: pair.right is None), sinks=[alerts])
 def unpaid(pair: object) -> Sale | None: ...
+
+@app.each(near, fresh, known)
+def all_taken(pair: object) -> None: ...
 
 @app.each(twice.timed_out, twice.late)
 def lonely(event: object) -> None: ...
@@ -162,12 +171,16 @@ def test_operators_are_told_where_they_stand(place: Place) -> None:
     shown = place.call("explain", "app.py").out
     for part in (
         "topic sales: Sale, keyed by user, time at, in order of time\n    -> filter(large) -> table paid",
-        "table paid: left join: each large-sales with the payments from 0 to 300000 ms after it",
-        "what it sends\n      -> filter -> agent unpaid: sends to alerts",
+        "table paid: left join: each large-sales with the payments up to 5 min after it,",
+        "table near: inner join: each sales with the payments from 10 s before it to 1 min 30 s after it,",
+        "table twice: finds first, next second, within 1 h, keyed by",
+        "table fresh: each sales with the latest payments up to its time, at most 10 s before it, keyed by",
+        "table known: each sales with the latest payments up to its time, forgotten 30 d after its last change, keyed",
+        "what it sends\n      -> filter(lambda at app.py:23) -> agent unpaid: sends to alerts",
         "partial matches whose time ran out\n      -> agent lonely",
         "what came when its time had passed\n      -> agent lonely",
         "the newest payments of each key stays for ever: give tolerance= or keep_for=",
-        "-> map -> re-keyed by user through topic shop.sales.map.by-user, exactly once",
+        "-> map(lambda at app.py:21) -> re-keyed by user through topic shop.sales.map.by-user, exactly once",
         "topic shop.sales.map.by-user: Sale, internal: sales.map.by-user, re-keyed by user, exactly once",
         "\n    -> table sales.map.by-user.windows",
     ):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.iot_maintenance import baselines
+from services.iot_maintenance.__main__ import days_for
 from services.iot_maintenance.series import BadInput, convert, windows_of
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,10 @@ def test_a_simulated_fleet_ends_with_a_summary_and_leaves_nothing_behind(tmp_pat
     for word in ("6 devices over 4 days", "alerts", "rate", "foreseen", "false alarms"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_fleet_is_simulated_for_fewer_days_so_that_it_ends_within_minutes() -> None:
+    assert (days_for(300), days_for(1_000), days_for(5_000)) == (10, 10, 6)
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:

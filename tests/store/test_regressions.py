@@ -464,3 +464,35 @@ async def test_a_commit_that_waits_for_the_disk_is_no_quiet_time(tmp_path: Path)
         while store.version.level_0_runs:  # noqa: ASYNC110  now it is quiet
             await asyncio.sleep(0.005)
     await store.close()
+
+
+async def test_a_file_that_moves_while_it_is_dropped_stays_until_the_drop_is_durable(tmp_path: Path) -> None:
+    """The move took it for one that it had removed, since the version was a drop ahead; the manifest still named it."""
+    files = Slow(tmp_path)
+    store, _ = held(tmp_path, files)
+    for n in range(2):
+        await store.commit({("w", n): {b"a": b"%d" % n}})
+        await store.flush()
+    choice = choose(store.version.files, QUIET, idle=True)
+    assert choice is not None
+    assert choice.moves
+    first = next(meta.name for meta in store.version.files.values() if meta.spaces[0].end == 0)
+    files.hold = "manifest"
+    moving = store._background.begin(choice)
+    await asyncio.to_thread(files.waits.wait, 10)
+    dropping = asyncio.ensure_future(store.commit(drops=[("w", 0)]))
+    while first in store.version.files:  # noqa: ASYNC110  the drop is shown, and waits for its turn at the manifest
+        await asyncio.sleep(0.001)
+    moved, files.release = files.release, threading.Event()
+    files.waits.clear()
+    files.hold = "manifest"
+    moved.set()
+    await moving
+    await asyncio.to_thread(files.waits.wait, 10)
+    await store._core.catalog.settled()
+    assert (tmp_path / first).exists()
+    files.release.set()
+    await dropping
+    await store._core.catalog.settled()
+    assert not (tmp_path / first).exists()
+    await store.close()

@@ -1,5 +1,6 @@
 """What is told of a task is what it has done: each metric, by known inputs, through rollbacks and restarts."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flowkit import App, Closed, Count, Record, Retry, Stream, Tumbling, seconds
+from flowkit import App, Closed, Count, Enriched, Record, Retry, Stream, Tumbling, seconds
 from flowkit.clock import VirtualClock
 from flowkit.errors import OutcomeUnknown
+from flowkit.lookup import Cache
 from flowkit.options import WorkerOptions
 from flowkit.source import MemoryBroker
 from flowkit.store import Checkpoints, DirectoryBlobs, LsmStore, Reading, Store, open_store, table_sizes
@@ -65,7 +67,7 @@ class One:
 
     async def open(self, **options: Any) -> LiveTask:
         (group,) = self.app.plan().groups
-        claim = await self.broker.claim("counting/sums/0", "")
+        claim = await self.broker.claim(f"{self.app.name}/{group.name}/0", "")
         self.live = LiveTask(
             self.app, group, 0, 1,
             broker=self.broker,
@@ -405,7 +407,7 @@ async def test_what_a_store_has_done_is_told_and_outlives_it(tmp_path: Any) -> N
             assert stats.compacted > 0
             assert 0 < stats.compaction_seconds <= stats.background_seconds
             assert stats.tables == 1  # of this store, not added up
-            meter.closes(store)
+            meter.closes(store, {})
 
 
 def test_a_histogram_counts_each_value_once() -> None:
@@ -575,3 +577,70 @@ async def test_events_whose_calls_have_ended_are_counted_by_stream_and_those_und
     assert watermark_of(splits) == 59
     splits.hold = hold_of({})
     assert watermark_of(splits) == 99
+
+
+def asking() -> App:
+    """Events beside what is looked up for their key, through a cache."""
+    app = App("asking")
+    events = app.topic("events", Event, key="key", time="at")
+
+    async def find(key: str) -> int | None:
+        return len(key)
+
+    @app.each(events.enrich(find, key="key", cache=Cache(10), name="found"))
+    def take(pair: Enriched[Event, int | None]) -> None: ...
+
+    return app
+
+
+async def test_what_caches_before_look_ups_had_is_counted_by_stream_and_goes_on_when_the_task_is_opened_again() -> None:
+    clock = VirtualClock(1_700_000_000_000)
+    async with MemoryBroker(clock) as broker:
+        for topic in ("events", "dead-letters"):
+            await broker.create(topic, 1)
+        made = One(asking(), clock, broker)
+
+        async def take(key: str) -> None:
+            await made.take(event(key=key))
+            assert made.live is not None
+            for _ in range(5):  # a call needs some turns of the event loop
+                await asyncio.sleep(0)
+                while (piece := await made.live.task.next(1_000)) is not None:
+                    await made.live.task.handle(piece)  # type: ignore[arg-type]
+            await made.commit()
+
+        for keys, hits, misses in (("aab", 1, 2), ("aa", 2, 3)):
+            live = await made.open()
+            for key in keys:
+                await take(key)
+            found = await made.scrape()
+            assert found["flowkit_called_events_total"][of(stream="found")] == hits + misses
+            assert found["flowkit_lookup_cache_hits_total"] == {of(stream="found"): hits}
+            assert found["flowkit_lookup_cache_misses_total"] == {of(stream="found"): misses}
+            await live.close()
+
+
+async def test_blocks_that_reads_found_in_the_cache_are_counted_for_all_stores_of_the_process(tmp_path: Any) -> None:
+    async with one() as watched:
+        live = watched.live
+        assert live is not None
+        await live.close()
+        live._store = open_store(tmp_path / "store")
+        await live.open()
+        store = live.task.store
+        await watched.take(event(1, 0, "a"))
+        await watched.commit()
+        assert isinstance(store, LsmStore)
+        await store.flush()
+        space = ("sums", store.ends("sums")[0])
+        keys = [key for key, _ in store.scan(space)]
+        before = await watched.scrape()
+        for _ in range(3):  # it is kept at the second miss
+            assert all(store.get_many(space, keys))
+        found = await watched.scrape()
+        grown = {
+            name: found[name][()] - before[name][()]
+            for name in ("flowkit_store_block_cache_hits_total", "flowkit_store_block_cache_misses_total")
+        }
+        assert list(grown.values()) == [1, 2]
+        await live.close()

@@ -1,0 +1,1 @@
+"""Tests against Apache Kafka itself, which `real.py` fetches and starts."""

@@ -1,0 +1,163 @@
+"""Commits of tasks on a real cluster: all or nothing, owners fenced, frames found again."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from flowkit.clock import SystemClock
+from flowkit.errors import ConfigError, Fenced, OutcomeUnknown, StoreCorrupt
+from flowkit.source import Broker, KeepsFrames
+from flowkit.source.kafka import KafkaBroker
+from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.kafka_frames import PART_BYTES, changelog_of
+from flowkit.store import Frame, SpaceChange
+
+
+@dataclass
+class Out:
+    """One output of a commit."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    time: int = 0
+
+
+@pytest.fixture
+async def broker(kafka_address: str) -> AsyncIterator[KafkaBroker]:
+    async with opened(kafka_address) as broker:
+        yield broker
+
+
+def opened(kafka_address: str) -> KafkaBroker:
+    return KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}), SystemClock())
+
+
+def frame(number: int, parent: bytes = b"", size: int = 10) -> Frame:
+    change = SpaceChange("t", None, [b"k"], [bytes([number]) * size])
+    return Frame(number, b"id%d" % number, parent, 0, {}, [change])
+
+
+async def commit(broker: KafkaBroker, task: str, epoch: int, frame: Frame, *outs: Out) -> None:
+    await broker.commit(task, epoch, frame.number, frame.commit_id, {}, outs, frame)
+
+
+async def test_it_fits_the_seam(broker: KafkaBroker) -> None:
+    seam: Broker = broker
+    assert isinstance(seam, KeepsFrames)
+
+
+async def test_a_commit_is_there_with_all_its_outputs(broker: KafkaBroker, name: str) -> None:
+    task = f"{name}/g/1"
+    await broker.create(name, 2)
+    await broker.create(changelog_of(task)[0], 2)
+    claim = await broker.claim(task, "/state/here")
+    assert (claim.number, claim.commit_id, claim.state) == (0, None, "")
+    outs = [Out(name, n % 2, b"%d" % n, None if n == 3 else b"v%d" % n, 1000 + n) for n in range(5)]
+    first = frame(1)
+    first.meta["positions"] = {f"{name}[1]": 7}
+    await commit(broker, task, claim.epoch, first, *outs)
+    second = frame(2, first.commit_id)
+    await commit(broker, task, claim.epoch, second)
+    records = await broker.read(name, 1, 0, 100)
+    assert list(records.values) == [b"v1", None]
+    assert list(records.keys or []) == [b"1", b"3"]
+    assert list(records.times or []) == [1001, 1003]
+    assert await broker.last_commit(task) == (2, b"id2")
+    assert [found async for found in broker.frames(task, 0)] == [first, second]
+    assert [found async for found in broker.frames(task, 1)] == [second]
+
+
+async def test_a_new_owner_goes_on_and_fences_the_one_before(
+    kafka_address: str, broker: KafkaBroker, name: str
+) -> None:
+    task = f"{name}/g/0"
+    await broker.create(name, 1)
+    await broker.create(changelog_of(task)[0], 1)
+    old = await broker.claim(task, "/state/old")
+    first = frame(1)
+    await commit(broker, task, old.epoch, first)
+    async with opened(kafka_address) as other:
+        new = await other.claim(task, "/state/new")
+        assert new.epoch > old.epoch
+        assert (new.number, new.commit_id, new.state) == (1, b"id1", "/state/old")
+        zombie = Frame(2, b"zombie", first.commit_id, 0, {}, [])
+        with pytest.raises(Fenced, match=rf"{task}: another worker opened it; commit 2 never counts"):
+            await commit(broker, task, old.epoch, zombie, Out(name, 0, None, b"a zombie's"))
+        with pytest.raises(OutcomeUnknown):  # it is closed for good
+            await commit(broker, task, old.epoch, zombie)
+        await commit(other, task, new.epoch, frame(2, first.commit_id), Out(name, 0, None, b"the owner's"))
+        assert await other.last_commit(task) == (2, b"id2")
+    assert list((await broker.read(name, 0, 0, 100)).values) == [b"the owner's"]
+
+
+async def test_a_commit_that_was_broken_off_is_not_there(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    async with opened(kafka_address) as broker:
+        await broker.create(name, 1)
+        await broker.create(changelog_of(task)[0], 1)
+        claim = await broker.claim(task, "")
+        await commit(broker, task, claim.epoch, frame(1))
+        producer = broker._owned[task]._producer
+        await producer.begin_transaction()
+        await producer.send_and_wait(name, b"half of a commit", partition=0)
+    async with opened(kafka_address) as broker:
+        claim = await broker.claim(task, "")
+        assert claim.number == 1
+        assert list((await broker.read(name, 0, 0, 10)).values) == []
+        await commit(broker, task, claim.epoch, frame(2, b"id1"), Out(name, 0, None, b"whole"))
+        assert list((await broker.read(name, 0, 0, 10)).values) == [b"whole"]
+
+
+async def test_a_frame_beyond_the_limit_on_records_goes_in_parts(broker: KafkaBroker, name: str) -> None:
+    task = f"{name}/g/0"
+    await broker.create(changelog_of(task)[0], 1)
+    claim = await broker.claim(task, "")
+    frames = [frame(1), frame(2, b"id1", size=3 * PART_BYTES + 5), frame(3, b"id2")]
+    for one in frames:
+        await commit(broker, task, claim.epoch, one)
+    assert [found async for found in broker.frames(task, 0)] == frames
+    assert [found async for found in broker.frames(task, 1)] == frames[1:]
+    again = await broker.claim(task, "")
+    assert (again.number, again.commit_id) == (3, b"id3")
+
+
+async def test_many_frames_are_found_from_the_end(broker: KafkaBroker, name: str) -> None:
+    task = f"{name}/g/0"
+    await broker.create(changelog_of(task)[0], 1)
+    claim = await broker.claim(task, "")
+    parent = b""
+    for number in range(1, 151):
+        one = Frame(number, b"id%d" % number, parent, 0, {}, [])
+        await commit(broker, task, claim.epoch, one)
+        parent = one.commit_id
+    for after in (0, 1, 80, 148, 149, 150):
+        assert [found.number async for found in broker.frames(task, after)] == list(range(after + 1, 151))
+
+
+async def test_frames_that_were_deleted_too_early_are_told(broker: KafkaBroker, name: str) -> None:
+    task = f"{name}/g/0"
+    topic, partition = changelog_of(task)
+    await broker.create(topic, 1)
+    claim = await broker.claim(task, "")
+    for number in range(1, 5):
+        await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
+    await broker.delete_before(topic, partition, 4)  # each commit has a record and a marker
+    with pytest.raises(StoreCorrupt, match=r"commit 1 is not there, the next one is 3"):
+        async for _ in broker.frames(task, 0):
+            pass
+    assert [found.number async for found in broker.frames(task, 2)] == [3, 4]
+
+
+async def test_an_output_without_its_topic_counts_as_unknown_and_leaves_nothing(broker: KafkaBroker, name: str) -> None:
+    task = f"{name}/g/0"
+    await broker.create(changelog_of(task)[0], 1)
+    claim = await broker.claim(task, "")
+    with pytest.raises((OutcomeUnknown, ConfigError)):
+        await commit(broker, task, claim.epoch, frame(1), Out(name, 0, None, b"nowhere to go"))
+    claim = await broker.claim(task, "")
+    assert claim.number == 0
+    await commit(broker, task, claim.epoch, frame(1))
+    assert await broker.last_commit(task) == (1, b"id1")
