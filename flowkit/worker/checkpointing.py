@@ -109,6 +109,14 @@ class TaskCheckpoints:
             with contextlib.suppress(asyncio.CancelledError, FlowkitError):
                 await self._job
 
+    async def finish(self, store: LsmStore, seconds: float) -> None:
+        """The last commit is through. Without frames only a checkpoint of that very commit is of use: publish it."""
+        if self._frames is None:
+            await self.stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._try("last checkpoint not published", lambda: self._once(store))
+
     async def _publish(self, store: LsmStore) -> None:
         # Each task at a moment of its own, or all of them would write at once.
         await self.clock.sleep(round(self.interval * zlib.crc32(self.task.encode()) / 2**32))

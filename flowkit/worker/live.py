@@ -304,6 +304,8 @@ class LiveTask:
             if await self.task.commit(final=True):
                 break
         await self.task.settled()
+        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
+            await self.checkpoints.finish(self.task.store, seconds)
 
 
 def _cut(engine: Engine, topic: str, split: Split, decoded: Decoded) -> Iterator[Piece]:
