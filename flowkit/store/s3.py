@@ -6,6 +6,7 @@ AWS_ENDPOINT_URL_S3). Objects are put in one request, which S3 takes up to 5 GiB
 """
 
 import asyncio
+import base64
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,8 +14,11 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote
 
+import anyio
+
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store.blobs import Blob
+from flowkit.store.checksum import crc32
 
 _T = TypeVar("_T")
 
@@ -189,6 +193,9 @@ class S3Blobs:
         options = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over}
         options |= {} if place.sse is None else {"ServerSideEncryption": place.sse}
         options |= {} if place.kms_key is None else {"SSEKMSKeyId": place.kms_key}
+        # botocore would work it out in the event loop, and send it in a way that not every server knows.
+        crc = await anyio.to_thread.run_sync(crc32, data)
+        options["ChecksumCRC32"] = base64.b64encode(crc.to_bytes(4, "big")).decode()
         for tries_left in reversed(range(TRIES)):
             try:
                 done = await self._client.put_object(Bucket=self._bucket, Key=self.prefix + name, Body=data, **options)
