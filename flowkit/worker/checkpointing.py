@@ -118,6 +118,8 @@ class TaskCheckpoints:
                     await self._try("last checkpoint not published", lambda: self._once(store))
 
     async def _publish(self, store: LsmStore) -> None:
+        # At once: without transactions, one whom nobody has told yet may go on publishing what does not count.
+        await self._try("checkpoints not claimed; trying again with the first of them", self.claim)
         # Each task at a moment of its own, or all of them would write at once.
         await self.clock.sleep(round(self.interval * zlib.crc32(self.task.encode()) / 2**32))
         wait = FIRST_WAIT_MS

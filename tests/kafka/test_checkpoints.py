@@ -79,6 +79,26 @@ async def test_the_last_frame_stays_for_it_says_which_commit_counts(broker: Kafk
         assert (claim.number, claim.commit_id, claim.state) == (5, b"id5", "/state/here"), again
 
 
+async def test_what_an_owner_says_when_it_begins_is_not_taken_for_a_frame(kafka_address: str, name: str) -> None:
+    """Without transactions an owner's claim is a record, and it may be the last one."""
+    task = f"{name}/g/0"
+    address = KafkaAddress.parse(f"kafka://{kafka_address}", {})
+    async with KafkaBroker(address, SystemClock(), "at least once") as broker:
+        await broker.create(changelog_of(task)[0], 1)
+        claim = await broker.claim(task, "")
+        await commits(broker, task, claim.epoch, 1, 4)
+        for _ in range(3):
+            claim = await broker.claim(task, "")
+        for number in (2, 99):
+            await broker.trim(task, number)
+            assert (await numbers(broker, task, 2)) == [3]
+        again = await broker.claim(task, "")
+        assert (again.number, again.epoch) == (3, claim.epoch + 1)
+        await commits(broker, task, again.epoch, 4, 6)
+        await broker.trim(task, 5)
+        assert await numbers(broker, task, 4) == [5]
+
+
 # Workers on machines whose disks vanish
 
 

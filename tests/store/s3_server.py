@@ -26,7 +26,7 @@ def s3_server() -> Iterator[str]:
         yield given
         return
     if importlib.util.find_spec("moto") is None:
-        reason = "pip install 'moto[server]' (extra `test`), or set FLOWKIT_TEST_S3=http://HOST:PORT"
+        reason = "pip install -e '.[test]', or set FLOWKIT_TEST_S3=http://HOST:PORT"
         if os.environ.get("CI"):
             pytest.fail(f"the tests on S3 must run here (CI is set): {reason}")
         pytest.skip(f"S3 IS NOT TESTED: {reason}")

@@ -122,15 +122,17 @@ async def test_an_owner_that_finds_its_state_published_does_not_publish_it_again
 
 
 async def test_a_checkpoint_that_fails_is_told_and_tried_again_ever_later(tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("no directory")
     async with running(tmp_path, interval=60_000) as task:
         await task.commit("a")
-        (tmp_path / "blobs").write_text("no directory")
+        await task.clock.asleep()
+        assert task.checkpoints.meter.checkpoint_failures == 1  # they could not be claimed
         with capture_logs() as logs:
             waits = [await task.clock.pass_on() for _ in range(8)]
         assert waits == [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]
         assert [entry["event"] for entry in logs] == ["checkpoint not published; trying again"] * 8
         assert "blob storage cannot be used" in logs[0]["error"]
-        assert task.checkpoints.meter.checkpoint_failures == 8
+        assert task.checkpoints.meter.checkpoint_failures == 9
         assert task.checkpoints.meter.checkpointed_at is None
         (tmp_path / "blobs").unlink()
         await task.commit("b")
@@ -155,6 +157,17 @@ async def test_a_later_owner_ends_the_task(tmp_path: Path) -> None:
         with pytest.raises(Fenced, match="owned by epoch 8 now, this is 7"):
             task.checkpoints.check()
         assert await task.commits() == [1]
+
+
+async def test_they_are_claimed_at_once_so_that_an_earlier_owner_publishes_no_more(tmp_path: Path) -> None:
+    async with running(tmp_path, epoch=1) as zombie:
+        await zombie.commit("a")
+        await zombie.clock.pass_on()
+        async with running(tmp_path, epoch=2, interval=3_600_000) as owner:
+            await owner.clock.asleep()
+            await zombie.commit("b")
+            with pytest.raises(Fenced):
+                await zombie.checkpoints.checkpoints.publish(zombie.store)
 
 
 async def test_one_that_comes_too_late_to_claim_is_fenced_if_the_broker_says_so(tmp_path: Path) -> None:
