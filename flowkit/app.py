@@ -5,7 +5,7 @@ import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeVar, Unpack, get_args, overload
 
 import msgspec
 
@@ -28,6 +28,7 @@ from flowkit.agent import (
 from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
 from flowkit.errors import ConfigError
 from flowkit.flow import Derived, Events, Keeping, roots_of
+from flowkit.options import Guarantee
 from flowkit.record import DeadLetter, Tick
 from flowkit.resource import Resource
 from flowkit.table import (
@@ -105,11 +106,18 @@ class App:
     """An event-processing application: what it reads, keeps and sends, by decorators.
 
     `name` names the consumer group, the state and the dead letters. `retry` is the policy of agents that have none of
-    their own. Wrong declarations raise ConfigError where they stand, or all at once in `plan`, before anything starts.
+    their own. `guarantee` is how often what an event causes is seen in Kafka's topics if a worker dies: exactly once,
+    or at least once, for less work and latency a commit; state is exact in both. Wrong declarations raise ConfigError
+    where they stand, or all at once in `plan`, before anything starts.
     """
 
-    def __init__(self, name: str, *, retry: Retry | None = None) -> None:
+    def __init__(self, name: str, *, retry: Retry | None = None, guarantee: Guarantee = "exactly once") -> None:
         check_name(name, "an app")
+        if guarantee not in get_args(Guarantee):
+            raise ConfigError(
+                f"app {name!r}: guarantee={guarantee!r}, but there are {' and '.join(get_args(Guarantee))}"
+            )
+        self.guarantee = guarantee
         self.name = name
         self.retry = retry or Retry()
         self.topics: dict[str, Topic[Any]] = {}

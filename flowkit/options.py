@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
 
 import msgspec
 
 from flowkit.errors import ConfigError
+
+Guarantee = Literal["exactly once", "at least once"]
+"""How often what an event causes is seen outside if a worker dies. State is exact in any case."""
 
 
 class _SettingsMeta(msgspec.StructMeta):

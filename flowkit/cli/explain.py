@@ -18,13 +18,20 @@ from flowkit.sink import FileSink
 from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
 from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
 
-TOPIC_GUARANTEE = (
-    "exactly once on embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files "
-    "with --state; on standard output at least once"
-)
+HERE = "in files with --state; on standard output at least once"
+TOPIC_GUARANTEES = {
+    "exactly once": (
+        "exactly once on kafka:// (frame and outputs are one transaction, for readers of what is committed), on "
+        f"embedded:// (outputs, positions and state are one transaction, while its disk lives) and {HERE}"
+    ),
+    "at least once": (
+        "at least once on kafka:// (sent before the frame: again, if a worker dies between them); exactly once on "
+        f"embedded:// (while its disk lives) and {HERE}"
+    ),
+}
 SINK_GUARANTEE = "exactly once in a file (while its disk lives); on standard output at least once"
 LETTERS_GUARANTEE = (
-    "exactly once, in the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl"
+    "{} with the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl"
 )
 
 
@@ -92,10 +99,10 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
         if isinstance(outlet, Internal):
             continue
         yield f"  {_kind(outlet)} {outlet.name}: {type_name(outlet.element)}{_key_words(outlet)}"
-        yield f"    {_guarantee(outlet, bound)}"
+        yield f"    {_guarantee(app, outlet, bound)}"
     yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
     letters = bound.get(app.dead_letters.name)
-    yield f"    {LETTERS_GUARANTEE if letters is None else FileSink(letters).guarantee}"
+    yield f"    {LETTERS_GUARANTEE.format(app.guarantee) if letters is None else FileSink(letters).guarantee}"
 
 
 EVENT_WORDS = {
@@ -245,12 +252,12 @@ def _agent_words(agent: AgentSpec) -> str:
     return f": {', '.join(words)}" if words else ""
 
 
-def _guarantee(outlet: Outlet[Any], bound: dict[str, str]) -> str:
+def _guarantee(app: App, outlet: Outlet[Any], bound: dict[str, str]) -> str:
     if outlet.name in bound:
         from flowkit.codec import fields_of
 
         return FileSink(bound[outlet.name], fields_of(outlet.element)).guarantee
-    return TOPIC_GUARANTEE if isinstance(outlet, Topic) else SINK_GUARANTEE
+    return TOPIC_GUARANTEES[app.guarantee] if isinstance(outlet, Topic) else SINK_GUARANTEE
 
 
 def _outlets(groups: Iterable[Group]) -> list[Outlet[Any]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Union
 
 from flowkit.clock import Clock
 from flowkit.errors import ConfigError
-from flowkit.source.seam import Guarantee
+from flowkit.options import Guarantee
 
 if TYPE_CHECKING:
     from flowkit.source.embedded import EmbeddedBroker

@@ -17,6 +17,7 @@ import anyio
 
 from flowkit.clock import Clock
 from flowkit.errors import Fenced, OutcomeUnknown
+from flowkit.options import Guarantee
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_frames import changelog_of, open_changelog
@@ -26,7 +27,7 @@ from flowkit.source.kafka_tasks import TaskProducer, offsets_of
 from flowkit.source.kafka_topics import KafkaTopics
 from flowkit.source.placement import Placing
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
-from flowkit.source.seam import Guarantee, Output
+from flowkit.source.seam import Output
 from flowkit.store import Frame
 
 CHANGELOG = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}

@@ -52,6 +52,16 @@ class Arrivals:
                 pass
         return self._mark
 
+    def make_plain(self, part: Any) -> None:
+        """Let the next `getmany` of `part` give records as they were parsed, without a ConsumerRecord made of each.
+
+        They have offset, timestamp, key, value and headers as well. Making the other costs more than the parsing.
+        """
+        result = self._fetcher._records.get(part)  # noqa: SLF001
+        parsing = getattr(result, "_partition_records", None)
+        if parsing is not None:
+            parsing._consumer_record = _as_parsed  # noqa: SLF001
+
     def _arm(self) -> None:
         # Its waiters are told of records, markers and errors alike; each is told once.
         self._fetcher._create_fetch_waiter().add_done_callback(self._told)  # noqa: SLF001
@@ -67,3 +77,7 @@ class Arrivals:
         self._mark += 1
         self._next.set()
         self._next = asyncio.Event()
+
+
+def _as_parsed(part: Any, record: Any) -> Any:
+    return record

@@ -5,6 +5,7 @@ one by one, which tells a refused password from an unknown certificate from a br
 """
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 
 import anyio
 from aiokafka import errors as kafka
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.util import create_task
 
 from flowkit.errors import BrokerError, FlowkitError
@@ -31,16 +33,38 @@ STOP_SECONDS = 1.0
 Client = TypeVar("Client", bound=Any)
 
 
+class RefusedToken(kafka.SaslAuthenticationFailed):  # type: ignore[misc]  # aiokafka has no types
+    """A cluster that names no broker.
+
+    A refused token is answered by a challenge (RFC 7628, section 3.2.2), which aiokafka takes for a welcome. After that
+    the broker answers every request by an error, which aiokafka reads as a cluster without brokers.
+    """
+
+
+class NoSecrets(logging.Filter):
+    """Keeps back what aiokafka says about signing in: at DEBUG, passwords and tokens as they are sent."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.DEBUG or "SaslAuthenticate" not in record.getMessage()
+
+
+logging.getLogger("aiokafka.conn").addFilter(NoSecrets())
+
+
 async def started(client: Client, address: KafkaAddress) -> Client:
     """`client`, once it has started. Raises BrokerError, saying why, if it cannot; then it is closed."""
     try:
         with anyio.fail_after(address.timeout_ms / 1000):
             await client.start()
+        if not _inner(client).cluster.brokers():
+            raise RefusedToken
     except BaseException as error:
         await stopped(client)
         if not isinstance(error, AWAY):
             raise
-        raise BrokerError(f"{address.url} cannot be used: {await why_not(address)}") from None
+        refused = isinstance(error, kafka.SaslAuthenticationFailed)
+        reason = _reason(error, address) if refused else await why_not(address)
+        raise BrokerError(f"{address.url} cannot be used: {reason}") from None
     return client
 
 
@@ -50,10 +74,14 @@ async def stopped(client: Any) -> None:
         with anyio.move_on_after(STOP_SECONDS) as scope:
             await (client.stop() if hasattr(client, "stop") else client.close())
         if scope.cancelled_caught:  # a producer flushes first, and cannot while the broker is away
-            sender = getattr(client, "_sender", None)
-            if sender is not None:
+            if (sender := getattr(client, "_sender", None)) is not None:
                 await sender.close()
-            await (client.client if sender is not None else client._client).close()  # noqa: SLF001
+            await _inner(client).close()
+
+
+def _inner(client: Any) -> Any:
+    """The connections of a producer, a consumer or an admin client."""
+    return client.client if hasattr(client, "client") else client._client  # noqa: SLF001
 
 
 async def why_not(address: KafkaAddress) -> str:
@@ -65,13 +93,18 @@ async def why_not(address: KafkaAddress) -> str:
 
     async def ask(server: str) -> None:
         host, _, port = server.rpartition(":")
+        connection = AIOKafkaConnection(host.strip("[]"), int(port), **options)
         try:
-            connection = await create_conn(host.strip("[]"), int(port), **options)
+            await connection.connect()
+            told = await connection.send(MetadataRequest([]))
+            answers[server] = "it answers now, so try again" if told.brokers else _reason(RefusedToken(), address)
         except (*AWAY, FlowkitError) as error:
             answers[server] = _reason(error, address)
-        else:
-            connection.close()
-            answers[server] = "it answers now, so try again"
+        finally:
+            if connection._protocol is not None:  # noqa: SLF001  # else there is nothing to wait for
+                await connection.close()
+            for _ in range(3):
+                await asyncio.sleep(0)  # asyncio closes the socket of a failed handshake in the loop's next turns
 
     with anyio.move_on_after(options["request_timeout_ms"] / 1000 + 1):
         await asyncio.gather(*(create_task(ask(server)) for server in servers))

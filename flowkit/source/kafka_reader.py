@@ -115,6 +115,7 @@ class KafkaReaders:
         if self._arrivals.failed():
             await self._revive()
         self._assign()
+        self._arrivals.make_plain(reader.part)
         try:
             found = await self._consumer.getmany(reader.part, max_records=max_records)
             # Not the last record's offset: markers of transactions take offsets, too, and may be all that came.
@@ -130,6 +131,13 @@ class KafkaReaders:
         """Go on elsewhere."""
         reader.offset = offset
         self._assigned = False  # the next fetch seeks, whatever has become of the consumer meanwhile
+
+    def end(self, reader: "KafkaReader") -> int | None:
+        """Where the partition ended when it was fetched last; None before that."""
+        if self._consumer is None or reader.part not in self._consumer.assignment():
+            return None
+        found: int | None = self._consumer.highwater(reader.part)
+        return found
 
     def knows(self, topic: str) -> bool:
         """Whether the cluster, when it was asked last, had the topic."""
@@ -246,6 +254,11 @@ class KafkaReader:
             return KafkaBatch(self.part.topic, self.part.partition, first, records)
         await self._look()
         return None
+
+    def lag(self) -> int | None:
+        """How many offsets lie between this reader and the end, as of the last fetch; None before the first."""
+        end = self._readers.end(self)
+        return None if end is None else max(0, end - self.offset)
 
     async def close(self) -> None:
         self._readers.remove(self)

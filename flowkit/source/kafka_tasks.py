@@ -23,11 +23,12 @@ from typing import Any
 import structlog
 
 from flowkit.errors import Fenced, OutcomeUnknown
+from flowkit.options import Guarantee
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import started, stopped
 from flowkit.source.kafka_frames import Part, changelog_of, claim_of, open_changelog, parts_of
 from flowkit.source.rules import group_outputs
-from flowkit.source.seam import Guarantee, Output
+from flowkit.source.seam import Output
 from flowkit.store import Frame
 
 log = structlog.get_logger("flowkit.kafka")

@@ -76,6 +76,11 @@ class EndpointToken(AbstractTokenProvider):  # type: ignore[misc]
     def __init__(self, address: Secrets) -> None:
         self._address = address
         self._url = address.environ["FLOWKIT_KAFKA_TOKEN_URL"]
+        if "@" in self._url:
+            raise ConfigError(
+                f"{address.url}: FLOWKIT_KAFKA_TOKEN_URL has an @, but no secret may stand in it: set "
+                "FLOWKIT_KAFKA_CLIENT_ID and FLOWKIT_KAFKA_CLIENT_SECRET"
+            )
         self._client = address.environ.get("FLOWKIT_KAFKA_CLIENT_ID")
         if not self._client or not address.secret("CLIENT_SECRET"):
             raise ConfigError(

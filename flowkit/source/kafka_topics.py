@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from flowkit.errors import BrokerError, ConfigError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
-from flowkit.source.kafka_client import AWAY, broker_error, started, stopped
+from flowkit.source.kafka_client import AWAY, broker_error, started, stopped, why_not
 from flowkit.source.rules import (
     KeyValueTime,
     check_same_partitions,
@@ -25,6 +25,9 @@ from flowkit.source.rules import (
 
 Isolation = Literal["read_committed", "read_uncommitted"]
 T = TypeVar("T")
+
+UNCONNECTED = (kafka.KafkaConnectionError, kafka.NodeNotReadyError, OSError)
+"""What says only that there is no connection, so that the servers are asked why."""
 
 RETRY_SECONDS = 0.1
 REFUSED = (
@@ -47,7 +50,6 @@ class KafkaTopics:
 
     def __init__(self, address: KafkaAddress) -> None:
         self.address, self.url = address, address.url
-        self._options: dict[str, Any] = {}
         self._admin: Any = None
         self._producer: Any = None
         self._askers: dict[Isolation, Any] = {}
@@ -56,8 +58,7 @@ class KafkaTopics:
 
     async def open(self) -> None:
         """Connect. Raises BrokerError, saying why, if that fails."""
-        self._options = self.address.client_options()
-        self._admin = await started(AIOKafkaAdminClient(**self._options), self.address)
+        self._admin = await started(AIOKafkaAdminClient(**self.address.client_options()), self.address)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -102,27 +103,10 @@ class KafkaTopics:
         found = await self.partitions(topic)
         if not found:
             found = await self._try(
-                f"making topic {topic!r}", lambda: self._create(topic, partitions, config, replication)
+                f"making topic {topic!r}",
+                lambda: _create(self._admin, self.address, topic, partitions, config, replication),
             )
         check_same_partitions(topic, self.url, found, partitions)
-
-    async def _create(self, topic: str, partitions: int, config: Mapping[str, str] | None, replication: int) -> int:
-        # aiokafka takes -1 only together with an assignment, even an empty one, and any other number only without.
-        replicas: dict[int, list[int]] | None = {} if replication == -1 else None
-        new = NewTopic(topic, partitions, replication, replica_assignments=replicas, topic_configs=dict(config or {}))
-        answer = await self._admin.create_topics([new], timeout_ms=self.address.timeout_ms)
-        for _, code, message, *_ in answer.topic_errors:
-            error = kafka.for_code(code)
-            if error in REFUSED:
-                raise ConfigError(f"topic {topic!r} cannot be made at {self.url}: {message or error.description}")
-            if error not in (kafka.NoError, kafka.TopicAlreadyExistsError):
-                raise error(message)
-        while True:  # brokers hear of the topic one after the other
-            (told,) = await self._admin.describe_topics([topic])
-            parts = told["partitions"]
-            if not told["error_code"] and parts and all(part["leader"] >= 0 for part in parts):
-                return len(parts)
-            await anyio.sleep(0.02)
 
     async def end_offsets(self, topic: str, *, committed: bool = False) -> list[int]:
         """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic.
@@ -172,7 +156,7 @@ class KafkaTopics:
 
     async def _put(self, topic: str, groups: dict[int, list[KeyValueTime]]) -> None:
         if self._producer is None:
-            options = {**self._options, "acks": "all", "enable_idempotence": True}
+            options = {**self.address.client_options(), "acks": "all", "enable_idempotence": True}
             self._producer = await started(AIOKafkaProducer(**options), self.address)
         try:
             sent = [
@@ -194,21 +178,9 @@ class KafkaTopics:
         """
         part = await self._partition(topic, partition)
         start, end = await self.bounds(topic, partition, committed=True)
-        return await self._try(f"reading topic {topic!r}", lambda: self._read(part, max(start, offset), end, limit))
-
-    async def _read(self, part: Any, offset: int, end: int, limit: int) -> KafkaBatch:
-        records: list[Any] = []
-        if offset < end and limit > 0:
-            consumer = await started(self._consumer("read_committed"), self.address)
-            try:
-                consumer.assign([part])
-                consumer.seek(part, offset)
-                while len(records) < limit and await consumer.position(part) < end:  # records or markers, to the end
-                    found = await consumer.getmany(part, timeout_ms=500, max_records=limit - len(records))
-                    records += [record for record in found.get(part, ()) if record.offset < end]
-            finally:
-                await stopped(consumer)
-        return KafkaBatch(part.topic, part.partition, offset, records)
+        return await self._try(
+            f"reading topic {topic!r}", lambda: _read(self.address, part, max(start, offset), end, limit)
+        )
 
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`. Raises ConfigError if there is no such topic, partition or offset."""
@@ -226,16 +198,6 @@ class KafkaTopics:
         await self._try(f"deleting records of topic {topic!r}", delete)
 
     # --- within -------------------------------------------------------------------------------------------------------
-
-    def _consumer(self, isolation: Isolation) -> Any:
-        return AIOKafkaConsumer(
-            **self._options,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level=isolation,
-            fetch_max_wait_ms=100,
-        )
 
     async def _partitions_of(self, topic: str) -> list[Any]:
         topics = await self.topics()
@@ -255,7 +217,7 @@ class KafkaTopics:
         async def ask() -> Any:
             async with self._lock:
                 if isolation not in self._askers:
-                    self._askers[isolation] = await started(self._consumer(isolation), self.address)
+                    self._askers[isolation] = await started(_consumer(self.address, isolation), self.address)
             return await getattr(self._askers[isolation], method)(about)
 
         return await self._try("asking for offsets", ask)
@@ -274,4 +236,53 @@ class KafkaTopics:
                         raise broker_error(self.address, doing, error) from error
                     last = error
                 await anyio.sleep(RETRY_SECONDS)
+        if isinstance(last, UNCONNECTED):
+            raise BrokerError(f"{self.url}: {doing}: {await why_not(self.address)}") from last
         raise broker_error(self.address, doing, last)
+
+
+async def _create(
+    admin: Any, address: KafkaAddress, topic: str, partitions: int, config: Mapping[str, str] | None, replication: int
+) -> int:
+    # aiokafka takes -1 only together with an assignment, even an empty one, and any other number only without.
+    replicas: dict[int, list[int]] | None = {} if replication == -1 else None
+    new = NewTopic(topic, partitions, replication, replica_assignments=replicas, topic_configs=dict(config or {}))
+    answer = await admin.create_topics([new], timeout_ms=address.timeout_ms)
+    for _, code, message, *_ in answer.topic_errors:
+        error = kafka.for_code(code)
+        if error in REFUSED:
+            raise ConfigError(f"topic {topic!r} cannot be made at {address.url}: {message or error.description}")
+        if error not in (kafka.NoError, kafka.TopicAlreadyExistsError):
+            raise error(message)
+    while True:  # brokers hear of the topic one after the other
+        (told,) = await admin.describe_topics([topic])
+        parts = told["partitions"]
+        if not told["error_code"] and parts and all(part["leader"] >= 0 for part in parts):
+            return len(parts)
+        await anyio.sleep(0.02)
+
+
+async def _read(address: KafkaAddress, part: Any, offset: int, end: int, limit: int) -> KafkaBatch:
+    records: list[Any] = []
+    if offset < end and limit > 0:
+        consumer = await started(_consumer(address, "read_committed"), address)
+        try:
+            consumer.assign([part])
+            consumer.seek(part, offset)
+            while len(records) < limit and await consumer.position(part) < end:  # records or markers, to the end
+                found = await consumer.getmany(part, timeout_ms=500, max_records=limit - len(records))
+                records += [record for record in found.get(part, ()) if record.offset < end]
+        finally:
+            await stopped(consumer)
+    return KafkaBatch(part.topic, part.partition, offset, records)
+
+
+def _consumer(address: KafkaAddress, isolation: Isolation) -> Any:
+    return AIOKafkaConsumer(
+        **address.client_options(),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level=isolation,
+        fetch_max_wait_ms=100,
+    )

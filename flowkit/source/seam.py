@@ -1,12 +1,9 @@
 """The seam between flowkit and an outside system that records come from: what each system's file offers."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from flowkit.store import Frame
-
-Guarantee = Literal["exactly once", "at least once"]
-"""How often what an event causes is seen outside if a worker dies. State is exact in any case."""
 
 Position = Any
 """Whatever a source needs to go on from: msgpack-able builtins, opaque to everyone else. None: from the start."""

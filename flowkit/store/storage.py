@@ -20,8 +20,6 @@ from flowkit.store.blobs import Blobs, DirectoryBlobs
 from flowkit.store.s3 import S3Place, open_s3
 
 SCHEMES = "file:///DIR, a path, or s3://BUCKET/PREFIX"
-HOLDER = 3
-"""A task's checkpoints lie so many folders deep: app, group, partition."""
 
 
 class Storage(Protocol):
@@ -103,11 +101,11 @@ async def open_storage(url: str) -> AsyncIterator[Storage]:
 def folder_of(task: str) -> tuple[str, ...]:
     """The folder of a task's checkpoints.
 
-    >>> folder_of("my app/orders/0")
-    ('my%20app', 'orders', '0')
+    >>> folder_of("shop/orders|é/0"), folder_of("../orders/0")
+    (('shop', 'orders%7C%C3%A9', '0'), ('%2E%2E', 'orders', '0'))
     """
-    names = task.rsplit("/", HOLDER - 1)
-    return tuple(quote(name, safe="") for name in names)
+    # A name of dots alone would lead out of the place.
+    return tuple(quote(name, safe="") if name.strip(".") else "%2E" * len(name) for name in task.split("/"))
 
 
 async def tasks_in(storage: Storage, app: str | None = None) -> list[str]:

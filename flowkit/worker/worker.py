@@ -107,7 +107,7 @@ class Worker:
             if options.checkpoints:
                 self.storage = await stack.enter_async_context(open_storage(options.checkpoints))
                 await self._check_storage(self.storage)
-            self.broker = open_broker(self.broker_url, self.clock)
+            self.broker = open_broker(self.broker_url, self.clock, self.app.guarantee)
             await stack.enter_async_context(self.broker)
             await self.wiring.connect(self.broker)
             self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))

@@ -11,7 +11,7 @@ from flowkit.store import Checkpoints, DirectoryBlobs, FileKey, folder_of, read_
 from tests.cli.place import Place
 from tests.store.making import WORDS, opened, rows
 
-TASKS = ("shop/orders/0", "shop/orders/10", "shop/orders/2", "my app/a/b/0")
+TASKS = ("shop/orders/0", "shop/orders/10", "shop/orders/2", "büro/orders/0")
 
 
 def publish(directory: Path, task: str, commits: int = 2, keys: FileKey | None = None) -> None:
@@ -34,7 +34,7 @@ def test_checkpoints_are_listed_by_task_the_newest_first(place: Place) -> None:
     done = place.call("checkpoint", "list", "--checkpoints", "kept", "--json")
     found = [json.loads(line) for line in done.out.splitlines()]
     assert [(entry["task"], entry["commit"]) for entry in found] == [
-        (task, commit) for task in ("my app/a/b/0", *TASKS[:1], TASKS[2], TASKS[1]) for commit in (2, 1)
+        (task, commit) for task in (TASKS[3], TASKS[0], TASKS[2], TASKS[1]) for commit in (2, 1)
     ]
     table = place.call("checkpoint", "list", "--checkpoints", f"file://{place.path}/kept", "--app", "shop")
     assert len(table.out.splitlines()) == 1 + 6

@@ -2,6 +2,9 @@
 
 import re
 
+import pytest
+
+import flowkit
 from tests.cli.place import APP, Place
 
 EVERYTHING = """
@@ -64,12 +67,13 @@ group seen: one task for each partition of sales
 
 outputs
   topic big: Big, keyed by user
-    exactly once on embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files \
+    exactly once on kafka:// (frame and outputs are one transaction, for readers of what is committed), on \
+embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files \
 with --state; on standard output at least once
   sink reports: Report
     exactly once in a file (while its disk lives); on standard output at least once
   dead-letters: what cannot be used or makes an agent fail
-    exactly once, in the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl
+    exactly once with the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl
 """
 
 
@@ -197,3 +201,25 @@ def test_check_tells_operators_that_keep_for_ever_and_streams_that_nobody_takes(
     assert "'paid'" not in done.out
     place.app(OPERATORS + "\nunused = sales.filter(large, name='unused')\n")
     assert "warning: stream 'unused': nothing takes what it makes" in place.call("check", "app.py").out
+
+
+def test_an_app_that_is_content_with_at_least_once_is_told_so(place: Place) -> None:
+    place.app("""
+import flowkit
+app = flowkit.App("loose", guarantee="at least once")
+class E(flowkit.Record):
+    k: str
+there = app.topic("there", E, key="k")
+here = app.topic("here", E, key="k")
+@app.each(there, sinks=[here])
+def pass_on(e: E) -> E:
+    return e
+""")
+    told = place.call("explain", "app.py").out
+    assert "  topic here: E, keyed by k\n    at least once on kafka:// (sent before the frame" in told
+    assert "at least once with the commit of what went well" in told
+
+
+def test_an_unknown_guarantee_is_refused() -> None:
+    with pytest.raises(flowkit.ConfigError, match="guarantee='twice', but there are exactly once and at least once"):
+        flowkit.App("x", guarantee="twice")  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kafka.jars import missing
+from tests.kafka.jars import need_kafka
 from tests.kafka.real import Kafka
 from tests.kafka.security import Security
 
@@ -19,16 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.integration)
-
-
-def need_kafka() -> None:
-    """Skip, saying why, if Kafka cannot run here; fail where it must run."""
-    reason = missing()
-    if reason is None:
-        return
-    if os.environ.get("CI") or os.environ.get("FLOWKIT_TEST_KAFKA_REQUIRED"):
-        pytest.fail(f"the tests on Kafka must run here (CI or FLOWKIT_TEST_KAFKA_REQUIRED is set): {reason}")
-    pytest.skip(f"KAFKA IS NOT TESTED: {reason}")
 
 
 @pytest.fixture(scope="session")

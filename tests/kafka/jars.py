@@ -5,7 +5,11 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 VERSION = "4.4.0"
 
@@ -29,17 +33,34 @@ def missing() -> str | None:
     return f"Apache Kafka needs {tools} on the PATH (Java 17 or later, Maven), or FLOWKIT_TEST_KAFKA=host:port"
 
 
+def need_kafka() -> None:
+    """Skip, saying why, if Kafka cannot run here; fail where it must run."""
+    reason = missing()
+    if reason is None:
+        return
+    if os.environ.get("CI") or os.environ.get("FLOWKIT_TEST_KAFKA_REQUIRED"):
+        pytest.fail(f"the tests on Kafka must run here (CI or FLOWKIT_TEST_KAFKA_REQUIRED is set): {reason}")
+    pytest.skip(f"KAFKA IS NOT TESTED: {reason}")
+
+
 def jars() -> Path:
     """The directory with Kafka's jars. The first call on a machine fetches them (about 40 MB)."""
     ready = _cache()
     if ready.is_dir():
         return ready
-    ready.parent.mkdir(parents=True, exist_ok=True)
-    with (ready.parent / f"{ready.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file closes: a killed run holds up nobody
+    with locked(ready):
         if not ready.is_dir():
             _fetch(ready)
     return ready
+
+
+@contextmanager
+def locked(ready: Path) -> Iterator[None]:
+    """Nobody else makes `ready` meanwhile. A killed run holds up nobody: the lock goes with its process."""
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    with (ready.parent / f"{ready.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _cache() -> Path:

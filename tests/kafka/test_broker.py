@@ -161,3 +161,58 @@ async def test_an_output_without_its_topic_counts_as_unknown_and_leaves_nothing(
     assert claim.number == 0
     await commit(broker, task, claim.epoch, frame(1))
     assert await broker.last_commit(task) == (1, b"id1")
+
+
+# --- at least once ---------------------------------------------------------------------------------------------------
+
+
+def loose(kafka_address: str) -> KafkaBroker:
+    address = KafkaAddress.parse(f"kafka://{kafka_address}", {})
+    return KafkaBroker(address, SystemClock(), "at least once")
+
+
+async def test_at_least_once_outputs_and_frames_are_there_too(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    async with loose(kafka_address) as broker:
+        await broker.create(name, 2)
+        await broker.create(changelog_of(task)[0], 1)
+        claim = await broker.claim(task, "/state")
+        first = frame(1)
+        await commit(broker, task, claim.epoch, first, Out(name, 0, b"k", b"v"), Out(name, 1, b"l", b"w"))
+        again = await broker.claim(task, "/state")
+        assert (again.number, again.commit_id, again.state) == (1, b"id1", "/state")
+        second = frame(2, b"id1", size=2 * PART_BYTES)
+        await commit(broker, task, again.epoch, second)
+        assert await broker.last_commit(task) == (2, b"id2")
+        assert [found async for found in broker.frames(task, 0)] == [first, second]
+        assert list((await broker.read(name, 1, 0, 10)).values) == [b"w"]
+
+
+async def test_at_least_once_a_zombies_frames_do_not_count(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    async with loose(kafka_address) as zombie, loose(kafka_address) as owner:
+        await owner.create(changelog_of(task)[0], 1)
+        old = await zombie.claim(task, "")
+        await commit(zombie, task, old.epoch, frame(1))
+        new = await owner.claim(task, "")
+        assert (new.number, new.epoch) == (1, old.epoch + 1)
+        await commit(zombie, task, old.epoch, Frame(2, b"zombie 2", b"id1", 0, {}, []))
+        await commit(owner, task, new.epoch, frame(2, b"id1"))
+        await commit(zombie, task, old.epoch, Frame(3, b"zombie 3", b"zombie 2", 0, {}, []))
+        assert await owner.last_commit(task) == (2, b"id2")
+        assert [found.commit_id async for found in owner.frames(task, 0)] == [b"id1", b"id2"]
+
+
+async def test_guarantees_can_be_changed(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    epochs = []
+    for number, make in enumerate((opened, loose, opened, loose), 1):
+        async with make(kafka_address) as broker:
+            if number == 1:
+                await broker.create(changelog_of(task)[0], 1)
+            claim = await broker.claim(task, "")
+            epochs.append(claim.epoch)
+            assert claim.number == number - 1
+            await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
+            assert [found.number async for found in broker.frames(task, 0)] == list(range(1, number + 1))
+    assert epochs == [1, 2, 3, 4]

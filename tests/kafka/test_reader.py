@@ -1,11 +1,12 @@
 """Readers on a real cluster: what they give, where they begin and end, and what they do when the log has changed."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 
 from flowkit.errors import ConfigError, InputError
 from flowkit.source.kafka_address import KafkaAddress
@@ -76,6 +77,7 @@ async def test_records_in_order_as_they_were_sent(topics: KafkaTopics, readers: 
     assert list(batch.headers(1)) == []
     assert (batch.offset(2), batch.position(2), batch.position(3)) == (2, 2, 3)
     assert batch.where(2) == f"{name}[1] offset 2"
+    assert not isinstance(batch._records[0], ConsumerRecord)  # making one takes longer than parsing a record
     assert await reader.fetch(10) is None
     assert not reader.at_end
 
@@ -104,6 +106,17 @@ async def test_a_reader_goes_on_from_a_position(topics: KafkaTopics, readers: Ka
     assert await take(readers, again, 2) == [20, 21]
 
 
+async def test_lag(topics: KafkaTopics, readers: KafkaReaders, name: str) -> None:
+    await topics.create(name, 1)
+    await topics.put(name, numbered(0, 10))
+    reader = await readers.source(name).open(0, 2)
+    assert reader.lag() is None
+    await take(readers, reader, 3, at_once=3)
+    assert reader.lag() == 5
+    await reader.close()
+    assert reader.lag() in (5, None)
+
+
 async def test_readers_that_open_and_close_disturb_no_other(
     topics: KafkaTopics, readers: KafkaReaders, name: str
 ) -> None:
@@ -122,6 +135,56 @@ async def test_readers_that_open_and_close_disturb_no_other(
     found += await take(readers, third, 80, at_once=80)
     other += await take(readers, second, 40, at_once=40)
     assert found == other == list(range(100))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_readers_come_and_go_while_transactions_end(
+    topics: KafkaTopics, readers: KafkaReaders, name: str, seed: int
+) -> None:
+    """Whatever is cancelled or fetched again when the assignment changes, each partition is read once and in order."""
+    await topics.create(name, 3)
+    counts, done = [0, 0, 0], asyncio.Event()
+
+    async def write() -> None:
+        draw = random.Random(seed)
+        servers = list(topics.address.servers)
+        async with AIOKafkaProducer(bootstrap_servers=servers, transactional_id=name, linger_ms=1) as producer:
+            for _ in range(40):
+                await producer.begin_transaction()
+                written, counts_then = draw.randrange(1, 60), list(counts)
+                sent = []
+                for _ in range(written):
+                    partition = draw.randrange(3)
+                    sent.append(await producer.send(name, b"%d" % counts[partition], partition=partition))
+                    counts[partition] += 1
+                await asyncio.gather(*sent)
+                if draw.random() < 0.3:
+                    await producer.abort_transaction()
+                    counts[:] = counts_then
+                else:
+                    await producer.commit_transaction()
+        done.set()
+
+    writing = asyncio.create_task(write())
+    draw, source = random.Random(-seed), readers.source(name)
+    found: list[list[int]] = [[], [], []]
+    positions: list[int | None] = [None, None, None]
+    opened: dict[int, KafkaReader] = {}
+    mark = None
+    while not (done.is_set() and [len(each) for each in found] == counts):
+        partition = draw.randrange(3)
+        if partition not in opened:
+            opened[partition] = await source.open(partition, positions[partition])
+        batch = await opened[partition].fetch(draw.randrange(1, 50))
+        if batch is not None:
+            found[partition] += [int(value or b"-1") for value in batch.values]
+            positions[partition] = batch.position(len(batch))
+        elif draw.random() < 0.5:
+            mark = await readers.wait(20, mark)
+        if draw.random() < 0.1:
+            await opened.pop(partition).close()
+    await writing
+    assert found == [list(range(count)) for count in counts]
 
 
 async def test_a_partition_has_one_reader(topics: KafkaTopics, readers: KafkaReaders, name: str) -> None:
@@ -231,9 +294,8 @@ async def test_compaction_leaves_gaps(topics: KafkaTopics, readers: KafkaReaders
     batch = await topics.read(name, 0, 0, 100)
     filler = 50
     while len(batch) >= filler:  # the cleaner comes round by itself; a new record closes the old segment
-        await topics.put(name, [(b"other", b"%d" % filler, 1)])
+        await topics.put(name, [(b"other", b"%d" % filler, 1_000 * filler)])
         filler += 1
-        await asyncio.sleep(0.5)
         batch = await topics.read(name, 0, 0, 1_000)
     end = (await topics.bounds(name, 0))[1]
     reader = await readers.source(name, until_end=True).open(0, None)
@@ -348,8 +410,9 @@ async def test_a_fetcher_that_has_ended_is_replaced(topics: KafkaTopics, readers
     reader = await readers.source(name).open(0, None)
     found = await take(readers, reader, 4, at_once=4)
     readers._consumer._fetcher.error_future.cancel()
-    found += await take(readers, reader, 6, at_once=3)
-    assert found == list(range(10))
+    await topics.put(name, numbered(10, 20))
+    found += await take(readers, reader, 16, at_once=3)
+    assert found == list(range(20))
 
 
 # --- waiting and memory -----------------------------------------------------------------------------------------------
@@ -373,7 +436,9 @@ async def test_records_that_nobody_takes_wake_nobody_twice(
     mark = await readers.wait(10)
     await topics.put(name, numbered(0, 1))
     mark = await readers.wait(5_000, mark)
+    began = asyncio.get_running_loop().time()
     assert await readers.wait(300, mark) == mark  # held back: the reader has no room
+    assert asyncio.get_running_loop().time() - began > 0.25
     assert await readers.wait(60_000) == mark  # without a mark, what lies there counts
     assert await take(readers, reader, 1) == [0]
 

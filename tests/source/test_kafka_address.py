@@ -225,6 +225,12 @@ def test_no_token_names_the_variables() -> None:
     assert "FLOWKIT_KAFKA_CLIENT_SECRET" in message
 
 
+def test_a_secret_in_the_endpoints_url_is_refused_and_not_repeated() -> None:
+    message = refusal("kafka://one?sasl=oauthbearer", FLOWKIT_KAFKA_TOKEN_URL=f"https://app:{SECRET}@one/token")
+    assert "FLOWKIT_KAFKA_CLIENT_SECRET" in message
+    assert SECRET not in message
+
+
 @contextmanager
 def endpoint(status: int, body: bytes) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """A token endpoint, and the (authorization, body) of each request that it got."""

@@ -109,9 +109,9 @@ async def test_a_listing_has_all_pages_and_no_other_folder(monkeypatch: pytest.M
 @pytest.mark.usefixtures("s3")
 async def test_tasks_are_found_by_their_names() -> None:
     async with own_bucket() as storage:
-        for folder in (("my%20app", "g%2Fh", "2"), ("my%20app", "g%2Fh", "10"), ("other", "g", "0")):
+        for folder in (("b%C3%BCro", "g", "2"), ("b%C3%BCro", "g", "10"), ("other", "g", "0")):
             await storage.blobs(*folder).put("CURRENT", b"")
-        assert await tasks_in(storage) == ["my app/g/h/2", "my app/g/h/10", "other/g/0"]
+        assert await tasks_in(storage) == ["büro/g/2", "büro/g/10", "other/g/0"]
         assert await tasks_in(storage, "other") == ["other/g/0"]
 
 
