@@ -2,6 +2,7 @@
 
     topic   := APP-GROUP-changelog, a partition for each task of the group
     record  := msgpack [epoch, number, commit id, parent id, state, part, parts, bytes of that part of the frame]
+    frame   := as the store's log has it, as one lz4 block with its size before it
 
 A frame is written within the transaction of its commit, in as many records as the broker's limit on one asks for.
 Without transactions (at least once) an owner begins with a claim, which has no parts: what owners of a lower epoch
@@ -14,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import cramjam
 import msgspec
 
 from flowkit.errors import StoreCorrupt
@@ -52,7 +54,7 @@ def changelog_of(task: str) -> tuple[str, int]:
 
 def parts_of(frame: Frame, epoch: int, state: str) -> Iterator[bytes]:
     """The records of one frame. `state` is where its owner, under `epoch`, keeps the task's state."""
-    whole = encode_frame(frame)
+    whole = bytes(cramjam.lz4.compress_block(encode_frame(frame)))
     parts = max(1, -(-len(whole) // PART_BYTES))
     for part in range(parts):
         data = whole[part * PART_BYTES : (part + 1) * PART_BYTES]
@@ -73,7 +75,11 @@ class Whole(msgspec.Struct):
 
     def frame(self, where: str) -> Frame:
         """The frame itself. Raises StoreCorrupt."""
-        return decode_frame(self.data, where, self.offset)
+        try:
+            data = bytes(cramjam.lz4.decompress_block(self.data))
+        except cramjam.DecompressionError as error:
+            raise StoreCorrupt(f"{where}: the frame at offset {self.offset} cannot be unpacked: {error}") from error
+        return decode_frame(data, where, self.offset)
 
 
 class Changelog:

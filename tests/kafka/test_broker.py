@@ -1,5 +1,6 @@
 """Commits of tasks on a real cluster: all or nothing, owners fenced, frames found again."""
 
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ def opened(kafka_address: str) -> KafkaBroker:
 
 
 def frame(number: int, parent: bytes = b"", size: int = 10) -> Frame:
-    change = SpaceChange("t", None, [b"k"], [bytes([number]) * size])
+    change = SpaceChange("t", None, [b"k"], [random.Random(number).randbytes(size)])
     return Frame(number, b"id%d" % number, parent, 0, {}, [change])
 
 
