@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import shutil
 from collections import defaultdict
@@ -35,7 +36,7 @@ async def broker(kafka_address: str) -> AsyncIterator[KafkaBroker]:
 
 async def commits(broker: KafkaBroker, task: str, epoch: int, start: int, stop: int) -> None:
     for number in range(start, stop):
-        change = SpaceChange("t", None, [b"k"], [bytes(PART_BYTES + 1 if number % 4 == 0 else 10)])
+        change = SpaceChange("t", None, [b"k"], [os.urandom(PART_BYTES + 1 if number % 4 == 0 else 10)])
         parent = b"id%d" % (number - 1) if number > 1 else b""
         frame = Frame(number, b"id%d" % number, parent, 0, {}, [change])
         await broker.commit(task, epoch, number, frame.commit_id, {}, [], frame)
