@@ -236,3 +236,12 @@ class KafkaBroker:
         async with open_changelog(self.address, task) as log:
             async for frame in log.after(after):
                 yield frame
+
+    async def trim(self, task: str, number: int) -> None:
+        """Forget the task's frames before `number`; the last one stays: it says which commit counts."""
+        producer = self._owned.get(task)
+        offset = None if producer is None else producer.offset_of(number)
+        if offset is None:
+            async with open_changelog(self.address, task) as log:
+                offset = await log.offset_of(number)
+        await self._topics.delete_before(*changelog_of(task), offset)

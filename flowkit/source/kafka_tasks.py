@@ -19,7 +19,7 @@ The traps of aiokafka that lie here, each with its way around:
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -32,6 +32,8 @@ from flowkit.source.rules import group_outputs
 from flowkit.source.seam import Output
 from flowkit.store import Frame
 
+T = TypeVar("T")
+
 log = structlog.get_logger("flowkit.kafka")
 
 TRANSACTION_MS = 10_000
@@ -39,6 +41,8 @@ TRANSACTION_MS = 10_000
 BATCH_BYTES = 512 * 1024
 UNDER_WAY = 64
 """So many batches may be on their way before their commit."""
+REMEMBERED = 10_000
+"""Offsets of so many frames: those of earlier ones are looked up when they are to be deleted."""
 
 
 class TaskProducer:
@@ -52,6 +56,8 @@ class TaskProducer:
         self.last: tuple[int, bytes | None] = 0, None
         """Number and id of the last commit that counts."""
         self.commits = 0
+        self.offsets: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
+        """Of the frames that this owner has written: number, and offset of the first record."""
         self.positions: dict[str, Any] = {}
         """By split: where the last commit stands."""
         self._producer: Any = None
@@ -99,18 +105,19 @@ class TaskProducer:
 
     async def commit(self, frame: Frame, outputs: Sequence[Output]) -> None:
         """All of it, or nothing. Raises Fenced, OutcomeUnknown."""
-        await self._guarded(self._commit(frame, outputs), f"commit {frame.number} counts")
+        offset = await self._guarded(self._commit(frame, outputs), f"commit {frame.number} counts")
         self.last = frame.number, frame.commit_id
         self.positions = frame.meta.get("positions", {})
         self.commits += 1
+        self.offsets.append((frame.number, offset))
 
-    async def _guarded(self, work: Awaitable[None], what: str) -> None:
+    async def _guarded(self, work: Awaitable[T], what: str) -> T:
         """Do something with the producer; it is of no use any more if that fails."""
         from aiokafka.errors import KafkaError, ProducerFenced
 
         try:
             async with asyncio.timeout(TRANSACTION_MS / 1000):  # the cluster ends it then, so nothing is lost by that
-                await work
+                return await work
         except ProducerFenced as error:
             await self.stop()
             raise Fenced(f"task {self.task}: another worker opened it; {what} only there") from error
@@ -128,20 +135,29 @@ class TaskProducer:
         while len(self._early) > UNDER_WAY:
             await self._early.popleft()
 
-    async def _commit(self, frame: Frame, outputs: Sequence[Output]) -> None:
+    def offset_of(self, number: int) -> int | None:
+        """Where frame `number` begins in the changelog, or the last one if that comes first; None if it is unknown."""
+        if not self.offsets or self.offsets[0][0] > number:
+            return None
+        return next((offset for known, offset in self.offsets if known >= number), self.offsets[-1][1])
+
+    async def _commit(self, frame: Frame, outputs: Sequence[Output]) -> int:
+        """Where the frame begins in the changelog."""
+        producer = self._open_producer()
         if self.guarantee == "at least once":
             await self._send_all(outputs)
             while self._early:
                 await self._early.popleft()
-            await _all([await self._send_frame(frame)])
-            return
-        groups = group_outputs(outputs).items()
-        producer = self._open_producer()
-        await producer.begin_transaction()
-        sent = [await self._send_frame(frame)]
-        sent += [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
-        await _all(sent)
-        await producer.commit_transaction()
+            records = await self._send_frame(frame)
+            await _all([records])
+        else:
+            await producer.begin_transaction()
+            records = await self._send_frame(frame)
+            groups = group_outputs(outputs).items()
+            sent = [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
+            await _all([records, *sent])
+            await producer.commit_transaction()
+        return int(records[0].result().offset)
 
     def _open_producer(self) -> Any:
         if self._producer is None:

@@ -137,6 +137,9 @@ class KeepsFrames(Protocol):
     def frames(self, task: str, after: int) -> AsyncGenerator[Frame, None]:
         """The task's frames that follow number `after` and count, in order. Raises StoreCorrupt if one is missing."""
 
+    async def trim(self, task: str, number: int) -> None:
+        """Forget the task's frames before `number`, which checkpoints hold; the last one stays in any case."""
+
 
 @runtime_checkable
 class SendsEarly(Protocol):

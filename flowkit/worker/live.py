@@ -17,9 +17,10 @@ from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
 from flowkit.source import Broker, Reader, partition_of
-from flowkit.store import Store
+from flowkit.store import LsmStore, Store
 from flowkit.window import MarkedSplit, Split
 from flowkit.worker.build import make_engine, make_inlet, make_outlets
+from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Idle, Marks, Piece, Records, Tick
 from flowkit.worker.inlet import Decoded
@@ -58,6 +59,7 @@ class LiveTask:
         new_id: Callable[[], bytes],
         hook: Hook = _no_hook,
         meter: Meter | None = None,
+        checkpoints: TaskCheckpoints | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
@@ -67,6 +69,7 @@ class LiveTask:
         self.clock, self.options, self.new_id, self.hook = clock, options, new_id, hook
         self.counters = Counters()
         self.meter = meter or Meter()
+        self.checkpoints = checkpoints
         self.readers: list[tuple[str, Split, Reader]] = []
         self.looked = 0
         """When (ms by the clock) the readers were last asked."""
@@ -142,6 +145,9 @@ class LiveTask:
                 self._stack.push_async_callback(reader.close)
                 self.readers.append((topic.name, split, reader))
         await self.task.start(self.feed, meta)
+        if self.checkpoints is not None and isinstance(store, LsmStore):
+            self.checkpoints.start(store)
+            self._stack.push_async_callback(self.checkpoints.stop)
         self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
 
@@ -259,6 +265,9 @@ class LiveTask:
             self.feed.give(ClockMark(engine, mark))
 
     async def commit_if_due(self) -> None:
+        """Cut a commit if it is time. Raises what the one before failed with, and Fenced if checkpoints tell that."""
+        if self.checkpoints is not None:
+            self.checkpoints.check()
         self.trimmer.look(self.task.store.meta.get("positions", {}))
         if self.task.commit_is_due() or self.task.failed():
             await self.task.commit()
@@ -299,6 +308,8 @@ class LiveTask:
             if await self.task.commit(final=True):
                 break
         await self.task.settled()
+        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
+            await self.checkpoints.finish(self.task.store, seconds)
 
 
 def _cut(engine: Engine, topic: str, split: Split, decoded: Decoded) -> Iterator[Piece]:
