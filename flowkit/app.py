@@ -107,8 +107,8 @@ class App:
 
     `name` names the consumer group, the state and the dead letters. `retry` is the policy of agents that have none of
     their own. `guarantee` is how often what an event causes is seen in Kafka's topics if a worker dies: exactly once,
-    or at least once, for less work and latency a commit; state is exact in both. Wrong declarations raise ConfigError
-    where they stand, or all at once in `plan`, before anything starts.
+    or at least once: then outputs do not wait for the commit, and commits cost less. Wrong declarations raise
+    ConfigError where they stand, or all at once in `plan`, before anything starts.
     """
 
     def __init__(self, name: str, *, retry: Retry | None = None, guarantee: Guarantee = "exactly once") -> None:

@@ -9,7 +9,8 @@ import msgspec
 from flowkit.errors import ConfigError
 
 Guarantee = Literal["exactly once", "at least once"]
-"""How often what an event causes is seen outside if a worker dies. State is exact in any case."""
+"""How often what an event causes is seen outside if a worker dies. State is exact in any case, but for that of tasks
+which read what other tasks sent: at least once."""
 
 
 class _SettingsMeta(msgspec.StructMeta):
@@ -79,7 +80,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     watchdog speak up and restart the task. `lease_ttl` ms after its last sign of life a worker's tasks are taken over.
     `live_objects` table values are kept decoded in memory, a table; what the stores of all tasks keep of the rest takes
     `store_memory` bytes, and their compaction may write `compaction_rate` bytes a second. Topics that are missing are
-    made with `partitions`.
+    made with `partitions`. Where `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`), each task's
+    state is published there every `checkpoint_interval` ms.
     """
 
     commit_every: int = 5_000
@@ -92,6 +94,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     store_memory: int = 256 * 2**20
     compaction_rate: int = 2**30
     partitions: int = 1
+    checkpoints: str = ""
+    checkpoint_interval: int = 60_000
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> Self:
@@ -99,6 +103,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         found = os.environ if environ is None else environ
         values: dict[str, Any] = {}
         problems = []
+        defaults = cls()
         for name in cls.__struct_fields__:
             variable = f"FLOWKIT_{name.upper()}"
             if flags.get(name) is not None:
@@ -106,11 +111,14 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 where = f"{name}={flags[name]!r}"
             elif found.get(variable):  # an empty variable is one that is not set
                 where = f"{variable}={found[variable]!r}"
+                if isinstance(getattr(defaults, name), str):
+                    values[name] = found[variable]
+                    continue
                 try:
                     values[name] = int(found[variable])
                 except ValueError:
                     problems.append(f"{where} is no whole number")
-            if name in values and values[name] < 1:
+            if name in values and not isinstance(values[name], str) and values[name] < 1:
                 problems.append(f"{where} must be at least 1")
         if problems:
             raise ConfigError(*problems)

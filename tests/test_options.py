@@ -144,7 +144,7 @@ def test_parse_text_refuses_in_a_few_words(text: str, of: Any) -> None:
 def test_every_option_can_be_set_by_the_environment() -> None:
     environ = {f"FLOWKIT_{name.upper()}": "7" for name in WorkerOptions.__struct_fields__}
     options = WorkerOptions.from_environment(environ)
-    assert {getattr(options, name) for name in WorkerOptions.__struct_fields__} == {7}
+    assert {str(getattr(options, name)) for name in WorkerOptions.__struct_fields__} == {"7"}
 
 
 def test_a_flag_goes_before_the_environment_and_this_before_the_default() -> None:

@@ -30,6 +30,21 @@ def iso(ms: int) -> str:
     return at.replace(tzinfo=None).isoformat(timespec="milliseconds" if ms % 1000 else "seconds") + "Z"
 
 
+def size(of: int) -> str:
+    """Bytes in the largest unit that leaves a digit before the point.
+
+    >>> size(0), size(1023), size(2**20), size(5 * 10**9)
+    ('0 B', '1023 B', '1.0 MiB', '4.7 GiB')
+    """
+    if of < 1024:
+        return f"{of} B"
+    shown, units = float(of), iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
+    unit = ""
+    while shown >= 1024:
+        shown, unit = shown / 1024, next(units)
+    return f"{shown:.1f} {unit}"
+
+
 def text(data: bytes | None, limit: int | None = None) -> str:
     """Bytes as text on one line, what is no text escaped; `-` if there are none."""
     if data is None:

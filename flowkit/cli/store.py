@@ -14,7 +14,7 @@ import typer
 from flowkit.cli.arguments import Json
 from flowkit.cli.logging import set_up_logs
 from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, say
-from flowkit.cli.show import columns, count, iso, text
+from flowkit.cli.show import columns, count, iso, size, text
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store import FileKey, KeyProvider, LsmStore, keys_from_environment
 
@@ -53,7 +53,8 @@ def _set_up() -> None:
     set_up_logs(None, "warning")
 
 
-def _keys(path: Path | None) -> KeyProvider | None:
+def keys_of(path: Path | None) -> KeyProvider | None:
+    """The key in a file, or that of the environment."""
     return FileKey(path) if path is not None else keys_from_environment()
 
 
@@ -68,7 +69,7 @@ def inspect(directory: Directory, key_file: KeyFile = None, json: Json = False) 
     from flowkit.store import inspect as look
     from flowkit.store import stores_in
 
-    keys = _keys(key_file)
+    keys = keys_of(key_file)
     for number, path in enumerate(stores_in(directory)):
         found = look(path, keys)
         if json:
@@ -79,13 +80,13 @@ def inspect(directory: Directory, key_file: KeyFile = None, json: Json = False) 
         under = f"encrypted under {found.encrypted_under}" if found.encrypted_under else "not encrypted"
         out(f"{found.path}: format {found.format}, commit {found.commit}, {under}")
         sizes = sum(log.bytes for log in found.logs)
-        out(f"{count(len(found.logs), 'log')} of {_size(sizes)}, {count(found.in_logs, 'key')} in them")
+        out(f"{count(len(found.logs), 'log')} of {size(sizes)}, {count(found.in_logs, 'key')} in them")
         if found.spaces:
-            rows = [(space.table, _end(space.end), f"{space.records:,}", _size(space.bytes)) for space in found.spaces]
+            rows = [(space.table, _end(space.end), f"{space.records:,}", size(space.bytes)) for space in found.spaces]
             out(columns(("TABLE", "END", "RECORDS", "BYTES"), rows))
         if found.files:
             files = [
-                (f.level, f.run or "-", f.name, f"{f.records:,}", f"{f.deletes:,}", _size(f.bytes)) for f in found.files
+                (f.level, f.run or "-", f.name, f"{f.records:,}", f"{f.deletes:,}", size(f.bytes)) for f in found.files
             ]
             out(columns(("LEVEL", "RUN", "FILE", "RECORDS", "DELETES", "BYTES"), files))
     return OK
@@ -97,7 +98,7 @@ def verify(directory: Directory, key_file: KeyFile = None, json: Json = False) -
     from flowkit.store import stores_in
     from flowkit.store import verify as check
 
-    keys, code = _keys(key_file), OK
+    keys, code = keys_of(key_file), OK
     for path in stores_in(directory):
         with StepBar(f"verify {path.name}") as bar:
             report = check(path, keys, bar)
@@ -110,7 +111,7 @@ def verify(directory: Directory, key_file: KeyFile = None, json: Json = False) -
         for problem in report.problems:
             out(str(problem))
         what = count(len(report.problems), "problem") if report.problems else "sound"
-        read = f"{count(report.files, 'file')}, {_size(report.bytes)}, {count(report.records, 'record')}"
+        read = f"{count(report.files, 'file')}, {size(report.bytes)}, {count(report.records, 'record')}"
         say(f"{path}: {what} ({read}, {count(report.commits, 'commit')} in logs)")
     return code
 
@@ -130,7 +131,7 @@ def dump(
     """
     from flowkit.store import read_store, stores_in
 
-    keys = _keys(key_file)
+    keys = keys_of(key_file)
     for path in stores_in(directory):
         rows = itertools.islice(_rows(read_store(path, keys), table), limit)
         if json:
@@ -159,12 +160,12 @@ def compact(directory: Directory, key_file: KeyFile = None) -> int:
     async def one(path: Path) -> None:
         with StepBar(f"compact {path.name}") as bar:
             host = Host(runner=Inline(progress=bar))
-            async with open_store(path, host=host, keys=_keys(key_file)) as store:
+            async with open_store(path, host=host, keys=keys_of(key_file)) as store:
                 assert isinstance(store, LsmStore)
                 before = store.stats().table_bytes
                 await store.compact(flush=store.undecided is None)
                 after = store.stats().table_bytes
-        say(f"{path}: {_size(before)} before, {_size(after)} now")
+        say(f"{path}: {size(before)} before, {size(after)} now")
 
     for path in stores_in(directory):
         _run(one(path))
@@ -192,7 +193,7 @@ def copy(store: OneStore, new: Target, key_file: KeyFile = None, to_key_file: To
 
     to = None if to_key_file is None else FileKey(to_key_file)
     with StepBar("copy") as bar:
-        _run(copy_store(_one(store), new, keys=_keys(key_file), to=to, progress=bar))
+        _run(copy_store(_one(store), new, keys=keys_of(key_file), to=to, progress=bar))
     say(f"{new}: a copy of {store}, " + ("not encrypted" if to is None else f"encrypted under {to.name}"))
     return OK
 
@@ -208,7 +209,7 @@ def rotate(
     from flowkit.store import rotate as turn
     from flowkit.store import stores_in
 
-    old, new = _keys(key_file), FileKey(to_key_file)
+    old, new = keys_of(key_file), FileKey(to_key_file)
     if old is None:
         raise ConfigError("which key is it under now? give --key-file FILE, or set FLOWKIT_STORE_KEY_FILE")
     for path in stores_in(directory):
@@ -223,12 +224,12 @@ def checkpoint(store: OneStore, checkpoints: BlobsPath, key_file: KeyFile = None
     from flowkit.store import Checkpoints, DirectoryBlobs
 
     async def work() -> None:
-        made = Checkpoints(DirectoryBlobs(checkpoints), keys=_keys(key_file))
+        made = Checkpoints(DirectoryBlobs(checkpoints), keys=keys_of(key_file))
         with StepBar("checkpoint") as bar:
             async with _owned(store, key_file) as owned:
                 await made.claim()
                 done = await made.publish(owned, bar)
-        say(f"{done.name}: commit {done.commit}, {_size(done.bytes)}, of which {_size(done.uploaded_bytes)} are new")
+        say(f"{done.name}: commit {done.commit}, {size(done.bytes)}, of which {size(done.uploaded_bytes)} are new")
 
     _run(work())
     return OK
@@ -244,7 +245,7 @@ def checkpoints(
     from flowkit.cli.steps import StepBar
     from flowkit.store import Checkpoints, DirectoryBlobs
 
-    found = Checkpoints(DirectoryBlobs(checkpoints), keys=_keys(key_file))
+    found = Checkpoints(DirectoryBlobs(checkpoints), keys=keys_of(key_file))
     if check:
         with StepBar("verify") as bar:
             problems = _run(found.verify(progress=bar))
@@ -257,7 +258,7 @@ def checkpoints(
         for row in rows:
             out(json_.dumps(row._asdict()))
     else:
-        shown = [(row.name, iso(row.at), row.epoch, row.commit, row.files, _size(row.bytes)) for row in rows]
+        shown = [(row.name, iso(row.at), row.epoch, row.commit, row.files, size(row.bytes)) for row in rows]
         out(columns(("NAME", "MADE", "EPOCH", "COMMIT", "FILES", "BYTES"), shown))
     return OK
 
@@ -272,10 +273,10 @@ def restore(
     from flowkit.cli.steps import StepBar
     from flowkit.store import Checkpoints, DirectoryBlobs
 
-    found = Checkpoints(DirectoryBlobs(checkpoints), keys=_keys(key_file))
+    found = Checkpoints(DirectoryBlobs(checkpoints), keys=keys_of(key_file))
     with StepBar("restore") as bar:
         done = _run(found.restore(new, name, bar))
-    say(f"{new}: restored from {done.name}, commit {done.commit}, {_size(done.bytes)}")
+    say(f"{new}: restored from {done.name}, commit {done.commit}, {size(done.bytes)}")
     return OK
 
 
@@ -292,7 +293,7 @@ def _one(path: Path) -> Path:
 async def _owned(path: Path, key_file: Path | None) -> AsyncIterator[LsmStore]:
     from flowkit.store import Host, Inline, open_store
 
-    async with open_store(_one(path), host=Host(runner=Inline()), keys=_keys(key_file)) as store:
+    async with open_store(_one(path), host=Host(runner=Inline()), keys=keys_of(key_file)) as store:
         assert isinstance(store, LsmStore)
         if store.undecided is not None:
             raise StoreError(
@@ -300,21 +301,6 @@ async def _owned(path: Path, key_file: Path | None) -> AsyncIterator[LsmStore]:
                 f"again; or take it to count: flowkit store copy {path} NEW"
             )
         yield store
-
-
-def _size(size: int) -> str:
-    """Bytes in the largest unit that leaves a digit before the point.
-
-    >>> _size(0), _size(1023), _size(2**20), _size(5 * 10**9)
-    ('0 B', '1023 B', '1.0 MiB', '4.7 GiB')
-    """
-    if size < 1024:
-        return f"{size} B"
-    shown, units = float(size), iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
-    unit = ""
-    while shown >= 1024:
-        shown, unit = shown / 1024, next(units)
-    return f"{shown:.1f} {unit}"
 
 
 def _end(end: int | None) -> str:

@@ -24,6 +24,10 @@ finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (2500
 said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
 with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
 
+With --checkpoints the state of each task goes there every minute, what is new of it, so that a worker on another
+machine can go on from it, with the frames that the broker keeps (kafka://) from after it. For s3://BUCKET/PREFIX
+credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there.
+
 With --http it serves /healthz, /readyz, /metrics (Prometheus), /flow, /tables and /why as JSON. PORT alone is on
 127.0.0.1; any other address needs a token in FLOWKIT_HTTP_TOKEN (Authorization: Bearer …), but for the first two. With
 the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT (or FLOWKIT_OTEL=1) set it sends traces.
@@ -71,6 +75,22 @@ def worker(
         int | None,
         typer.Option("--commit-interval", metavar="MS", envvar="FLOWKIT_COMMIT_INTERVAL", help="Or so long [1000]."),
     ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoints",
+            metavar="URL",
+            envvar="FLOWKIT_CHECKPOINTS",
+            show_default=False,
+            help="Publish the state there: file:///DIR, a path, or s3://BUCKET/PREFIX.",
+        ),
+    ] = None,
+    checkpoint_interval: Annotated[
+        int | None,
+        typer.Option(
+            "--checkpoint-interval", metavar="MS", envvar="FLOWKIT_CHECKPOINT_INTERVAL", help="So often [60000]."
+        ),
+    ] = None,
     processes: Annotated[
         int,
         typer.Option(
@@ -93,7 +113,11 @@ def worker(
     set_up_logs(log_level, "info")
     binds = dict(pairs("--bind", bind or [], "NAME=FILE"))
     options = WorkerOptions.from_environment(
-        batch_size=batch_size, commit_every=commit_every, commit_interval=commit_interval
+        batch_size=batch_size,
+        commit_every=commit_every,
+        commit_interval=commit_interval,
+        checkpoints=checkpoints,
+        checkpoint_interval=checkpoint_interval,
     )
     beside = beside_worker(http) if http else None
     app = load_app(module)

@@ -10,7 +10,7 @@ from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
 from flowkit.source.placement import Known, Placing
-from flowkit.source.seam import Batch, Broker, Claim, KeepsFrames, Output, Position, Reader, Source
+from flowkit.source.seam import Batch, Broker, Claim, KeepsFrames, Output, Position, Reader, SendsEarly, Source
 
 __all__ = [
     "Batch",
@@ -26,6 +26,7 @@ __all__ = [
     "Placing",
     "Position",
     "Reader",
+    "SendsEarly",
     "Source",
     "open_broker",
     "partition_of",

@@ -93,7 +93,7 @@ class EmbeddedBroker:
         """How many partitions the topic has; 0 if it does not exist."""
         return await self._reader.run(logs.partitions, topic)
 
-    async def create(self, topic: str, partitions: int) -> None:
+    async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a topic. Raises ConfigError if it exists with another number, or the name cannot be one."""
         check_topic(topic, partitions)
         await self._writer.run(logs.create, self.url, topic, partitions)

@@ -30,8 +30,8 @@ from flowkit.source.rules import Claimed, KeyValueTime, Lease
 from flowkit.source.seam import Output
 from flowkit.store import Frame
 
-CHANGELOG = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-"""Frames go when a checkpoint holds them, never by their age."""
+KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+"""Frames go when a checkpoint holds them, and internal records when they have been read: never by their age."""
 
 ANOTHER = 2**63 - 1
 """The epoch under which another worker has a task, as far as the group tells: it tells no number."""
@@ -82,9 +82,13 @@ class KafkaBroker:
         """How many partitions the topic has; 0 if it does not exist."""
         return await self._topics.partitions(topic)
 
-    async def create(self, topic: str, partitions: int) -> None:
-        """Make a topic. Raises ConfigError if it exists with another number, or the name cannot be one."""
-        await self._topics.create(topic, partitions)
+    async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
+        """Make a topic. Raises ConfigError if it exists with another number, or the name cannot be one.
+
+        Records carry the time of their events, by which Kafka would delete old ones before they are read: not in one
+        that is `internal`.
+        """
+        await self._topics.create(topic, partitions, KEPT if internal else None)
 
     async def end_offsets(self, topic: str) -> list[int]:
         """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic."""
@@ -126,7 +130,7 @@ class KafkaBroker:
             counts[topic] = max(counts.get(topic, 0), partition + 1)
         for topic, count in counts.items():
             if await self._topics.partitions(topic) != count:
-                await self._topics.create(topic, count, CHANGELOG)
+                await self._topics.create(topic, count, KEPT)
         self._group = KafkaGroup(self.address, worker.partition("/")[0], worker, sorted(counts), ttl_ms)
         await self._group.start(tasks)
 
@@ -220,8 +224,24 @@ class KafkaBroker:
         assert frame is not None
         await producer.commit(frame, outputs)
 
+    async def send(self, task: str, epoch: int, outputs: Sequence[Output]) -> None:
+        """Send outputs before their commit, at least once. Raises OutcomeUnknown."""
+        producer = self._owned.get(task)
+        if producer is None or producer.epoch != epoch:
+            raise OutcomeUnknown(f"task {task}: it is not open under epoch {epoch}")
+        await producer.send_early(outputs)
+
     async def frames(self, task: str, after: int) -> AsyncGenerator[Frame, None]:
         """The task's frames that follow number `after` and count, in order."""
         async with open_changelog(self.address, task) as log:
             async for frame in log.after(after):
                 yield frame
+
+    async def trim(self, task: str, number: int) -> None:
+        """Forget the task's frames before `number`; the last one stays: it says which commit counts."""
+        producer = self._owned.get(task)
+        offset = None if producer is None else producer.offset_of(number)
+        if offset is None:
+            async with open_changelog(self.address, task) as log:
+                offset = await log.offset_of(number)
+        await self._topics.delete_before(*changelog_of(task), offset)

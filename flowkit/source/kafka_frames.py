@@ -130,6 +130,16 @@ class Changelog:
             yield whole.frame(self.name)
             expected, parent = expected + 1, part.commit_id
 
+    async def offset_of(self, number: int) -> int:
+        """Where frame `number` begins, or the last one if that comes first: all before it may go."""
+        offset = self.start
+        async for whole in self.read(self.start):
+            if whole.last.parts:
+                offset = whole.offset
+                if whole.last.number >= number:
+                    break
+        return offset
+
     async def read(self, first: int) -> AsyncIterator[Whole]:
         """The whole frames, and the claims, from offset `first` on. Parts that are left of others are passed over."""
         self.consumer.seek(self.where, first)

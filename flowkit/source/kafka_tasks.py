@@ -17,8 +17,9 @@ The traps of aiokafka that lie here, each with its way around:
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
 
 import structlog
 
@@ -31,11 +32,17 @@ from flowkit.source.rules import group_outputs
 from flowkit.source.seam import Output
 from flowkit.store import Frame
 
+T = TypeVar("T")
+
 log = structlog.get_logger("flowkit.kafka")
 
 TRANSACTION_MS = 10_000
 """A dead owner's open transaction holds up the readers of what it wrote for as long."""
 BATCH_BYTES = 512 * 1024
+UNDER_WAY = 64
+"""So many batches may be on their way before their commit."""
+REMEMBERED = 10_000
+"""Offsets of so many frames: those of earlier ones are looked up when they are to be deleted."""
 
 
 class TaskProducer:
@@ -49,9 +56,13 @@ class TaskProducer:
         self.last: tuple[int, bytes | None] = 0, None
         """Number and id of the last commit that counts."""
         self.commits = 0
+        self.offsets: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
+        """Of the frames that this owner has written: number, and offset of the first record."""
         self.positions: dict[str, Any] = {}
         """By split: where the last commit stands."""
         self._producer: Any = None
+        self._early: deque[Any] = deque()
+        """What was sent before its commit, and may not be there yet."""
 
     async def start(self) -> Part | None:
         """Fence every earlier owner of the task, and end what it had begun: the last frame that counts.
@@ -94,46 +105,74 @@ class TaskProducer:
 
     async def commit(self, frame: Frame, outputs: Sequence[Output]) -> None:
         """All of it, or nothing. Raises Fenced, OutcomeUnknown."""
-        from aiokafka.errors import KafkaError, ProducerFenced
-
-        producer = self._producer
-        if producer is None:
-            raise OutcomeUnknown(f"task {self.task}: its producer is closed")
-        try:
-            async with asyncio.timeout(TRANSACTION_MS / 1000):  # the cluster ends it then, so nothing is lost by that
-                await self._commit(producer, frame, outputs)
-        except ProducerFenced as error:
-            await self.stop()
-            raise Fenced(f"task {self.task}: another worker opened it; commit {frame.number} never counts") from error
-        except (KafkaError, AssertionError, TimeoutError) as error:  # aiokafka asserts that its states follow
-            await self.stop()
-            raise OutcomeUnknown(
-                f"task {self.task}: nobody knows whether commit {frame.number} counts: {error!r}"
-            ) from error
+        offset = await self._guarded(self._commit(frame, outputs), f"commit {frame.number} counts")
         self.last = frame.number, frame.commit_id
         self.positions = frame.meta.get("positions", {})
         self.commits += 1
+        self.offsets.append((frame.number, offset))
 
-    async def _commit(self, producer: Any, frame: Frame, outputs: Sequence[Output]) -> None:
-        groups = group_outputs(outputs).items()
+    async def _guarded(self, work: Awaitable[T], what: str) -> T:
+        """Do something with the producer; it is of no use any more if that fails."""
+        from aiokafka.errors import KafkaError, ProducerFenced
+
+        try:
+            async with asyncio.timeout(TRANSACTION_MS / 1000):  # the cluster ends it then, so nothing is lost by that
+                return await work
+        except ProducerFenced as error:
+            await self.stop()
+            raise Fenced(f"task {self.task}: another worker opened it; {what} only there") from error
+        except (KafkaError, AssertionError, TimeoutError) as error:  # aiokafka asserts that its states follow
+            await self.stop()
+            raise OutcomeUnknown(f"task {self.task}: nobody knows whether {what}: {error!r}") from error
+
+    async def send_early(self, outputs: Sequence[Output]) -> None:
+        """Send what the next commit will wait for. Raises OutcomeUnknown."""
+        await self._guarded(self._send_all(outputs), "what it sent is there")
+
+    async def _send_all(self, outputs: Sequence[Output]) -> None:
+        for (topic, partition), columns in group_outputs(outputs).items():
+            self._early += await self._send(topic, partition, *columns)
+        while len(self._early) > UNDER_WAY:
+            await self._early.popleft()
+
+    def offset_of(self, number: int) -> int | None:
+        """Where frame `number` begins in the changelog, or the last one if that comes first; None if it is unknown."""
+        if not self.offsets or self.offsets[0][0] > number:
+            return None
+        return next((offset for known, offset in self.offsets if known >= number), self.offsets[-1][1])
+
+    async def _commit(self, frame: Frame, outputs: Sequence[Output]) -> int:
+        """Where the frame begins in the changelog."""
+        producer = self._open_producer()
         if self.guarantee == "at least once":
-            await _all([await self._send(topic, partition, *columns) for (topic, partition), columns in groups])
-            await _all([await self._send_frame(producer, frame)])
-            return
-        await producer.begin_transaction()
-        sent = [await self._send_frame(producer, frame)]
-        sent += [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
-        await _all(sent)
-        await producer.commit_transaction()
+            await self._send_all(outputs)
+            while self._early:
+                await self._early.popleft()
+            records = await self._send_frame(frame)
+            await _all([records])
+        else:
+            await producer.begin_transaction()
+            records = await self._send_frame(frame)
+            groups = group_outputs(outputs).items()
+            sent = [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
+            await _all([records, *sent])
+            await producer.commit_transaction()
+        return int(records[0].result().offset)
 
-    async def _send_frame(self, producer: Any, frame: Frame) -> list[Any]:
+    def _open_producer(self) -> Any:
+        if self._producer is None:
+            raise OutcomeUnknown(f"task {self.task}: its producer is closed")
+        return self._producer
+
+    async def _send_frame(self, frame: Frame) -> list[Any]:
+        producer = self._open_producer()
         records = parts_of(frame, self.epoch, self.state)
         return [await producer.send(self.topic, record, partition=self.partition) for record in records]
 
     async def _send(
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]
     ) -> list[Any]:
-        producer = self._producer
+        producer = self._open_producer()
         sent = []
         batch = producer.create_batch()
         for key, value, at in zip(keys, values, times, strict=True):

@@ -70,7 +70,7 @@ class MemoryBroker:
         """How many partitions the topic has; 0 if it does not exist."""
         return len(self.store.topics.get(topic, ()))
 
-    async def create(self, topic: str, partitions: int) -> None:
+    async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a topic. Raises ConfigError if it exists with another number, or the name cannot be one."""
         check_topic(topic, partitions)
         if topic in self.store.topics:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from flowkit.options import Guarantee
 from flowkit.store import Frame
 
 Position = Any
@@ -95,8 +96,14 @@ class Broker(Protocol):
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 if it does not exist."""
 
-    async def create(self, topic: str, partitions: int) -> None:
-        """Make a topic. Raises ConfigError if it exists with another number of partitions."""
+    async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
+        """Make a topic. Raises ConfigError if it exists with another number of partitions.
+
+        An `internal` one is trimmed by who reads it, and by nothing else.
+        """
+
+    async def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Forget the records before `offset`."""
 
     def source(self, topic: str) -> Source: ...
 
@@ -129,3 +136,16 @@ class KeepsFrames(Protocol):
 
     def frames(self, task: str, after: int) -> AsyncGenerator[Frame, None]:
         """The task's frames that follow number `after` and count, in order. Raises StoreCorrupt if one is missing."""
+
+    async def trim(self, task: str, number: int) -> None:
+        """Forget the task's frames before `number`, which checkpoints hold; the last one stays in any case."""
+
+
+@runtime_checkable
+class SendsEarly(Protocol):
+    """A broker that can be content with at least once: then outputs need not wait for their commit."""
+
+    guarantee: Guarantee
+
+    async def send(self, task: str, epoch: int, outputs: Sequence[Output]) -> None:
+        """Send outputs now; the task's next commit waits until they are there, and fails if they are not."""

@@ -14,7 +14,7 @@ To read the code, begin with `lsm`, which names the parts of a store, and `readi
     sstables      block, sstable, sstable_index, sstable_writer, merge; cache; version, manifest, catalog
     background    background, upkeep, compaction, staleness; jobs, replay, runner, helper
     opening       opening, state_dir, keys, recovery, adopt
-    copies        pinning, snapshot, checkpoint, blobs, building; inspection, verifying
+    copies        pinning, snapshot, checkpoint, building; blobs, s3, storage; inspection, verifying
     others        memory, rocks: stores that are read and committed to alike
 """
 
@@ -26,7 +26,7 @@ from flowkit.store.frame import Frame, Space, SpaceChange, decode_frame, encode_
 if typing.TYPE_CHECKING:
     from flowkit.store.blobs import Blob, Blobs, DirectoryBlobs
     from flowkit.store.cache import Budget, block_cache
-    from flowkit.store.checkpoint import Checkpoint, Checkpoints, Published
+    from flowkit.store.checkpoint import CURRENT, Checkpoint, Checkpoints, Listing, Published
     from flowkit.store.compaction import CompactionOptions
     from flowkit.store.inspection import Inspection, copy_store, inspect, stores_in
     from flowkit.store.keys import FileKey, KeyProvider, StaticKey, keys_from_environment, rotate
@@ -34,15 +34,17 @@ if typing.TYPE_CHECKING:
     from flowkit.store.memory import MemoryStore
     from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
     from flowkit.store.options import StoreOptions
-    from flowkit.store.progress import Step
+    from flowkit.store.progress import OnProgress, Step
     from flowkit.store.reading import Reading
     from flowkit.store.runner import Inline
     from flowkit.store.sizes import Size, table_sizes
     from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
     from flowkit.store.stats import Stats
+    from flowkit.store.storage import Storage, check_storage_url, folder_of, open_storage, tasks_in
     from flowkit.store.verifying import Problem, Report, verify
 
 __all__ = [
+    "CURRENT",
     "Blob",
     "Blobs",
     "Budget",
@@ -56,9 +58,11 @@ __all__ = [
     "Inline",
     "Inspection",
     "KeyProvider",
+    "Listing",
     "Look",
     "LsmStore",
     "MemoryStore",
+    "OnProgress",
     "Problem",
     "Published",
     "Reading",
@@ -69,31 +73,36 @@ __all__ = [
     "StaticKey",
     "Stats",
     "Step",
+    "Storage",
     "Store",
     "StoreOptions",
     "block_cache",
     "check_directory",
+    "check_storage_url",
     "claim_directory",
     "copy_store",
     "decode_frame",
     "encode_frame",
+    "folder_of",
     "inspect",
     "keys_from_environment",
     "open_directory",
     "open_host",
+    "open_storage",
     "open_store",
     "read_store",
     "rotate",
     "stores_in",
     "sync_directory",
     "table_sizes",
+    "tasks_in",
     "verify",
 ]
 
 _WHERE = {
     "blobs": ["Blob", "Blobs", "DirectoryBlobs"],
     "cache": ["Budget", "block_cache"],
-    "checkpoint": ["Checkpoint", "Checkpoints", "Published"],
+    "checkpoint": ["CURRENT", "Checkpoint", "Checkpoints", "Listing", "Published"],
     "compaction": ["CompactionOptions"],
     "inspection": ["Inspection", "copy_store", "inspect", "stores_in"],
     "keys": ["FileKey", "KeyProvider", "StaticKey", "keys_from_environment", "rotate"],
@@ -101,12 +110,13 @@ _WHERE = {
     "memory": ["MemoryStore"],
     "opening": ["Host", "Look", "Store", "open_host", "open_store", "read_store"],
     "options": ["StoreOptions"],
-    "progress": ["Step"],
+    "progress": ["OnProgress", "Step"],
     "reading": ["Reading"],
     "runner": ["Inline"],
     "sizes": ["Size", "table_sizes"],
     "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
     "stats": ["Stats"],
+    "storage": ["Storage", "check_storage_url", "folder_of", "open_storage", "tasks_in"],
     "verifying": ["Problem", "Report", "verify"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}

@@ -12,10 +12,13 @@ A listing is kept, later retired, and `grace` after that forgotten with all obje
 a higher epoch than one's own are never deleted: they may be on the way into a checkpoint that one does not know of.
 """
 
+import asyncio
 import os
 import re
 import time
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +52,8 @@ from flowkit.store.version import Base, Edit, Hidden
 
 CURRENT = "CURRENT"
 _OURS = re.compile(r"(?:\.draft-)?(?:(\d{8,})-\d{6,}\.(?:sst|checkpoint)|CURRENT)(?:-[0-9a-f]{12})?")
+AHEAD = 4
+"""So many files are fetched at a time: one alone does not fill the way from an object store."""
 _TAIL = 4096
 """The last bytes of an sstable hold the checksums of all the rest: two files with the same tail are the same."""
 
@@ -82,7 +87,10 @@ class Pointer(msgspec.Struct):
 
 
 class Checkpoint(NamedTuple):
-    """One checkpoint, in a listing: `at` in ms, `bytes` of its `files` together, `new` bytes not in the one before."""
+    """One checkpoint: made at `at` (ms) of the commit with the number `commit` and the id `commit_id` (hex).
+
+    `bytes` are those of its `files` together.
+    """
 
     name: str
     epoch: int
@@ -91,10 +99,11 @@ class Checkpoint(NamedTuple):
     files: int
     bytes: int
     encrypted: bool
+    commit_id: str
 
 
 class Published(NamedTuple):
-    """What publishing did: the checkpoint's name, its commit, and what was uploaded of how much."""
+    """What publishing did: the checkpoint's name, its commit (the id in hex), and what was uploaded of how much."""
 
     name: str
     commit: int
@@ -102,6 +111,7 @@ class Published(NamedTuple):
     uploaded_bytes: int
     files: int
     bytes: int
+    commit_id: str
 
 
 class Checkpoints:
@@ -199,7 +209,8 @@ class Checkpoints:
         store.counts.checkpoints += 1
         store.counts.checkpoint_uploaded += sum(uploaded)
         store.counts.checkpoint_seconds += time.monotonic() - started
-        return Published(name, pinned.base[0], len(uploaded), sum(uploaded), len(sizes), sum(sizes))
+        number, commit_id, *_ = pinned.base
+        return Published(name, number, len(uploaded), sum(uploaded), len(sizes), sum(sizes), commit_id.hex())
 
     async def _known(self, pointer: Pointer) -> dict[str, Stored]:
         """The sstables of the last checkpoint, by their names in the store."""
@@ -220,8 +231,8 @@ class Checkpoints:
             if stored is not None and stored.meta.bytes == meta.bytes and stored.tail == tail:
                 files.append(msgspec.structs.replace(stored, meta=meta))
             else:
-                data = await anyio.to_thread.run_sync(_whole, pinned, meta)
-                files.append(Stored(meta, await self._put(".sst", data), crc32(data), tail))
+                data, crc = await anyio.to_thread.run_sync(_whole, pinned, meta)
+                files.append(Stored(meta, await self._put(".sst", data), crc, tail))
                 uploaded.append(len(data))
             done += meta.bytes
             if progress is not None:
@@ -299,16 +310,32 @@ class Checkpoints:
 
     # Reading
 
-    async def kept(self) -> list[Checkpoint]:
-        """All checkpoints that are kept, the newest first. Raises StoreCorrupt, StoreKeyError, StoreError."""
+    async def kept(self, *, skip_damaged: bool = False) -> list[Checkpoint]:
+        """All checkpoints that are kept, the newest first. Raises StoreCorrupt, StoreKeyError, StoreError.
+
+        With `skip_damaged` those are left out, and told, whose listing cannot be read.
+        """
         pointer, _ = await self._pointer()
-        return [await self._described(name) for name in pointer.kept]
+        found = []
+        for name in pointer.kept:
+            try:
+                found.append(await self._described(name))
+            except (StoreCorrupt, StoreKeyError) as error:
+                if not skip_damaged:
+                    raise
+                tell("error", "a checkpoint cannot be read", error=str(error))
+        return found
+
+    async def look(self, name: str | None = None) -> tuple[Checkpoint, Listing]:
+        """What a checkpoint (None: the newest) consists of. Raises StoreCorrupt, StoreKeyError, StoreError."""
+        name = await self._chosen(name)
+        return await self._described(name), (await self._listing(name))[0]
 
     async def _described(self, name: str) -> Checkpoint:
         listing, key, _ = await self._listing(name)
-        size = sum(stored.meta.bytes for stored in listing.files)
-        number = int(listing.base[0])
-        return Checkpoint(name, listing.epoch, listing.at, number, len(listing.files), size, key is not None)
+        size, base = sum(stored.meta.bytes for stored in listing.files), listing.base
+        encrypted, commit_id = key is not None, bytes(base[1]).hex()
+        return Checkpoint(name, listing.epoch, listing.at, int(base[0]), len(listing.files), size, encrypted, commit_id)
 
     async def _listing(self, name: str) -> tuple[Listing, StoreKey | None, bytes | None]:
         """A listing, the key that it and its files are under, and that key wrapped."""
@@ -349,16 +376,30 @@ class Checkpoints:
         directory, done, total = Path(path), 0, sum(stored.meta.bytes for stored in listing.files)
         try:
             with building(Disk(), directory, f"restoring checkpoint {name}") as made:
-                for stored in listing.files:
-                    data = await self._fetch(stored)
-                    await anyio.to_thread.run_sync(made.add, stored.meta.name, data)
-                    done += len(data)
-                    if progress is not None:
-                        progress(Step(stored.meta.name, done, total))
+                async with aclosing(self._fetched(listing.files)) as fetched:
+                    async for stored, data in fetched:
+                        await anyio.to_thread.run_sync(made.add, stored.meta.name, data)
+                        done += len(data)
+                        if progress is not None:
+                            progress(Step(stored.meta.name, done, total))
                 await anyio.to_thread.run_sync(_finish, made, listing, key, wrapped)
         except OSError as error:
             raise StoreError(f"{path}: checkpoint {name} cannot be restored: {error.strerror or error}") from error
         return await self._described(name)
+
+    async def _fetched(self, files: list[Stored]) -> AsyncGenerator[tuple[Stored, bytes], None]:
+        """The files one after the other, while the next ones are on their way."""
+        coming: deque[asyncio.Task[bytes]] = deque()
+        try:
+            for n, stored in enumerate(files):
+                while len(coming) < AHEAD and n + len(coming) < len(files):
+                    coming.append(asyncio.create_task(self._fetch(files[n + len(coming)])))
+                yield stored, await coming[0]
+                del coming[0]
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
 
     async def _fetch(self, stored: Stored) -> bytes:
         found = await self.blobs.get(stored.object)
@@ -369,7 +410,7 @@ class Checkpoints:
             raise StoreCorrupt(
                 f"{stored.object}: has {len(data)} bytes, but had {stored.meta.bytes}: restore an older checkpoint"
             )
-        if crc32(data) != stored.crc:
+        if await anyio.to_thread.run_sync(crc32, data) != stored.crc:
             raise StoreCorrupt(f"{stored.object}: checksum mismatch: restore an older checkpoint")
         return data
 
@@ -406,14 +447,16 @@ def _tail_of(path: Path) -> int:
         raise StoreCorrupt(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _whole(pinned: Pinned, meta: FileMeta) -> bytes:
+def _whole(pinned: Pinned, meta: FileMeta) -> tuple[bytes, int]:
+    """The bytes of a file, and their checksum. Raises StoreCorrupt."""
     path = pinned.directory / meta.name
     for problem in check_table(path, pinned.key, meta):  # what is damaged must not replace what is not
         raise StoreCorrupt(str(problem))
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise StoreCorrupt(f"{path}: cannot be read: {error.strerror}") from error
+    return data, crc32(data)
 
 
 def _decoded(data: bytes, key: StoreKey | None, name: str) -> Listing:

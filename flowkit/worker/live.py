@@ -17,15 +17,17 @@ from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
 from flowkit.source import Broker, Reader, partition_of
-from flowkit.store import Store
+from flowkit.store import LsmStore, Store
 from flowkit.window import MarkedSplit, Split
 from flowkit.worker.build import make_engine, make_inlet, make_outlets
+from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Idle, Marks, Piece, Records, Tick
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.live_feed import LiveFeed
 from flowkit.worker.meter import BUSY, IDLE, Meter
 from flowkit.worker.task import Hook, Task, _no_hook
+from flowkit.worker.trimming import Trimmer
 from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
@@ -57,6 +59,7 @@ class LiveTask:
         new_id: Callable[[], bytes],
         hook: Hook = _no_hook,
         meter: Meter | None = None,
+        checkpoints: TaskCheckpoints | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
@@ -66,6 +69,7 @@ class LiveTask:
         self.clock, self.options, self.new_id, self.hook = clock, options, new_id, hook
         self.counters = Counters()
         self.meter = meter or Meter()
+        self.checkpoints = checkpoints
         self.readers: list[tuple[str, Split, Reader]] = []
         self.looked = 0
         """When (ms by the clock) the readers were last asked."""
@@ -127,6 +131,8 @@ class LiveTask:
         self._stack.push_async_callback(self.task.close)
         meta = await whole(self.task.recover())
         self.recovered, self.progress = True, time.monotonic()
+        self.trimmer = Trimmer(self.broker, self.group.topics, self.partition)
+        self._stack.push_async_callback(self.trimmer.close)
         self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}), meta.get("heard", {}))
         self._stack.push_async_callback(self.feed.close)
         for topic in self.group.inputs:
@@ -139,6 +145,9 @@ class LiveTask:
                 self._stack.push_async_callback(reader.close)
                 self.readers.append((topic.name, split, reader))
         await self.task.start(self.feed, meta)
+        if self.checkpoints is not None and isinstance(store, LsmStore):
+            self.checkpoints.start(store)
+            self._stack.push_async_callback(self.checkpoints.stop)
         self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
 
@@ -256,6 +265,10 @@ class LiveTask:
             self.feed.give(ClockMark(engine, mark))
 
     async def commit_if_due(self) -> None:
+        """Cut a commit if it is time. Raises what the one before failed with, and Fenced if checkpoints tell that."""
+        if self.checkpoints is not None:
+            self.checkpoints.check()
+        self.trimmer.look(self.task.store.meta.get("positions", {}))
         if self.task.commit_is_due() or self.task.failed():
             await self.task.commit()
             self.progress = time.monotonic()
@@ -295,6 +308,8 @@ class LiveTask:
             if await self.task.commit(final=True):
                 break
         await self.task.settled()
+        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
+            await self.checkpoints.finish(self.task.store, seconds)
 
 
 def _cut(engine: Engine, topic: str, split: Split, decoded: Decoded) -> Iterator[Piece]:

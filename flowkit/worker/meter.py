@@ -82,6 +82,9 @@ class Meter:
         """Records in commits that are through."""
         self.committed_at: int | None = None
         """When (ms) the last commit was through."""
+        self.checkpointed_at: int | None = None
+        """When (ms) a checkpoint last held all that had been committed."""
+        self.checkpoint_failures = 0
         self.measured = False
         """True if someone will ask how many bytes were read."""
         self.tracing: Tracing | None = None

@@ -166,15 +166,20 @@ class TaskCollector(Collector):
         sizes = HistogramMetricFamily("flowkit_commit_bytes", "Bytes of a commit in the log.", labels=TASK)
         last = _gauge("last_commit_timestamp_seconds", "When the last commit was through.", TASK)
         number = _gauge("commit_number", "The number of the last commit since the state began.", TASK)
+        kept = _gauge("last_checkpoint_timestamp_seconds", "When a checkpoint last held all commits.", TASK)
+        failed = _counter("checkpoint_failures", "Checkpoints not published, and frames not trimmed, at a try.", TASK)
         for view in views:
             labels, meter = self._labels(view), view.meter
             _add_histogram(took, labels, meter.commit_seconds)
             _add_histogram(sizes, labels, meter.commit_bytes)
             if meter.committed_at is not None:
                 last.add_metric(labels, meter.committed_at / 1000)
+            if meter.checkpointed_at is not None:
+                kept.add_metric(labels, meter.checkpointed_at / 1000)
+            failed.add_metric(labels, meter.checkpoint_failures)
             if view.store is not None:
                 number.add_metric(labels, view.store.number)
-        yield from (took, sizes, last, number)
+        yield from (took, sizes, last, number, kept, failed)
 
     def _stores(self, views: Sequence[TaskView]) -> Iterator[Metric]:
         keys = _gauge("state_keys", "Keys of a table, at most: see flowkit.store.Size.", (*TASK, "table"))

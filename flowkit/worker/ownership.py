@@ -22,6 +22,7 @@ from flowkit.options import WorkerOptions
 from flowkit.source import Claim, Known
 from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import IDLE
+from flowkit.worker.restoring import BrokenOff
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.whole import whole
 
@@ -83,6 +84,11 @@ class Ownership:
         self._leaving.set()
 
     @property
+    def wanted(self) -> bool:
+        """False once it is to be handed over, or has been dropped."""
+        return not self._leaving.is_set() and not self.job.cancelling()
+
+    @property
     def ready(self) -> bool:
         """True while it is open and not failing."""
         return self.live is not None and self.live.opened
@@ -122,6 +128,9 @@ class Ownership:
                 return
             except Fenced:
                 raise
+            except BrokenOff as error:
+                log.info("task is handed over before it was open", task=self.name, why=str(error))
+                return
             except Exception as error:
                 await self._check_ours()
                 if isinstance(error, ConfigError | StoreCorrupt):

@@ -7,35 +7,19 @@ A worker that takes a task over begins a directory of its own and copies what th
 a zombie which still writes to the old one can spoil nothing. Which commit counts is the broker's word.
 """
 
-import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-import structlog
-
-from flowkit.errors import ConfigError, FlowkitError, StoreCorrupt, StoreError, StoreLocked
+from flowkit.errors import ConfigError, StoreError, StoreLocked
 from flowkit.source import Claim
-from flowkit.store import (
-    Frame,
-    Host,
-    KeyProvider,
-    LsmStore,
-    Store,
-    claim_directory,
-    open_store,
-    read_store,
-    sync_directory,
-)
-
-log = structlog.get_logger("flowkit.state")
-
-Frames = Callable[[int], AsyncGenerator[Frame, None]]
-"""The frames of a task that count after a number, in order."""
+from flowkit.store import Host, KeyProvider, LsmStore, OnProgress, Store, claim_directory, open_store, sync_directory
+from flowkit.worker.checkpointing import TaskCheckpoints
+from flowkit.worker.restoring import Frames, Restoring
 
 
 class StateHome:
@@ -91,11 +75,21 @@ class StateHome:
         return place
 
     @asynccontextmanager
-    async def open(self, task: str, place: Path, claim: Claim, frames: Frames | None = None) -> AsyncIterator[Store]:
-        """The store of a claimed task, as the last commit that counts left it.
+    async def open(
+        self,
+        task: str,
+        place: Path,
+        claim: Claim,
+        frames: Frames | None = None,
+        checkpoints: TaskCheckpoints | None = None,
+        progress: OnProgress | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> AsyncIterator[Store]:
+        """The store of a claimed task, as the last commit that counts left it: see `Restoring`.
 
         `frames` gives those that count after a number, where the broker keeps them: then the state may be behind, or
-        nowhere.
+        nowhere. `progress` is told how much of a checkpoint is here. Once the task is no longer `wanted`, BrokenOff is
+        raised before long.
 
         Raises StoreCorrupt if that state is nowhere to be found: computing on from an older one would be wrong in
         silence. StoreError if the disk is full, or fails.
@@ -110,74 +104,27 @@ class StateHome:
                 raise
             if claim.number and not _has(store, claim.commit_id):
                 assert isinstance(store, LsmStore)
-                await self._adopt(store, task, place, claim, frames)
+                restoring = Restoring(
+                    store,
+                    task,
+                    place,
+                    claim,
+                    list(_origins(place)),
+                    frames=frames,
+                    checkpoints=checkpoints,
+                    keys=self.keys,
+                    progress=progress,
+                    wanted=wanted,
+                )
+                await restoring.run()
+                self._left[place] = restoring.seen
             yield store
-
-    async def _adopt(self, store: LsmStore, task: str, place: Path, claim: Claim, frames: Frames | None) -> None:
-        """Copy the state from the nearest earlier directory that has the commit, or from what frames can complete."""
-        if store.number or store.undecided is not None:
-            raise StoreCorrupt(
-                f"task {task}: commit {claim.number} counts, but {place} is at commit {store.number}: bring back the "
-                "directory as it was, or run the app under another name to begin anew"
-            )
-        seen: list[Path] = []
-        for before in _origins(place):
-            seen.append(before)
-            if await store.adopt(before, claim.commit_id or b""):
-                log.info("state taken over", task=task, path=str(before), commit=claim.number)
-                self._left[place] = seen
-                return
-        if frames is not None:
-            await self._catch_up(store, task, seen, claim, frames)
-            self._left[place] = seen
-            return
-        looked = ", ".join(map(str, seen)) or "nowhere"
-        raise StoreCorrupt(
-            f"task {task}: its state at commit {claim.number} was looked for in {looked} and is not there: bring the "
-            "directory back, or run the app under another name to begin anew"
-        )
-
-    async def _catch_up(self, store: LsmStore, task: str, seen: list[Path], claim: Claim, frames: Frames) -> None:
-        """Begin with the newest state in `seen` that is part of the history, and apply the frames that follow it."""
-        known: list[tuple[int, Path]] = []
-        for before in seen:
-            with contextlib.suppress(FlowkitError):  # half of a directory, or one without its keys: another one will do
-                look = await asyncio.to_thread(read_store, before, self.keys)
-                if 0 < look.number < claim.number:
-                    known.append((look.number, before))
-        for number, before in sorted(known, reverse=True):
-            async with aclosing(frames(number - 1)) as following:
-                async for frame in following:
-                    if not store.number:
-                        if await store.adopt(before, frame.commit_id):
-                            continue
-                        # Its last frame never counted: it was another of that number, or the one before is its last.
-                        if not frame.parent or not await store.adopt(before, frame.parent):
-                            break
-                    await _apply(store, frame)
-            if store.number:
-                break
-        if not store.number:
-            async with aclosing(frames(0)) as following:
-                async for frame in following:
-                    await _apply(store, frame)
-        if store.commit_id != claim.commit_id:
-            raise StoreCorrupt(
-                f"task {task}: commit {claim.number} counts, but its frames lead to commit {store.number}: start the "
-                "app under another name to begin anew"
-            )
-        log.info("state restored from frames", task=task, commit=claim.number)
 
     def sweep(self, place: Path) -> None:
         """Remove what the state in `place` came from, once a commit there counts; never one whose owner is alive."""
         for path in {*self._left.pop(place, []), *_beside(place)}:
             with contextlib.suppress(StoreLocked, ConfigError, OSError), claim_directory(path):
                 shutil.rmtree(path)
-
-
-async def _apply(store: Store, frame: Frame) -> None:
-    await store.prepare(frame)
-    await store.resolve(frame.commit_id, True)
 
 
 def _has(store: Store, commit_id: bytes | None) -> bool:

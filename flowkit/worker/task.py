@@ -22,7 +22,7 @@ from flowkit.codec import encode_mark
 from flowkit.errors import Fenced, StoreCorrupt
 from flowkit.record import EARLIEST, LATEST
 from flowkit.sink import Sink
-from flowkit.source import Broker, partition_of
+from flowkit.source import Broker, SendsEarly, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
 from flowkit.worker.engine import Counters, Engine, EventFailed
@@ -42,7 +42,7 @@ from flowkit.worker.feed import (
     Waiting,
 )
 from flowkit.worker.meter import BUSY, CommitWatch, Meter
-from flowkit.worker.outlets import BoundOutlet
+from flowkit.worker.outlets import BoundOutlet, Outgoing
 from flowkit.worker.resources import lease_all
 from flowkit.worker.whole import whole
 
@@ -203,6 +203,8 @@ class Task:
             return False
         if not isinstance(piece, Waiting):
             await self.handle(piece)
+            if isinstance(self.broker, SendsEarly) and self.broker.guarantee == "at least once":
+                await self._send_early(self.broker)
         if self.commit_is_due():
             await self.commit()
         return True
@@ -377,15 +379,34 @@ class Task:
                 handoff = self.sinks[name].stage(records, final)
                 staged[name] = (self.sinks[name].state(), handoff)
             elif name in self.topics:
-                partitions = self.topics[name]
-                for key, value, at, _ in records:
-                    if key is None:
-                        self._round_robin += 1
-                        partition = self._round_robin % partitions
-                    else:
-                        partition = partition_of(key, partitions)
-                    outs.append(Out(name, partition, key, value, at))
+                outs += self._placed(name, records)
         return outs, staged
+
+    def _placed(self, topic: str, records: Sequence[Outgoing]) -> list[Out]:
+        """Records with their partitions."""
+        partitions = self.topics[topic]
+        outs = []
+        for key, value, at, _ in records:
+            if key is None:
+                self._round_robin += 1
+                partition = self._round_robin % partitions
+            else:
+                partition = partition_of(key, partitions)
+            outs.append(Out(topic, partition, key, value, at))
+        return outs
+
+    async def _send_early(self, broker: SendsEarly) -> None:
+        """At least once, what was emitted need not wait for the commit: it is sent again if the commit never comes."""
+        outs: list[Out] = []
+        for name in self.topics:
+            outlet = self.outlets.get(name)
+            if outlet is not None and outlet.records:
+                records, outlet.records = outlet.records, []
+                outlet.total += len(records)
+                self.counters.tally.gave(name, records)
+                outs += self._placed(name, records)
+        if outs:
+            await broker.send(self.name, self.epoch, outs)
 
     def _marks(self) -> list[Out]:
         """How far the engines are, if that has changed, for all partitions of the internal topics that they send into.

@@ -32,7 +32,7 @@ class Topics(Protocol):
     """What is asked of a broker here."""
 
     async def partitions(self, topic: str) -> int: ...
-    async def create(self, topic: str, partitions: int) -> None: ...
+    async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None: ...
 
 
 class Wiring:
@@ -108,10 +108,11 @@ class Wiring:
         problems += self._writer_problems(counts)
         if problems:
             raise ConfigError(*problems)
+        internal = {topic.name for topic in self.plan.internals}
         for name, count in found.items():
             if not count:
                 found[name] = wanted.get(name, self.default)
-                await broker.create(name, found[name])
+                await broker.create(name, found[name], internal=name in internal)
                 log.info("topic made", topic=name, partitions=found[name])
         self.topics = {name: found[name] for name in (*self._written(), self.app.dead_letters.name) if name in found}
         self.senders = {

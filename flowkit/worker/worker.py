@@ -13,18 +13,30 @@ import structlog
 
 from flowkit.app import App
 from flowkit.clock import SystemClock
-from flowkit.errors import ConfigError, Fenced, FlowkitError
+from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, KeepsFrames, open_broker
 from flowkit.stopping import Stop, stop_with_parent
-from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host
+from flowkit.store import (
+    Checkpoints,
+    Storage,
+    check_storage_url,
+    claim_directory,
+    folder_of,
+    keys_from_environment,
+    open_directory,
+    open_host,
+    open_storage,
+)
 from flowkit.worker.build import random_ids, tuned_collector
+from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.resources import resources
-from flowkit.worker.state_home import Frames, StateHome
+from flowkit.worker.restoring import Frames
+from flowkit.worker.state_home import StateHome
 from flowkit.worker.tracing import Tracing, tracing_from_environment
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
 from flowkit.worker.wiring import Wiring
@@ -63,6 +75,8 @@ class Worker:
         self.measured = False
         """True if someone will ask how many bytes were read."""
         self.tracing: Tracing | None = None
+        self.storage: Storage | None = None
+        """Where checkpoints go."""
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
         self._look_at_resources: Callable[[], None] = _nothing
@@ -78,6 +92,8 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop`. Raises what made going on impossible."""
         self.wiring.check()
+        if self.options.checkpoints:
+            check_storage_url(self.options.checkpoints)
         async with AsyncExitStack() as stack:
             open_directory(self.state, self.app.name)
             stack.enter_context(claim_directory(self.state))
@@ -88,6 +104,9 @@ class Worker:
                 open_host(options.store_memory, bytes_per_second=options.compaction_rate)
             )
             self.home = StateHome(self.state, host, keys_from_environment())
+            if options.checkpoints:
+                self.storage = await stack.enter_async_context(open_storage(options.checkpoints))
+                await self._check_storage(self.storage)
             self.broker = open_broker(self.broker_url, self.clock, self.app.guarantee)
             await stack.enter_async_context(self.broker)
             await self.wiring.connect(self.broker)
@@ -103,6 +122,12 @@ class Worker:
                 (self.state / NAME).unlink(missing_ok=True)
         if self._fatal is not None:
             raise self._fatal
+
+    async def _check_storage(self, storage: Storage) -> None:
+        try:
+            await storage.check()
+        except StoreError as error:  # it may come back before the first checkpoint is due
+            log.warning("checkpoints cannot be published for now; trying again", error=str(error))
 
     async def _join(self) -> None:
         before = self.home.predecessor()
@@ -169,7 +194,7 @@ class Worker:
                 owned.job.add_done_callback(lambda job, name=name: self._ended(name, job))  # type: ignore[misc]
 
     def _make(self, name: str, place: Path, claim: Claim) -> LiveTask:
-        part = self.wiring.slices[name]
+        part, checkpoints = self.wiring.slices[name], self._checkpoints_of(name, claim)
         return LiveTask(
             self.app,
             part.group,
@@ -179,11 +204,33 @@ class Worker:
             topics=self.wiring.topics,
             senders=self.wiring.senders,
             sinks=self.wiring.sinks(part),
-            store=self.home.open(name, place, claim, self._frames_of(name)),
+            store=self.home.open(
+                name, place, claim, self._frames_of(name), checkpoints, wanted=lambda: self._wanted(name)
+            ),
             epoch=claim.epoch,
             clock=self.clock,
             options=self.options,
             new_id=random_ids(),
+            meter=self.meter_of(name),
+            checkpoints=checkpoints,
+        )
+
+    def _wanted(self, name: str) -> bool:
+        return name in self.owned and self.owned[name].wanted
+
+    def _checkpoints_of(self, name: str, claim: Claim) -> TaskCheckpoints | None:
+        if self.storage is None:
+            return None
+        folder = folder_of(name)
+        return TaskCheckpoints(
+            name,
+            Checkpoints(self.storage.blobs(*folder), keys=self.home.keys, clock=self.clock),
+            claim.epoch,
+            where="/".join((self.storage.url, *folder)),
+            leases=self.broker,
+            frames=self.broker if isinstance(self.broker, KeepsFrames) else None,
+            interval=self.options.checkpoint_interval,
+            clock=self.clock,
             meter=self.meter_of(name),
         )
 

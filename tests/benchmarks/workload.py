@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
@@ -141,7 +142,7 @@ def flow(app: App, path: Path, **options: int) -> float:
             return time.process_time() - started
 
 
-async def _run(app: App, path: Path, state: str, options: dict[str, int]) -> Summary:
+async def _run(app: App, path: Path, state: str, options: dict[str, Any]) -> Summary:
     return await run(app, [("events", str(path))], state=f"{state}/s", options=WorkerOptions(**options))
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from structlog.testing import capture_logs
 
@@ -49,7 +50,7 @@ def an_app(service: Service) -> App:
 
 
 @asynccontextmanager
-async def working(app: App, state: Path, **options: int) -> AsyncIterator[Worker]:
+async def working(app: App, state: Path, **options: Any) -> AsyncIterator[Worker]:
     worker = Worker(app, URL, state, options=WorkerOptions(**options))
     job = asyncio.create_task(worker.run())
     try:

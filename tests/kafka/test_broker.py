@@ -1,5 +1,6 @@
 """Commits of tasks on a real cluster: all or nothing, owners fenced, frames found again."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ async def test_a_new_owner_goes_on_and_fences_the_one_before(
         assert new.epoch > old.epoch
         assert (new.number, new.commit_id, new.state) == (1, b"id1", "/state/old")
         zombie = Frame(2, b"zombie", first.commit_id, 0, {}, [])
-        with pytest.raises(Fenced, match=rf"{task}: another worker opened it; commit 2 never counts"):
+        with pytest.raises(Fenced, match=rf"{task}: another worker opened it; commit 2 counts only there"):
             await commit(broker, task, old.epoch, zombie, Out(name, 0, None, b"a zombie's"))
         with pytest.raises(OutcomeUnknown):  # it is closed for good
             await commit(broker, task, old.epoch, zombie)
@@ -217,3 +218,19 @@ async def test_guarantees_can_be_changed(kafka_address: str, name: str) -> None:
             await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
             assert [found.number async for found in broker.frames(task, 0)] == list(range(1, number + 1))
     assert epochs == [1, 2, 3, 4]
+
+
+async def test_at_least_once_outputs_do_not_wait_for_their_commit(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    async with loose(kafka_address) as broker:
+        await broker.create(name, 1)
+        await broker.create(changelog_of(task)[0], 1)
+        claim = await broker.claim(task, "")
+        await broker.send(task, claim.epoch, [Out(name, 0, None, b"early")])
+        async with asyncio.timeout(10):
+            while not len(await broker.read(name, 0, 0, 10)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await commit(broker, task, claim.epoch, frame(1), Out(name, 0, None, b"with it"))
+        assert list((await broker.read(name, 0, 0, 10)).values) == [b"early", b"with it"]
+        with pytest.raises(OutcomeUnknown):
+            await broker.send(task, claim.epoch + 1, [Out(name, 0, None, b"whose?")])

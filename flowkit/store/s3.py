@@ -1,0 +1,267 @@
+"""Blobs as objects of an S3 bucket, or of any object store with the same protocol and conditional puts.
+
+A new object is put with `If-None-Match: *`, one that replaces another with `If-Match: ETAG`: of several who write, one
+gets through. Credentials, region and endpoint come from where the AWS tools take them (environment, profile, role;
+AWS_ENDPOINT_URL_S3). Objects are put in one request, which S3 takes up to 5 GiB; sstables have 32 MiB.
+"""
+
+import asyncio
+import base64
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, unquote
+
+import anyio
+
+from flowkit.errors import ConfigError, StoreError
+from flowkit.store.blobs import Blob
+from flowkit.store.checksum import crc32
+
+_T = TypeVar("_T")
+
+ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
+ADDRESSING = ("auto", "path", "virtual")
+OPTIONS = ("region", "addressing", "sse", "kms_key")
+TRIES = 5
+"""So often botocore tries a request (its standard mode), and we one that others were in the way of."""
+FIRST_WAIT = 0.05
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_REFUSED = ("PreconditionFailed", "412")
+_IN_THE_WAY = ("ConditionalRequestConflict", "OperationAborted", "409")
+_MISSING = ("NoSuchKey", "404")
+_FOR_A_PERSON = (
+    *("NoSuchBucket", "AccessDenied", "AllAccessDisabled", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    *("InvalidToken", "ExpiredToken", "PermanentRedirect", "301", "AuthorizationHeaderMalformed", "InvalidBucketName"),
+    *("400", "404", "NotImplemented"),
+)
+"""Codes of errors that no trying again mends."""
+
+
+class S3Place(NamedTuple):
+    """Where in which bucket, and how: `s3://BUCKET/PREFIX?region=…&addressing=path&sse=aws:kms&kms_key=…`.
+
+    `sse` and `kms_key` are server-side encryption (FLOWKIT_S3_SSE and FLOWKIT_S3_KMS_KEY where the URL is silent); the
+    bucket's own default otherwise. `addressing=path` is for servers that know no buckets in host names.
+    """
+
+    bucket: str
+    prefix: str = ""
+    region: str | None = None
+    addressing: str = "auto"
+    sse: str | None = None
+    kms_key: str | None = None
+
+    @classmethod
+    def parse(cls, url: str, environ: Mapping[str, str] | None = None) -> "S3Place":
+        """Read a URL. Raises ConfigError with all that is wrong, and no secret that may be in it."""
+        found = os.environ if environ is None else environ
+        rest, _, query = url.removeprefix("s3://").partition("?")
+        bucket, _, prefix = rest.partition("/")
+        if "@" in bucket:
+            raise ConfigError(
+                "checkpoints s3://…@…: credentials do not belong into a URL: set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, a profile or a role"
+            )
+        shown, problems = f"checkpoints s3://{rest}", []
+        if not _BUCKET.fullmatch(bucket):
+            problems.append(f"{shown}: {bucket!r} is no name of a bucket; write s3://BUCKET/PREFIX")
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        problems += [
+            f"{shown}: unknown option {n!r}; there are {', '.join(OPTIONS)}" for n in options if n not in OPTIONS
+        ]
+        kms_key = options.get("kms_key") or found.get("FLOWKIT_S3_KMS_KEY") or None
+        sse = options.get("sse") or found.get("FLOWKIT_S3_SSE") or ("aws:kms" if kms_key else None)
+        addressing = options.get("addressing") or "auto"
+        if sse is not None and sse not in ENCRYPTIONS:
+            problems.append(f"{shown}: sse={sse}: no such encryption; there are {', '.join(ENCRYPTIONS)}")
+        elif kms_key is not None and sse == "AES256":
+            problems.append(f"{shown}: a kms_key is for sse=aws:kms, not for sse=AES256")
+        if addressing not in ADDRESSING:
+            problems.append(f"{shown}: addressing={addressing}: there are {', '.join(ADDRESSING)}")
+        if problems:
+            raise ConfigError(*problems)
+        return cls(bucket, unquote(prefix).strip("/"), options.get("region") or None, addressing, sse, kms_key)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+@asynccontextmanager
+async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
+    """The storage at `place`, with one client for all its folders."""
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import get_session
+    from botocore.exceptions import BotoCoreError
+
+    config = AioConfig(
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=32,
+        retries={"mode": "standard", "total_max_attempts": TRIES},
+        s3={"addressing_style": place.addressing},
+    )
+    try:
+        making = get_session().create_client("s3", region_name=place.region, config=config)
+        client = await making.__aenter__()
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError(f"checkpoints {place}: {error}") from None
+    try:
+        yield S3Storage(place, client)
+    finally:
+        await making.__aexit__(None, None, None)
+
+
+class S3Storage:
+    """The part of a bucket below a prefix. Made by `open_s3`."""
+
+    def __init__(self, place: S3Place, client: Any) -> None:
+        self.place, self.client, self.url = place, client, str(place)
+
+    def blobs(self, *folder: str) -> "S3Blobs":
+        """The objects of one folder."""
+        return S3Blobs(self, self._prefix(folder))
+
+    def _prefix(self, folder: tuple[str, ...]) -> str:
+        return "".join(f"{name}/" for name in ([self.place.prefix] if self.place.prefix else []) + list(folder))
+
+    async def folders(self, *folder: str) -> list[str]:
+        """The names of the folders in one, in order."""
+        prefix = self._prefix(folder)
+        pages = await self.pages(prefix, Delimiter="/")
+        found = [each["Prefix"] for page in pages for each in page.get("CommonPrefixes", ())]
+        return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
+
+    async def check(self) -> None:
+        """Ask for a listing. Raises ConfigError if what is wrong is for a person to mend, StoreError otherwise."""
+        from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError, ParamValidationError
+
+        try:
+            await self.do("listing", lambda: self._list(Prefix=self._prefix(()), MaxKeys=1))
+        except StoreError as error:
+            cause = error.__cause__
+            mendable = isinstance(cause, NoCredentialsError | CredentialRetrievalError | ParamValidationError)
+            if mendable or (isinstance(cause, ClientError) and code_of(cause) in _FOR_A_PERSON):
+                raise ConfigError(f"checkpoints {error}") from error
+            raise
+
+    async def pages(self, prefix: str, **options: Any) -> list[dict[str, Any]]:
+        """All of a listing."""
+        found: list[dict[str, Any]] = []
+        more: dict[str, str] = {}
+        while True:
+            now = dict(more)
+            page = await self.do("listing", lambda now=now: self._list(Prefix=prefix, **options, **now))  # type: ignore[misc]
+            found.append(page)
+            if not page.get("IsTruncated"):
+                return found
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def _list(self, **options: Any) -> dict[str, Any]:
+        page: dict[str, Any] = await self.client.list_objects_v2(Bucket=self.place.bucket, **options)
+        return page
+
+    async def do(self, doing: str, work: Callable[[], Awaitable[_T]]) -> _T:
+        """What `work` gives. Raises StoreError that names the bucket and the cause."""
+        from aiohttp import ClientError as HttpError
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+        try:
+            return await work()
+        except (BotoCoreError, HTTPClientError, ClientError, HttpError, OSError) as error:
+            raise StoreError(f"{self.place}: {doing}: {_told(error)}") from error
+
+
+class S3Blobs:
+    """The objects under a prefix that ends in `/`. Made by `S3Storage.blobs`."""
+
+    def __init__(self, storage: S3Storage, prefix: str) -> None:
+        self.storage, self.prefix = storage, prefix
+        self._client, self._bucket = storage.client, storage.place.bucket
+
+    async def put(self, name: str, data: bytes, *, over: str | None = None) -> str | None:
+        """As the protocol says."""
+        return await self.storage.do(f"putting {name}", lambda: self._put(name, data, over))
+
+    async def _put(self, name: str, data: bytes, over: str | None) -> str | None:
+        from botocore.exceptions import ClientError
+
+        place = self.storage.place
+        options = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over}
+        options |= {} if place.sse is None else {"ServerSideEncryption": place.sse}
+        options |= {} if place.kms_key is None else {"SSEKMSKeyId": place.kms_key}
+        # botocore would work it out in the event loop, and send it in a way that not every server knows.
+        crc = await anyio.to_thread.run_sync(crc32, data)
+        options["ChecksumCRC32"] = base64.b64encode(crc.to_bytes(4, "big")).decode()
+        for tries_left in reversed(range(TRIES)):
+            try:
+                done = await self._client.put_object(Bucket=self._bucket, Key=self.prefix + name, Body=data, **options)
+                return str(done["ETag"])
+            except ClientError as error:
+                code = code_of(error)
+                if code in _REFUSED or (over is not None and code in _MISSING):
+                    return None
+                # Someone writes it at this moment, and may yet fail: only asking again tells.
+                if code not in _IN_THE_WAY or not tries_left:
+                    raise
+            await asyncio.sleep(FIRST_WAIT * 2 ** (TRIES - 1 - tries_left))
+        raise AssertionError
+
+    async def get(self, name: str) -> tuple[bytes, str] | None:
+        """As the protocol says."""
+        return await self.storage.do(f"getting {name}", lambda: self._get(name))
+
+    async def _get(self, name: str) -> tuple[bytes, str] | None:
+        from aiohttp import ClientError as HttpError
+        from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+
+        for tries_left in reversed(range(TRIES)):
+            try:
+                found = await self._client.get_object(Bucket=self._bucket, Key=self.prefix + name)
+                async with found["Body"] as body:
+                    return await body.read(), str(found["ETag"])
+            except ClientError as error:
+                if code_of(error) in _MISSING:
+                    return None
+                raise
+            except (HTTPClientError, IncompleteReadError, HttpError):  # botocore tries again only up to the first byte
+                if not tries_left:
+                    raise
+            await asyncio.sleep(FIRST_WAIT * 2 ** (TRIES - 1 - tries_left))
+        raise AssertionError
+
+    async def find(self, prefix: str = "") -> list[Blob]:
+        """As the protocol says; what lies in folders of this one is not in it."""
+        start = self.prefix + prefix
+        found = []
+        for page in await self.storage.pages(start, Delimiter="/"):
+            for each in page.get("Contents", ()):
+                name, at = each["Key"].removeprefix(self.prefix), each["LastModified"]
+                found.append(Blob(name, each["Size"], round(at.timestamp() * 1000)))
+        return sorted(blob for blob in found if blob.name)
+
+    async def delete(self, name: str) -> None:
+        """As the protocol says."""
+        await self.storage.do(
+            f"deleting {name}", lambda: self._client.delete_object(Bucket=self._bucket, Key=self.prefix + name)
+        )
+
+
+def code_of(error: Any) -> str:
+    """S3's code for what went wrong."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _told(error: BaseException) -> str:
+    """An error for a person, without any secret."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        told, meta = response.get("Error", {}), response.get("ResponseMetadata", {})
+        return f"{told.get('Code')}: {told.get('Message') or 'no reason given'} (HTTP {meta.get('HTTPStatusCode')})"
+    name = type(error).__name__
+    if name in {"NoCredentialsError", "PartialCredentialsError"}:
+        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or run under a role"
+    return str(error) or name

@@ -1,0 +1,60 @@
+"""The apps of the benchmark on Kafka. Names, form and guarantee come from the environment."""
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import flowkit
+from flowkit import Closed, Count, Stream, Tumbling, minutes
+
+NAME, FORM = os.environ["BENCH_NAME"], os.environ.get("BENCH_FORM", "agent")
+app = flowkit.App(NAME, guarantee=os.environ.get("BENCH_GUARANTEE", "exactly once"))  # type: ignore[arg-type]
+
+
+class Event(flowkit.Record):
+    key: str
+    at: int
+    amount: int
+
+
+class Sum(flowkit.Record):
+    n: int = 0
+    total: int = 0
+
+
+class Window(flowkit.Record):
+    key: str
+    end: int
+    n: int
+
+
+events = app.topic(os.environ["BENCH_TOPIC"], Event, key="key", time="at")
+out = app.topic(f"{NAME}-out", Window if FORM != "pass" else Event, key="key")
+
+if FORM == "agent":
+    sums = app.table("sums", str, Sum, window=Tumbling(minutes(1)))
+
+    @app.agent(events, tables=[sums])
+    async def add(stream: Stream[Event]) -> None:
+        async for event in stream:
+            found = sums[event.key]
+            found.n += 1
+            found.total += event.amount
+
+    @app.each(sums.closed, sinks=[out])
+    def tell(w: Closed[str, Sum]) -> Window:
+        return Window(key=w.key, end=w.end, n=w.value.n)
+
+elif FORM == "declared":
+    counts = events.window(Tumbling(minutes(1))).aggregate(n=Count())
+
+    @app.each(counts.closed, sinks=[out])
+    def count(w: Any) -> Window:
+        return Window(key=w.key, end=w.end, n=w.value.n)
+
+else:
+
+    @app.agent(events, sinks=[out])
+    async def pass_on(stream: Stream[Event]) -> AsyncIterator[Event]:
+        async for event in stream:
+            yield event

@@ -1,0 +1,231 @@
+"""A worker on Apache Kafka beside a bare consumer on the same broker, in turn; and how long an event takes through it.
+
+    pytest tests/benchmarks/test_kafka.py -m benchmark -s
+
+Throughput is told in events a second of the worker's CPU, opening and imports left out, so that what else the machine
+does matters little. Latency is by the clock: it wants a quiet machine, and is told beside the broker's own round trip.
+"""
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from flowkit.clock import SystemClock
+from flowkit.source.kafka import KafkaBroker
+from flowkit.source.kafka_address import KafkaAddress
+from tests.benchmarks.stores import process_seconds
+from tests.benchmarks.workload import show
+from tests.kafka.jars import need_kafka
+from tests.kafka.real import Kafka
+
+ROOT = Path(__file__).parents[2]
+APP = Path(__file__).with_name("kafka_app.py")
+EVENTS = int(os.environ.get("FLOWKIT_BENCH_EVENTS", "500000"))
+KEYS = 10_000
+SPAN_MS = 300_000
+"""Of event time: five windows."""
+RATE, SECONDS = 5_000, 10
+
+
+class Event(msgspec.Struct):
+    """As the worker decodes it."""
+
+    key: str
+    at: int
+    amount: int
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    given = os.environ.get("FLOWKIT_TEST_KAFKA")
+    if given:
+        yield given
+        return
+    need_kafka()
+    with Kafka(tmp_path_factory.mktemp("kafka")) as kafka:
+        yield kafka.bootstrap
+
+
+def broker_at(kafka: str) -> KafkaBroker:
+    return KafkaBroker(KafkaAddress.parse(f"kafka://{kafka}", {}), SystemClock())
+
+
+async def fill(kafka: str, topic: str, partitions: int = 1) -> None:
+    """EVENTS of KEYS keys, and one that closes their windows."""
+    rng, began = random.Random(1), (int(time.time() * 1000) - 10 * SPAN_MS) // 60_000 * 60_000
+    async with broker_at(kafka) as broker:
+        await broker.create(topic, partitions)
+        for start in range(0, EVENTS, 20_000):
+            rows = []
+            for n in range(start, min(EVENTS, start + 20_000)):
+                key, at = f"k{rng.randrange(KEYS)}", began + n * SPAN_MS // EVENTS
+                event = Event(key, at, rng.randrange(100))
+                rows.append((key.encode(), msgspec.json.encode(event), at))
+            await broker.put(topic, rows)
+
+
+async def bare(kafka: str, topic: str) -> float:
+    """Events a CPU-second of aiokafka's getmany and decoding, and nothing else."""
+    decode = msgspec.json.Decoder(Event).decode
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="earliest")
+    await consumer.start()
+    part = TopicPartition(topic, 0)
+    consumer.assign([part])
+    await consumer.seek_to_beginning(part)
+    seen, started = 0, time.process_time()
+    while seen < EVENTS:
+        for record in (await consumer.getmany(part, timeout_ms=1000, max_records=5000)).get(part, ()):
+            decode(record.value)
+            seen += 1
+    took = time.process_time() - started
+    await consumer.stop()
+    return EVENTS / took
+
+
+@contextmanager
+def worker(kafka: str, topic: str, name: str, state: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process on the app; its log is in `state` with the ending .log."""
+    told = {"BENCH_NAME": name, "BENCH_TOPIC": topic, "PYTHONPATH": str(ROOT), "FLOWKIT_LOG_LEVEL": "info"}
+    words = [sys.executable, "-m", "flowkit", "worker", str(APP), "--broker", f"kafka://{kafka}", "--state", str(state)]
+    with state.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen(words, env={**os.environ, **told, **env}, stderr=log, stdout=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0, state.with_suffix(".log").read_text()
+
+
+async def opened(process: subprocess.Popen[bytes], state: Path) -> None:
+    log = state.with_suffix(".log")
+    while "task opened" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        await asyncio.sleep(0.01)
+
+
+async def drained(kafka: str, topic: str, name: str, group: str) -> None:
+    """Until the group's offsets are at the topic's end."""
+    async with broker_at(kafka) as broker:
+        (end,) = await broker.end_offsets(topic)
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka, group_id=group, enable_auto_commit=False)
+    await consumer.start()
+    part = TopicPartition(topic, 0)
+    try:
+        while (await consumer.committed(part) or 0) < end:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.1)
+    finally:
+        await consumer.stop()
+
+
+async def throughput(kafka: str, topic: str, tmp_path: Path, form: str, guarantee: str, interval: int) -> float:
+    """Events a CPU-second of a worker."""
+    name = f"bench-{form}-{random.randrange(10**9)}"
+    state = tmp_path / name
+    env = {"BENCH_FORM": form, "BENCH_GUARANTEE": guarantee, "FLOWKIT_COMMIT_INTERVAL": str(interval)}
+    with worker(kafka, topic, name, state, **env, FLOWKIT_COMMIT_EVERY="1000000") as process:
+        await opened(process, state)
+        before = process_seconds(process.pid)
+        await drained(kafka, topic, name, name)
+        return EVENTS / (process_seconds(process.pid) - before)
+
+
+async def test_throughput(kafka: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    topic = f"in-{random.randrange(10**9)}"
+    await fill(kafka, topic)
+    best: dict[str, float] = {}
+    rounds = [
+        ("agent, at least once", "agent", "at least once", 1000),
+        ("declared, at least once", "declared", "at least once", 1000),
+        ("agent, at least once, each 100 ms", "agent", "at least once", 100),
+        ("agent, exactly once, each 100 ms", "agent", "exactly once", 100),
+    ]
+    for _ in range(2):
+        best["bare"] = max(best.get("bare", 0), await bare(kafka, topic))
+        for name, form, guarantee, interval in rounds:
+            rate = await throughput(kafka, topic, tmp_path, form, guarantee, interval)
+            best[name] = max(best.get(name, 0), rate)
+    lines = [f"{'getmany and decode':<40} {best['bare']:>10,.0f} events a CPU-second"]
+    lines += [
+        f"{name:<40} {best[name]:>10,.0f}   {best[name] / best['bare']:.2f} of that   ≥ 0.6" for name, *_ in rounds
+    ]
+    cost = 1 - best["agent, exactly once, each 100 ms"] / best["agent, at least once, each 100 ms"]
+    show(
+        capsys,
+        f"{EVENTS:,} events, {KEYS:,} keys, windows of a minute",
+        *lines,
+        f"exactly once costs {cost:.0%}   ≤ 20%",
+    )
+
+
+async def test_latency(kafka: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    topic, name = f"in-{random.randrange(10**9)}", f"bench-pass-{random.randrange(10**9)}"
+    async with broker_at(kafka) as broker:
+        await broker.create(topic, 1)
+        await broker.create(f"{name}-out", 1)
+    env = {"BENCH_FORM": "pass", "BENCH_GUARANTEE": "at least once"}
+    with worker(kafka, topic, name, tmp_path / name, **env) as process:
+        await opened(process, tmp_path / name)
+        through, round_trip = await measure(kafka, topic, f"{name}-out")
+    rows = [
+        f"{what:<32} p50 {p50:>6.1f} ms   p99 {p99:>6.1f} ms"
+        for what, (p50, p99) in (("through the worker", through), ("the broker's round trip beside it", round_trip))
+    ]
+    beyond = [a - b for a, b in zip(through, round_trip, strict=True)]
+    rows.append(f"beyond it: p50 {beyond[0]:.1f} ms (< 5), p99 {beyond[1]:.1f} ms (< 25)")
+    show(capsys, f"{RATE:,} events a second for {SECONDS} s, at least once", *rows)
+
+
+async def measure(kafka: str, topic: str, out: str) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(p50, p99) in ms from sending to seeing: in the worker's output, and in its input, side by side."""
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    times: dict[str, list[float]] = {topic: [], out: []}
+    consumers = []
+    watching = []
+    for name, seen in times.items():
+        consumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False, fetch_max_wait_ms=50)
+        await consumer.start()
+        consumer.assign([TopicPartition(name, 0)])
+        await consumer.seek_to_end()
+        consumers.append(consumer)
+        watching.append(asyncio.create_task(_watch(consumer, seen)))
+    began = time.perf_counter()
+    for n in range(RATE * SECONDS // 10):
+        for m in range(10):
+            at = int(time.time_ns() // 1000)
+            value = msgspec.json.encode(Event(f"k{(n + m) % KEYS}", at // 1000, at))
+            await producer.send(topic, value, key=b"k%d" % ((n + m) % KEYS), partition=0)
+        ahead = began + (n + 1) * 10 / RATE - time.perf_counter()
+        if ahead > 0:
+            await asyncio.sleep(ahead)
+    await asyncio.sleep(1)
+    for task in watching:
+        task.cancel()
+    for client in (*consumers, producer):
+        await client.stop()
+    assert len(times[out]) == len(times[topic]) == RATE * SECONDS
+    return _quantiles(times[out]), _quantiles(times[topic])
+
+
+async def _watch(consumer: Any, times: list[float]) -> None:
+    decode = msgspec.json.Decoder(Event).decode
+    while True:
+        for records in (await consumer.getmany(timeout_ms=1000)).values():
+            now = time.time_ns() / 1000
+            times += [(now - decode(record.value).amount) / 1000 for record in records]
+
+
+def _quantiles(times: list[float]) -> tuple[float, float]:
+    ordered = sorted(times)
+    return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]

@@ -1,0 +1,30 @@
+"""An app whose every output shows whether its state is what it should be: the running count of each key."""
+
+import os
+
+import flowkit
+
+NAME = os.environ["CHECKPOINT_APP"]
+
+app = flowkit.App(NAME)
+
+
+class Event(flowkit.Record):
+    key: str
+    at: int
+
+
+class Total(flowkit.Record):
+    key: str
+    total: int
+
+
+events = app.topic(f"{NAME}-in", Event, key="key", time="at")
+out = app.topic(f"{NAME}-out", Total, key="key")
+totals = app.table("totals", str, int)
+
+
+@app.each(events, tables=[totals], sinks=[out])
+def count(event: Event) -> Total:
+    totals[event.key] += 1
+    return Total(event.key, totals[event.key])
