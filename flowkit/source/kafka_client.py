@@ -12,6 +12,7 @@ import ssl
 from typing import Any, TypeVar
 
 import anyio
+import structlog
 from aiokafka import errors as kafka
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
@@ -29,6 +30,8 @@ LOOK_AGAIN_MS = 5_000
 
 STOP_SECONDS = 1.0
 """So long a client may take to finish in good order."""
+
+log = structlog.get_logger("flowkit.kafka")
 
 Client = TypeVar("Client", bound=Any)
 
@@ -71,12 +74,33 @@ async def started(client: Client, address: KafkaAddress) -> Client:
 async def stopped(client: Any) -> None:
     """Stop a client, or close it, whatever state it is in; a cancelled caller still lets go of the connections."""
     with anyio.CancelScope(shield=True):
+        stopping = True
         with anyio.move_on_after(STOP_SECONDS) as scope:
-            await (client.stop() if hasattr(client, "stop") else client.close())
-        if scope.cancelled_caught:  # a producer flushes first, and cannot while the broker is away
-            if (sender := getattr(client, "_sender", None)) is not None:
-                await sender.close()
-            await _inner(client).close()
+            try:
+                await (client.stop() if hasattr(client, "stop") else client.close())
+            except AWAY as error:  # what failed in its background is raised once more
+                stopping = False
+                log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
+        if stopping and not scope.cancelled_caught:
+            return
+        with anyio.move_on_after(STOP_SECONDS):
+            await _let_go(client)
+        await _inner(client).close()
+
+
+async def _let_go(client: Any) -> None:
+    """End what goes on in the background of a client that could not end by itself.
+
+    A producer flushes first, and cannot while the broker is away. A member of a group waits first for the round that
+    is under way, and would not leave, so that the others waited for it until its session had run out.
+    """
+    if (sender := getattr(client, "_sender", None)) is not None:
+        await sender.close()
+    if (fetcher := getattr(client, "_fetcher", None)) is not None:
+        await fetcher.close()
+    if (heartbeats := getattr(getattr(client, "_coordinator", None), "_stop_heartbeat_task", None)) is not None:
+        await heartbeats()
+        await client._coordinator._maybe_leave_group()  # noqa: SLF001
 
 
 def _inner(client: Any) -> Any:

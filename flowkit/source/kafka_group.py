@@ -80,14 +80,16 @@ class KafkaGroup:
         self._alive_at = 0.0
         self._giving_up: set[str] = set()
         self._consumer: Any = None
+        self._member = False
+        """True from `start` to `stop`, whatever has become of the consumer."""
         self._told: dict[Any, int] = {}
 
     async def start(self, tasks: Sequence[str]) -> None:
         """Become a member."""
         from aiokafka import AIOKafkaConsumer
 
-        self._tasks = list(tasks)
-        self._consumer = AIOKafkaConsumer(
+        self._tasks, self._member = list(tasks), True
+        consumer = AIOKafkaConsumer(
             **self.address.client_options(),
             client_id=self.worker,
             group_id=self.group,
@@ -99,11 +101,15 @@ class KafkaGroup:
             max_poll_interval_ms=max(30_000, 3 * self.ttl_ms),
             partition_assignment_strategy=[_assignor(self)],
         )
-        await started(self._consumer, self.address)
-        self._consumer.subscribe(self.topics)  # after the start, which else waits for the round: a dead member's time
+        self._consumer = await started(consumer, self.address)
+        consumer.subscribe(self.topics)  # after the start, which else waits for the round: a dead member's time
 
     async def stop(self) -> None:
         """Leave: the others share out what it had, at once."""
+        self._member = False
+        await self._drop()
+
+    async def _drop(self) -> None:
         consumer, self._consumer, self.assigned = self._consumer, None, None
         if consumer is not None:
             await stopped(consumer)
@@ -111,9 +117,11 @@ class KafkaGroup:
     async def place(self, tasks: Sequence[str], held: set[str]) -> Placing:
         """What has to be claimed and released, by the last round."""
         self._tasks, self._held = list(tasks), set(held)
-        if self._consumer is None or self.assigned is None:
+        if not self._member:
             return Placing({}, [])
         await self._look()
+        if self.assigned is None:
+            return Placing({}, [])
         self._alive_at = time.monotonic()
         given_up = self._giving_up - held
         self._giving_up = held - self.assigned
@@ -129,9 +137,16 @@ class KafkaGroup:
         """
         from aiokafka.errors import KafkaError
 
+        if self._consumer is None:  # to begin anew did not work the last time
+            await self.start(self._tasks)
         try:
             await self._consumer.getmany(timeout_ms=0)
         except KafkaError as error:
+            if self._consumer._coordinator._coordination_task.done():  # noqa: SLF001
+                # It would say the same for ever, and belong to no group.
+                log.warning("membership failed; joining anew", group=self.group, error=repr(error))
+                await self._drop()
+                await self.start(self._tasks)
             raise broker_error(self.address, f"group {self.group!r}", error) from error
 
     async def tell(self, offsets: Mapping[Any, int]) -> None:
@@ -167,7 +182,9 @@ class KafkaGroup:
         return Member(self.worker, self._tasks, sorted(self._held | (self.assigned or set())), self.generation)
 
     def gave(self, assigned: Assigned) -> None:
-        """A round is over."""
+        """A round is over. It may end while we leave, which waits for it."""
+        if self._consumer is None:
+            return
         self.assigned = set(assigned.tasks)
         self.generation = self._consumer._coordinator.generation  # noqa: SLF001
         self._alive_at = time.monotonic()
