@@ -19,7 +19,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from flowkit.errors import CommitError, ConfigError, FlowkitError, InputError, Stalled, StoreError
+from flowkit.errors import BrokerError, CommitError, ConfigError, FlowkitError, InputError, Stalled, StoreError
 from flowkit.sink import OutputClosed
 
 OK, FAILED, WRONG, UNUSABLE = 0, 1, 2, 3
@@ -76,7 +76,7 @@ def code_of(error: FlowkitError) -> int:
     """The exit code that an error of ours means."""
     if isinstance(error, ConfigError | InputError):
         return WRONG
-    return UNUSABLE if isinstance(error, StoreError | CommitError | Stalled) else FAILED
+    return UNUSABLE if isinstance(error, StoreError | BrokerError | CommitError | Stalled) else FAILED
 
 
 def complain(*problems: str, where: list[traceback.FrameSummary] | None = None) -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
@@ -21,6 +22,7 @@ from aiokafka import errors as kafka
 from flowkit.cli import main
 from flowkit.source import kafka_frames, kafka_group, kafka_tasks
 from flowkit.source.kafka import KafkaBroker
+from flowkit.source.rules import group_outputs
 from flowkit.store import Frame, LsmStore, read_store
 from flowkit.worker import live, task
 
@@ -108,22 +110,24 @@ def failed_sends_ignored() -> None:
 
 def frame_before_outputs() -> None:
     """The frame is committed by itself, and the outputs after it."""
-    commit = kafka_tasks.TaskProducer._commit  # noqa: SLF001
+    commit = kafka_tasks.TaskProducer._commit
 
-    async def in_two(producer: Any, inner: Any, frame: Any, outputs: Any) -> None:
-        await commit(producer, inner, frame, [])
+    async def in_two(self: Any, frame: Any, outputs: Any) -> int:
+        offset = await commit(self, frame, [])
         await asyncio.sleep(0.05)
-        await inner.begin_transaction()
-        for (topic, partition), columns in kafka_tasks.group_outputs(outputs).items():
-            await kafka_tasks._all([await producer._send(topic, partition, *columns)])  # noqa: SLF001
-        await inner.commit_transaction()
+        producer = self._open_producer()
+        await producer.begin_transaction()
+        for (topic, partition), columns in group_outputs(outputs).items():
+            await kafka_tasks._all([await self._send(topic, partition, *columns)])
+        await producer.commit_transaction()
+        return offset
 
     _put(kafka_tasks.TaskProducer, "_commit", in_two)
 
 
 def positions_early() -> None:
     """Positions are those of what was fetched, not of what was worked on: up to three records ahead of the state."""
-    carry_out = task.Task._carry_out  # noqa: SLF001
+    carry_out = task.Task._carry_out
 
     async def early(self: Any, frame: Frame, *rest: Any) -> None:
         ends = {split.name: reader.lag() for _, split, reader in self.readers_of_live}
@@ -132,7 +136,7 @@ def positions_early() -> None:
             positions[split] = position + min(3, ends.get(split) or 0)
         await carry_out(self, frame, *rest)
 
-    open_ = live.LiveTask._open  # noqa: SLF001
+    open_ = live.LiveTask._open
 
     async def opened(self: Any) -> None:
         await open_(self)
@@ -151,7 +155,7 @@ def any_frame_counts() -> None:
     async def blindly(store: Any, before: Path, commit_id: bytes) -> bool:
         try:
             look = await asyncio.to_thread(read_store, before)
-        except Exception:  # noqa: BLE001  there is no store there: the right way finds that out too
+        except Exception:
             return await adopt(store, before, commit_id)
         if not look.number:
             return await adopt(store, before, commit_id)
@@ -161,8 +165,6 @@ def any_frame_counts() -> None:
         return done
 
     async def last_commit(broker: Any, name: str) -> tuple[int, bytes | None]:
-        from urllib.parse import quote
-
         return found.pop(quote(name, safe=""), None) or await last(broker, name)
 
     _put(LsmStore, "adopt", blindly)

@@ -57,22 +57,32 @@ class Nemesis:
         workers: int,
         sabotage: Sequence[str] = (),
         supervisor: bool = False,
+        checkpoints: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         self.crew, self.kafka, self.chance, self.app, self.say = crew, kafka, chance, app, say
+        self.checkpoints = checkpoints
         self.sabotage = ",".join(sabotage)
         self.done: list[str] = []
         self.complaints: list[str] = []
         self._disks: list[Path] = []
-        root = crew.directory
         self.slots = [
-            Slot(n, root / f"state-{NAMES[n]}", 2 if supervisor and not sabotage and n == workers - 1 else 1)
-            for n in range(workers)
+            self._slot(n, 2 if supervisor and not sabotage and n == workers - 1 else 1) for n in range(workers)
         ]
-        self.guest = Slot(workers, root / f"state-{NAMES[workers]}", 1)
-        self._mount(self.slots[0].state)
+        self.guest = self._slot(workers, 1)
+        if self.slots:
+            self._mount(self.slots[0].state)
         for slot in self.slots:
             self.start(slot)
+
+    def _slot(self, number: int, processes: int) -> Slot:
+        return Slot(number, self.crew.directory / f"state-{NAMES[number]}", processes)
+
+    def add(self, count: int) -> list[Slot]:
+        """More workers, which are not started yet."""
+        added = [self._slot(len(self.slots) + n, 1) for n in range(count)]
+        self.slots += added
+        return added
 
     def close(self) -> None:
         """Let everybody go on, so that they can be ended, and give the disks back."""
@@ -89,6 +99,12 @@ class Nemesis:
         for disk in self._disks:
             subprocess.run(["umount", "-l", str(disk)], check=False)
 
+    @property
+    def states(self) -> list[Path]:
+        """All state directories: of a supervisor, those of its workers."""
+        own = [slot.state for slot in [*self.slots, self.guest]]
+        return own + [child for state in own for child in sorted(state.glob("process-*"))]
+
     # Workers
 
     def start(self, slot: Slot, env: dict[str, str] | None = None) -> None:
@@ -102,6 +118,8 @@ class Nemesis:
         words += ["--processes", str(slot.processes)] if slot.processes > 1 else []
         settings = {"COMMIT_INTERVAL": "100", "LEASE_TTL": f"{LEASE_MS}", "GRACE": f"{GRACE_MS}"}
         settings |= {"STALL_AFTER": "30000", "PARTITIONS": "3"}
+        if self.checkpoints:
+            settings |= {"CHECKPOINTS": str(self.crew.directory / "checkpoints"), "CHECKPOINT_INTERVAL": "2000"}
         variables = {f"FLOWKIT_{name}": value for name, value in settings.items()} | {"TORTURE_APP": self.app}
         slot.process = self.crew.start(f"{slot.name}-{slot.lives}", *words, env=variables | (env or {}))
 
@@ -166,15 +184,19 @@ class Nemesis:
             time.sleep(self.chance.uniform(0.3, 2.5))
 
     def _look(self) -> None:
-        """A worker that has ended without being told to is a complaint; it comes again, as a supervisor would do."""
+        """A worker that has ended without being told to is a complaint; it comes again, as a supervisor would do.
+
+        One that finds no broker when it starts may say so, and end.
+        """
         for slot in self.slots:
             code = slot.process.popen.poll()
             if code is not None:
-                self.complain(slot, f"ended by itself with {code}")
+                if code != 3 or slot.process.logs("worker started") or "cannot be used" not in slot.process.said():
+                    self.complain(slot, f"ended by itself with {code}")
                 self.start(slot)
 
     def kill(self, slot: Slot) -> None:
-        """kill -9 of one worker; of a supervisor's, one of its workers."""
+        """SIGKILL of one worker; of a supervisor's, one of its workers."""
         children = _children(slot.process.pid) if slot.processes > 1 else []
         if children:
             with contextlib.suppress(ProcessLookupError):
@@ -184,7 +206,7 @@ class Nemesis:
         self.restart(slot)
 
     def kill_all(self, _slot: Slot) -> None:
-        """kill -9 of all workers at once, as if the power went."""
+        """SIGKILL of all workers at once, as if the power went."""
         for slot in self.slots:
             slot.process.send(signal.SIGKILL)
         for slot in self.slots:
@@ -214,7 +236,7 @@ class Nemesis:
         self.stop(self.guest)
 
     def wipe(self, slot: Slot) -> None:
-        """kill -9, and its disk is lost."""
+        """SIGKILL, and its disk is lost."""
         for pid in _children(slot.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -254,7 +276,7 @@ class Nemesis:
         self.kafka.restart()
 
     def broker_kill(self, _slot: Slot) -> None:
-        """kill -9 of the broker, and it is started again."""
+        """SIGKILL of the broker, and it is started again."""
         self.kafka.kill()
         time.sleep(self.chance.choice([0.0, 3.0]))
         self.kafka.start()

@@ -53,7 +53,8 @@ class Book:
         chance = self.chance
         self.now = max(self.now, time.time_ns() // 1_000_000)
         at = self.now - chance.randrange(LATE_MS // 2)
-        return self._add(Event(self._number(), *map(chance.choice, (USERS, SHOPS, ITEMS)), at, chance.randrange(1_000)))
+        user, shop, item = chance.choice(USERS), chance.choice(SHOPS), chance.choice(ITEMS)
+        return self._add(Event(self._number(), user, shop, item, at, chance.randrange(1_000)))
 
     def make_last(self, user: str) -> Event:
         """The last event of its partition."""

@@ -1,6 +1,7 @@
 """What is left of a torture in changelogs and state directories, and how it differs from the model."""
 
 import asyncio
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def changelog_differences(bootstrap: str, app: str) -> tuple[list[str], int]:
     found, commits = [], 0
     for task, log in asyncio.run(_changelogs(bootstrap, app)).items():
         commits += log[-1][0] if log else 0
-        for before, after in zip(log, log[1:], strict=False):
+        for before, after in itertools.pairwise(log):
             if after[0] != before[0] + 1 or after[2] != before[1]:
                 found.append(f"changelog of {task}: commit {after[0]} does not follow commit {before[0]}")
                 break

@@ -1,0 +1,92 @@
+"""Workers on Apache Kafka under a nemesis lose nothing and send nothing twice; with a mistake in them they do."""
+
+import json
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.processes import crew_in
+from tests.kafka.jars import need_kafka
+from tests.kafka.proxy import WiredKafka
+from tests.kafka.sabotage import STEPS
+from tests.kafka.torture import Generator, drain, make_topics, torture
+from tests.kafka.torture_deeds import Nemesis
+from tests.kafka.torture_model import Book, Outside, differences
+from tests.kafka.torture_state import changelog_differences, state_differences
+
+
+@pytest.fixture(autouse=True)
+def kafka_can_run() -> Iterator[None]:
+    need_kafka()
+    return
+
+
+@pytest.mark.timeout(420)
+def test_nothing_is_lost_and_nothing_comes_twice(tmp_path: Path) -> None:
+    done = torture(tmp_path, seconds=45, seed=8)
+    assert done["events"] > 2_000
+    assert len(done["deeds"]) >= 6, done
+
+
+SABOTAGE = {
+    "no_fence": (["pause"], []),
+    "failed_sends_ignored": (["term"], ["sends_fail"]),
+    "frame_before_outputs": (["kill_all"], []),
+    "positions_early": (["kill_all"], []),
+    "any_frame_counts": (["kill_all"], []),
+    "last_frame_skipped": (["kill_all"], []),
+}
+"""By mistake: the deeds that bring it to light, and the misfortunes that are needed for it."""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mistake", SABOTAGE)
+def test_it_can_fail(tmp_path: Path, mistake: str) -> None:
+    deeds, misfortunes = SABOTAGE[mistake]
+    with pytest.raises(AssertionError, match=r"events lost|more than once|not the model's|does not follow"):
+        torture(tmp_path, seconds=14, seed=5, workers=2, deeds=deeds, sabotage=[mistake, *misfortunes], patience=6)
+
+
+@pytest.mark.timeout(300)
+def test_failed_sends_are_borne(tmp_path: Path) -> None:
+    torture(tmp_path, seconds=10, seed=5, workers=2, deeds=["term"], sabotage=["sends_fail"])
+
+
+@pytest.mark.timeout(420)
+def test_a_worker_may_die_at_every_step_of_a_commit(tmp_path: Path) -> None:
+    """One dies at a step, of an early commit or of a later one; the other takes over, then dies at the next step."""
+    book = Book(11)
+    steps = [(step, times) for step in STEPS for times in (7, 30)]
+    random.Random(11).shuffle(steps)
+    with WiredKafka(tmp_path / "kafka", 3) as kafka, crew_in(tmp_path) as crew:
+        make_topics(kafka.bootstrap, "torture")
+        outside = Outside(kafka.bootstrap, "torture")
+        generator = Generator(kafka.bootstrap, "torture-events", book)
+        nemesis = Nemesis(crew, kafka, random.Random(11), app="torture", workers=0, sabotage=["dies"])
+        ada, bob = nemesis.add(2)
+        try:
+            generator.start()
+            for n, (step, times) in enumerate(steps):
+                slot = (ada, bob)[n % 2]
+                nemesis.start(slot, {"TORTURE_DIE": f"{step}:{times}"})
+                code = slot.process.wait(90)
+                assert code == -signal.SIGKILL, f"{step}:{times}: ended with {code}\n{slot.process.said()[-3000:]}"
+                assert f"dies at {step}" in slot.process.said()
+            nemesis.sabotage = ""
+            nemesis.start(ada)
+            generator.stop()
+            drain(book, outside, nemesis, print, 60)
+            nemesis.stop(ada)
+            for path in sorted(tmp_path.glob("ledger-*.jsonl")):
+                outside.rows["ledger"] += [json.loads(line) for line in path.read_text().splitlines()]
+            found, commits = changelog_differences(kafka.bootstrap, "torture")
+            found += differences(book, outside.rows) + nemesis.complaints
+            found += state_differences(kafka.bootstrap, "torture", book, [ada.state, bob.state])
+            assert not found, "\n".join(found)
+            assert commits > len(steps) * 7
+        finally:
+            nemesis.close()
+            outside.close()
