@@ -136,7 +136,7 @@ class LiveTask:
         self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}), meta.get("heard", {}))
         self._stack.push_async_callback(self.feed.close)
         for topic in self.group.inputs:
-            source = self.broker.source(topic.name)
+            source = self.broker.source(topic.name, start=topic.start, out_of_range=topic.out_of_range)
             numbers: Sequence[int] = [self.partition] if topic in self.group.topics else await source.splits()
             for number in numbers:
                 split = self._split(topic, number)
