@@ -4,6 +4,7 @@ import inspect
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Never, TypedDict, TypeVar, Unpack, get_args, overload
 
@@ -28,7 +29,7 @@ from flowkit.agent import (
 from flowkit.codec import Codec, CodecName, KeyCodec, TimeUnit, type_name
 from flowkit.errors import ConfigError
 from flowkit.flow import Derived, Events, Keeping, roots_of
-from flowkit.options import Guarantee
+from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.record import DeadLetter, Tick
 from flowkit.resource import Resource
 from flowkit.table import (
@@ -196,6 +197,8 @@ class App:
         codec: CodecName = "json",
         idle_after: int | None = None,
         close_after_idle: int | None = None,
+        start: Start | datetime = "earliest",
+        out_of_range: OutOfRange = "fail",
     ) -> Topic[T]:
         """A stream of records of one type.
 
@@ -203,6 +206,8 @@ class App:
         `out_of_order` (ms): how far behind the latest a record may come and still be in time. `idle_after` (ms): a
         split that is silent for so long no longer holds back the watermark. `close_after_idle` (ms): once all inputs
         have been silent for so long, the watermark goes on by the clock. `timezone`: what times without offset mean.
+        A worker that has no position yet begins at `start`: "earliest", "latest", a time, or offsets by partition. If
+        its position is not in the topic any more it fails, or goes on at an end of it, as `out_of_range` says.
         Raises ConfigError for an unknown field or a name already taken.
         """
         self._new_name(name, "a topic")
@@ -217,6 +222,8 @@ class App:
             codec=codec,
             idle_after=idle_after,
             close_after_idle=close_after_idle,
+            start=start,
+            out_of_range=out_of_range,
         )
         topic.owner = self
         self.topics[name] = topic

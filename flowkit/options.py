@@ -13,6 +13,14 @@ Guarantee = Literal["exactly once", "at least once"]
 which read what other tasks sent: at least once."""
 
 
+Start = Literal["earliest", "latest"] | int | Mapping[int, int]
+"""Where a topic is read from if there is no position yet: one of its ends, a time (ms: the first record that is not
+older), or offsets by partition (others from the earliest)."""
+
+OutOfRange = Literal["fail", "earliest", "latest"]
+"""What to do if the position is not in the topic any more, or not yet: records were deleted, or it was made anew."""
+
+
 class _SettingsMeta(msgspec.StructMeta):
     def __new__(
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], prefix: str | None = None, **options: Any

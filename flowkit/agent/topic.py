@@ -1,11 +1,13 @@
 """Names of what comes in and goes out: topics, which agents can read and write, and sinks, which they only write."""
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Generic, TypeVar, get_args
 
 from flowkit.codec import Codec, CodecName, EventTime, TimeUnit, fields_of, has_field, type_name
 from flowkit.errors import ConfigError, NoEvent, TimeError
 from flowkit.flow import Events
+from flowkit.options import OutOfRange, Start
 from flowkit.record import EARLIEST, END_OF_TIME, LATEST, MIN_TIME
 from flowkit.table import current
 
@@ -90,6 +92,8 @@ class Topic(Events[T_co], Outlet[T_co]):
         codec: CodecName = "json",
         idle_after: int | None = None,
         close_after_idle: int | None = None,
+        start: Start | datetime = "earliest",
+        out_of_range: OutOfRange = "fail",
     ) -> None:
         Events.__init__(self, name, type_)
         Outlet.__init__(self, name, type_, key=key, codec=codec)
@@ -97,6 +101,9 @@ class Topic(Events[T_co], Outlet[T_co]):
         _check_ms(name, "out_of_order", out_of_order, 0)
         _check_ms(name, "idle_after", idle_after, 1)
         _check_ms(name, "close_after_idle", close_after_idle, 1)
+        self.start, self.out_of_range = start_of(name, start), out_of_range
+        if out_of_range not in get_args(OutOfRange):
+            raise ConfigError(f"{name!r}: out_of_range={out_of_range!r}: give 'fail', 'earliest' or 'latest'")
         self.time, self.event_time = time, EventTime(time_unit, timezone)
         self.out_of_order, self.idle_after, self.close_after_idle = out_of_order, idle_after, close_after_idle
 
@@ -106,6 +113,20 @@ class Topic(Events[T_co], Outlet[T_co]):
         super()._check_time(time)
         if not EARLIEST <= time <= LATEST:  # one such record would make all that follow late
             raise TimeError(f"{self.name!r}.emit: time={time} lies outside the years 1 to 9999")
+
+
+def start_of(name: str, start: Any) -> Start:
+    """Where to begin, with a date as ms since the epoch. Raises ConfigError for what is none of it."""
+    if isinstance(start, datetime) and start.tzinfo is not None:
+        return int(start.timestamp() * 1000)
+    if start in ("earliest", "latest") or (isinstance(start, int) and not isinstance(start, bool)):
+        return start  # type: ignore[no-any-return]
+    if isinstance(start, Mapping) and all(type(n) is int and n >= 0 for pair in start.items() for n in pair):
+        return dict(start)
+    raise ConfigError(
+        f"{name!r}: start={start!r}: give 'earliest', 'latest', a datetime with a zone, ms since the epoch, or offsets "
+        "by partition"
+    )
 
 
 def _check_getter(name: str, option: str, getter: object, type_: Any) -> None:

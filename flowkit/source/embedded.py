@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import anyio
 
 from flowkit.clock import Clock
+from flowkit.options import OutOfRange, Start
 from flowkit.source import embedded_log as logs
 from flowkit.source import embedded_tasks as ledger
 from flowkit.source.embedded_file import BrokerFile
@@ -122,9 +123,9 @@ class EmbeddedBroker:
         """Forget the records before `offset`; their room in the file is used again."""
         await self._writer.run(logs.delete_before, self.url, topic, partition, offset)
 
-    def source(self, topic: str) -> LogSource:
+    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> LogSource:
         """The topic as the worker reads it."""
-        return LogSource(self, topic)
+        return LogSource(self, topic, start=start, out_of_range=out_of_range)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once anyone has written anything, in this or another process, or after `timeout_ms`.

@@ -17,7 +17,7 @@ import anyio
 
 from flowkit.clock import Clock
 from flowkit.errors import Fenced, OutcomeUnknown
-from flowkit.options import Guarantee
+from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_frames import changelog_of, open_changelog
@@ -110,9 +110,9 @@ class KafkaBroker:
         """Forget the records before `offset`."""
         await self._topics.delete_before(topic, partition, offset)
 
-    def source(self, topic: str) -> KafkaSource:
+    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> KafkaSource:
         """The topic as the worker reads it."""
-        return self._readers.source(topic)
+        return self._readers.source(topic, start=start, out_of_range=out_of_range)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once any task's partition has records, or after `timeout_ms`; the answer is a mark for `seen`."""

@@ -5,25 +5,21 @@ of all partitions when the assignment changes, so each reader keeps its own, and
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
 
 from flowkit.errors import BrokerError, InputError
+from flowkit.options import OutOfRange, Start
 from flowkit.source.kafka_arrivals import Arrivals
 from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_client import AWAY, broker_error, started, stopped
 from flowkit.source.kafka_topics import KafkaTopics
 from flowkit.source.rules import unknown_topic
-
-Start = Literal["earliest", "latest"] | int | Mapping[int, int]
-"""Where a reader without a position begins: an end of the log, a time (ms), or an offset by partition."""
-
-OutOfRange = Literal["fail", "earliest", "latest"]
 
 GONE_AFTER_S = 1.0
 """How often a reader that gets nothing looks whether its topic is still there."""

@@ -185,9 +185,11 @@ class TaskProducer:
 
 
 async def _all(sent: Sequence[Sequence[Any]]) -> None:
-    for futures in sent:
-        for future in futures:
-            await future
+    """Wait for all of them; the first failure is raised once each has been heard."""
+    told = await asyncio.gather(*(future for futures in sent for future in futures), return_exceptions=True)
+    for error in told:
+        if isinstance(error, BaseException):
+            raise error
 
 
 def offsets_of(positions: dict[str, Any]) -> dict[Any, int]:

@@ -1,10 +1,15 @@
 """Topics of a broker without a server, as the worker reads them: batches, sources, readers over dense logs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import structlog
+
 from flowkit.errors import InputError
+from flowkit.options import OutOfRange, Start
 from flowkit.source.rules import unknown_topic
+
+log = structlog.get_logger("flowkit.source")
 
 READ_AHEAD = 5_000
 """Records that a reader takes at once, however few it is asked for: a small batch must not cost a trip to the disk."""
@@ -73,8 +78,10 @@ class LogSource:
 
     codec: str | None = None
 
-    def __init__(self, broker: LogBroker, topic: str) -> None:
-        self.broker, self.topic = broker, topic
+    def __init__(
+        self, broker: LogBroker, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail"
+    ) -> None:
+        self.broker, self.topic, self._start, self.out_of_range = broker, topic, start, out_of_range
 
     async def splits(self) -> Sequence[int]:
         """The partitions. Raises ConfigError if there is no such topic."""
@@ -84,16 +91,55 @@ class LogSource:
         return range(topics[self.topic])
 
     async def open(self, split: int, position: Any) -> "LogReader":
-        """A reader from offset `position` (None: from the oldest record that is left).
+        """A reader from offset `position` (None: from where the source starts).
 
-        Raises InputError if records from there on have been deleted, or if there never were so many: going on would
-        lose records in silence.
+        Raises InputError if records from there on have been deleted, or if there never were so many, unless it is to
+        go on all the same: that loses records.
         """
         start, end = await self.broker.bounds(self.topic, split)
-        offset = start if position is None else position
+        offset = await self._begin(split, start, end) if position is None else position
         if not start <= offset <= end:
+            offset = self.instead(split, offset, start, end)
+        return LogReader(self, split, offset)
+
+    async def _begin(self, split: int, start: int, end: int) -> int:
+        match self._start:
+            case "earliest":
+                return start
+            case "latest":
+                return end
+            case Mapping() as offsets:
+                return int(offsets.get(split, start))
+            case time:
+                assert isinstance(time, int)
+                return await self._at(split, time, start, end)
+
+    async def _at(self, split: int, time: int, start: int, end: int) -> int:
+        """The offset of the first record that is not older."""
+        while start < end:
+            batch = await self.broker.read(self.topic, split, start, READ_AHEAD)
+            assert batch.times is not None
+            for n, at in enumerate(batch.times):
+                if at >= time:
+                    return batch.first + n
+            start = batch.first + len(batch)
+        return end
+
+    def instead(self, split: int, offset: int, start: int, end: int) -> int:
+        """Where to go on instead of at `offset`, which is not there. Raises InputError if that must not be."""
+        if self.out_of_range == "fail":
             raise _gap(self.broker.url, self.topic, split, offset, start, end)
-        return LogReader(self.broker, self.topic, split, offset)
+        there = start if self.out_of_range == "earliest" else end
+        log.warning(
+            "position out of range: going on elsewhere",
+            topic=self.topic,
+            split=split,
+            position=offset,
+            start=start,
+            end=end,
+            goes_on_at=there,
+        )
+        return there
 
 
 class LogReader:
@@ -101,8 +147,9 @@ class LogReader:
 
     at_end = False  # someone may always append
 
-    def __init__(self, broker: LogBroker, topic: str, split: int, offset: int) -> None:
-        self._broker, self._topic, self._split, self._offset = broker, topic, split, offset
+    def __init__(self, source: LogSource, split: int, offset: int) -> None:
+        self._source, self._split, self._offset = source, split, offset
+        self._broker, self._topic = source.broker, source.topic
         self._ahead: Records | None = None
 
     async def fetch(self, max_records: int) -> Records | None:
@@ -114,7 +161,8 @@ class LogReader:
                 return None
             if batch.first != self._offset:  # retention was faster than this reader
                 start, end = await self._broker.bounds(self._topic, self._split)
-                raise _gap(self._broker.url, self._topic, self._split, self._offset, start, end)
+                self._offset = self._source.instead(self._split, self._offset, start, end)
+                return None  # the next call begins there
         if len(batch) > max_records:
             self._ahead = batch.part(max_records, len(batch))
             batch = batch.part(0, max_records)

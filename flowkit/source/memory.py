@@ -14,6 +14,7 @@ import msgspec
 
 from flowkit.clock import Clock
 from flowkit.errors import Fenced
+from flowkit.options import OutOfRange, Start
 from flowkit.source.local import LogSource, Records
 from flowkit.source.memory_store import Log, Member, MemoryStore
 from flowkit.source.placement import Placing, place_by_leases
@@ -110,9 +111,9 @@ class MemoryBroker:
             del column[:count]
         log.start += count
 
-    def source(self, topic: str) -> LogSource:
+    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> LogSource:
         """The topic as the worker reads it."""
-        return LogSource(self, topic)
+        return LogSource(self, topic, start=start, out_of_range=out_of_range)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once anyone has written anything, or after `timeout_ms`; see `EmbeddedBroker.wait`."""

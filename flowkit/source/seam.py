@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from flowkit.options import Guarantee
+from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.store import Frame
 
 Position = Any
@@ -105,7 +105,8 @@ class Broker(Protocol):
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`."""
 
-    def source(self, topic: str) -> Source: ...
+    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> Source:
+        """The topic as a worker reads it: from `start` without a position, and `out_of_range` if it is not there."""
 
     async def claim(self, task: str, state: str) -> Claim:
         """Become the task's owner: fences every earlier owner. `state` is where this owner keeps the task's state."""
