@@ -10,12 +10,24 @@ from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
 from flowkit.source.placement import Known, Placing
-from flowkit.source.seam import Batch, Broker, Claim, KeepsFrames, Output, Position, Reader, SendsEarly, Source
+from flowkit.source.seam import (
+    Batch,
+    Broker,
+    Claim,
+    EndsForOthers,
+    KeepsFrames,
+    Output,
+    Position,
+    Reader,
+    SendsEarly,
+    Source,
+)
 
 __all__ = [
     "Batch",
     "Broker",
     "Claim",
+    "EndsForOthers",
     "FileReader",
     "FileSource",
     "KeepsFrames",

@@ -9,7 +9,7 @@ A task is owned by whoever was the last to initialise a producer under its trans
 changelog, which says what counts.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,6 +47,7 @@ class KafkaBroker:
         self._readers = KafkaReaders(self._topics)
         self._group: KafkaGroup | None = None
         self._owned: dict[str, TaskProducer] = {}
+        self.writes: Mapping[str, int] = {}
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -176,7 +177,7 @@ class KafkaBroker:
         await self._let_go(task)
         producer = TaskProducer(self.address, task, state, self.guarantee)
         try:
-            last = await producer.start()
+            last = await producer.start(self.writes)
             self._check_ours(task)
         except BaseException:
             await producer.stop()

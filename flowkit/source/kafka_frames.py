@@ -167,8 +167,8 @@ class Changelog:
 
 
 @asynccontextmanager
-async def open_changelog(address: KafkaAddress, task: str) -> AsyncIterator[Changelog]:
-    """A task's changelog as it is now: what is committed to it. Raises BrokerError."""
+async def open_changelog(address: KafkaAddress, task: str, *, committed: bool = True) -> AsyncIterator[Changelog]:
+    """A task's changelog as it is now: what is committed to it, or all that is written. Raises BrokerError."""
     from aiokafka import AIOKafkaConsumer, TopicPartition
     from aiokafka.errors import KafkaError
 
@@ -176,7 +176,7 @@ async def open_changelog(address: KafkaAddress, task: str) -> AsyncIterator[Chan
     consumer = await started(
         AIOKafkaConsumer(
             **address.client_options(),
-            isolation_level="read_committed",
+            isolation_level="read_committed" if committed else "read_uncommitted",
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_partition_fetch_bytes=8 * 2**20,

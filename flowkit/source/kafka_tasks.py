@@ -18,7 +18,7 @@ The traps of aiokafka that lie here, each with its way around:
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -28,6 +28,7 @@ from flowkit.options import Guarantee
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import started, stopped
 from flowkit.source.kafka_frames import Part, changelog_of, claim_of, open_changelog, parts_of
+from flowkit.source.kafka_hanging import end_again, hangs
 from flowkit.source.rules import group_outputs
 from flowkit.source.seam import Output
 from flowkit.store import Frame
@@ -64,10 +65,10 @@ class TaskProducer:
         self._early: deque[Any] = deque()
         """What was sent before its commit, and may not be there yet."""
 
-    async def start(self) -> Part | None:
+    async def start(self, writes: Mapping[str, int]) -> Part | None:
         """Fence every earlier owner of the task, and end what it had begun: the last frame that counts.
 
-        Raises BrokerError.
+        `writes` has the topics that the task may write to, with their partitions. Raises BrokerError, OutcomeUnknown.
         """
         from aiokafka import AIOKafkaProducer
 
@@ -85,6 +86,10 @@ class TaskProducer:
             self.address,
         )
         epoch, last = await self._read()
+        if self.guarantee == "exactly once" and await hangs(self.address, self.task):
+            again = end_again(self.address, self.task, self._producer, last, writes)
+            await self._guarded(again, "its last commit counts")
+            epoch, last = await self._read()
         self.epoch = epoch + 1
         if self.guarantee == "at least once":
             await self._producer.send_and_wait(self.topic, claim_of(self.epoch), partition=self.partition)

@@ -1,6 +1,6 @@
 """The seam between flowkit and an outside system that records come from: what each system's file offers."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from flowkit.options import Guarantee, OutOfRange, Start
@@ -140,6 +140,14 @@ class KeepsFrames(Protocol):
 
     async def trim(self, task: str, number: int) -> None:
         """Forget the task's frames before `number`, which checkpoints hold; the last one stays in any case."""
+
+
+@runtime_checkable
+class EndsForOthers(Protocol):
+    """A broker that ends what an earlier owner had begun, for which it has to know where that may be."""
+
+    writes: Mapping[str, int]
+    """The topics that the app's tasks write to, with their partitions."""
 
 
 @runtime_checkable

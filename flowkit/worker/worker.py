@@ -15,7 +15,7 @@ from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim, KeepsFrames, open_broker
+from flowkit.source import Claim, EndsForOthers, KeepsFrames, open_broker
 from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
@@ -110,6 +110,8 @@ class Worker:
             self.broker = open_broker(self.broker_url, self.clock, self.app.guarantee)
             await stack.enter_async_context(self.broker)
             await self.wiring.connect(self.broker)
+            if isinstance(self.broker, EndsForOthers):
+                self.broker.writes = self.wiring.topics
             self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
             stack.enter_context(LoopWatch(self.options.stall_after).running())
             await self._join()

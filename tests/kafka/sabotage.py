@@ -68,6 +68,17 @@ def dies() -> None:
     _put(AIOKafkaProducer, "commit_transaction", commit)
 
 
+def slow_commits() -> None:
+    """Between a frame on the disk and its transaction a tenth of a second passes."""
+
+    async def hook(passed: str) -> None:
+        if passed == "prepared":
+            await asyncio.sleep(0.1)
+
+    make = live.LiveTask.__init__
+    _put(live.LiveTask, "__init__", lambda *words, **more: make(*words, **more, hook=hook))
+
+
 def sends_fail() -> None:
     """One batch of outputs in a hundred is refused by the broker."""
     send, chance = AIOKafkaProducer.send_batch, random.Random(1)
@@ -114,7 +125,7 @@ def frame_before_outputs() -> None:
 
     async def in_two(self: Any, frame: Any, outputs: Any) -> int:
         offset = await commit(self, frame, [])
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         producer = self._open_producer()
         await producer.begin_transaction()
         for (topic, partition), columns in group_outputs(outputs).items():
@@ -185,7 +196,7 @@ def last_frame_skipped() -> None:
     _put(kafka_frames.Changelog, "read", all_but_one)
 
 
-MISFORTUNES: dict[str, Callable[[], None]] = {f.__name__: f for f in (dies, sends_fail)}
+MISFORTUNES: dict[str, Callable[[], None]] = {f.__name__: f for f in (dies, slow_commits, sends_fail)}
 MISTAKES: dict[str, Callable[[], None]] = {
     f.__name__: f
     for f in (

@@ -30,6 +30,7 @@ DEEDS = (
     "broker_pause",
     "broker_restart",
     "broker_kill",
+    "blackout",
 )
 NAMES = ("ada", "bob", "cyd", "dan", "eve", "fay", "gil", "hal")
 
@@ -177,11 +178,19 @@ class Nemesis:
                 bag = list(deeds)
                 self.chance.shuffle(bag)
             deed, slot = bag.pop(), self.chance.choice(self.slots)
+            if self.sabotage:  # these runs are short: no deed may be wasted on those who are not at work yet
+                self._wait_for_work()
             self.say(f"{deed} ({slot.name})")
             getattr(self, deed)(slot)
             self.done.append(deed)
             self._look()
             time.sleep(self.chance.uniform(0.3, 2.5))
+
+    def _wait_for_work(self) -> None:
+        until = time.monotonic() + 10
+        while time.monotonic() < until and not all(slot.process.logs("task opened") for slot in self.slots):
+            time.sleep(0.1)
+        time.sleep(1)
 
     def _look(self) -> None:
         """A worker that has ended without being told to is a complaint; it comes again, as a supervisor would do.
@@ -280,6 +289,16 @@ class Nemesis:
         self.kafka.kill()
         time.sleep(self.chance.choice([0.0, 3.0]))
         self.kafka.start()
+
+    def blackout(self, _slot: Slot) -> None:
+        """The broker is stopped in good order, and meanwhile all workers are killed: whatever it forgot, stays so."""
+        self.kafka.stop()
+        for slot in self.slots:
+            slot.process.send(signal.SIGKILL)
+        self.kafka.start()
+        for slot in self.slots:
+            slot.process.kill()
+            self.start(slot)
 
     def _mount(self, path: Path) -> None:
         path.mkdir()

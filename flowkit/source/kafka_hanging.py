@@ -1,0 +1,70 @@
+"""Transactions whose end a cluster has lost: they are ended once more before a task goes on.
+
+A coordinator that is shut down together with the leaders that it has to tell writes down that a transaction is
+complete, and tells nobody (seen with 4.4: one node, stopped in good order). What was written stays open for readers of
+committed records, for ever as it seems; but the next transaction of the same producer ends it too, whatever it was.
+So a task whose last commit hangs would open one commit behind, do the same again, and both would count.
+
+The way out: to enter every partition that the task may have written to into a transaction with nothing in it, and end
+that. Its markers end what hangs there. If the frame is there, all was sent before the end was asked for, or nearly so:
+it is committed. If not, it is aborted.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.kafka_frames import Part, changelog_of, open_changelog
+
+log = structlog.get_logger("flowkit.kafka")
+
+LOOK_AGAIN_S = 0.1
+"""A replica may hear of a marker a little later."""
+
+
+async def hangs(address: KafkaAddress, task: str) -> bool:
+    """Whether something is open in the task's changelog. Only an owner may ask: nobody else can have begun it."""
+    for wait in (LOOK_AGAIN_S, LOOK_AGAIN_S, 0.0):
+        async with open_changelog(address, task) as stable, open_changelog(address, task, committed=False) as written:
+            if stable.end >= written.end:
+                return False
+        await asyncio.sleep(wait)
+    return True
+
+
+async def end_again(
+    address: KafkaAddress, task: str, producer: Any, last: Part | None, writes: Mapping[str, int]
+) -> None:
+    """End what hangs, by a transaction of `producer`, after which it is read as everything else is.
+
+    `writes` has the topics that the task may write to, with their partitions. Raises KafkaError, TimeoutError.
+    """
+    from aiokafka import TopicPartition
+
+    number = 0 if last is None else last.number
+    commit = False
+    async with open_changelog(address, task, committed=False) as written:
+        end = written.end
+        async for whole in written.read(written.start):
+            commit = whole.last.number == number + 1 or (commit and whole.last.number > number)
+    log.warning(
+        "the cluster has lost the end of a transaction: it is ended again",
+        task=task,
+        commit=number + 1,
+        counts=commit,
+    )
+    await producer.begin_transaction()
+    changelog, partition = changelog_of(task)
+    parts = [TopicPartition(topic, n) for topic, count in writes.items() for n in range(count)]
+    for part in [TopicPartition(changelog, partition), *parts]:
+        # aiokafka has no public way to enter a partition without a record.
+        producer._txn_manager.maybe_add_partition_to_txn(part)  # noqa: SLF001
+    await (producer.commit_transaction() if commit else producer.abort_transaction())
+    while True:  # the coordinator answers before it has told the partitions
+        async with open_changelog(address, task) as stable:
+            if stable.end >= end:
+                return
+        await asyncio.sleep(LOOK_AGAIN_S)
