@@ -115,9 +115,11 @@ class Ownership:
     async def _hold(self) -> None:
         wait = FIRST_WAIT
         place: Path | None = None
+        used = False
         while not self._leaving.is_set():
             started = time.monotonic()
             try:
+                used = place is not None
                 if place is None:
                     place = await whole(asyncio.to_thread(self._home.begin, self.name, self._before))
                 # Again for each try: what a failed one may have left under way is fenced. The directory stays the same,
@@ -133,7 +135,10 @@ class Ownership:
                 return
             except Exception as error:
                 await self._check_ours()
-                if isinstance(error, ConfigError | StoreCorrupt):
+                if isinstance(error, StoreCorrupt) and used and place is not None:
+                    # Another worker has had it meanwhile: from what is there nothing may lead to where it is now.
+                    self._before, place = str(place), None
+                elif isinstance(error, ConfigError | StoreCorrupt):
                     raise
                 self.failing = str(error) or type(error).__name__
                 log.error(  # noqa: TRY400  the traceback of an error of ours tells a user nothing

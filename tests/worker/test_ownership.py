@@ -1,0 +1,79 @@
+"""A task that fails is opened again in the same directory; in a new one, if another worker has had it meanwhile."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowkit.errors import OutcomeUnknown, StoreCorrupt
+from flowkit.options import WorkerOptions
+from flowkit.source.rules import Claimed
+from flowkit.worker import ownership
+from flowkit.worker.ownership import Ownership
+from flowkit.worker.state_home import StateHome
+
+
+class Ledger:
+    """A broker that gives every claim."""
+
+    def __init__(self) -> None:
+        self.claims: list[str] = []
+
+    async def claim(self, task: str, state: str, **_: Any) -> Claimed:
+        self.claims.append(state)
+        return Claimed(len(self.claims), 0, None, "")
+
+    async def release(self, task: str, epoch: int) -> None:
+        return None
+
+    async def leases(self, prefix: str = "") -> list[Any]:
+        return []
+
+    async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
+        await asyncio.sleep(0)
+        return 0
+
+
+async def hold(home: StateHome, errors: list[Exception], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The directories that were tried, when one try after the other ends with these errors."""
+    monkeypatch.setattr(ownership, "FIRST_WAIT", 0.0)
+    tried: list[Path] = []
+    ledger = Ledger()
+
+    def make(place: Path, _claim: Any) -> Any:
+        tried.append(place)
+        if not errors:
+            owned.hand_over()
+            raise OutcomeUnknown("the last one")
+        raise errors.pop(0)
+
+    owned = Ownership("app/group/0", None, worker="ada", ledger=ledger, home=home, make=make, options=WorkerOptions())
+    await owned.hold()
+    assert ledger.claims == [str(place) for place in tried]
+    return tried
+
+
+async def test_what_fails_is_opened_again_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, three = await hold(StateHome(tmp_path), [OutcomeUnknown("?"), OutcomeUnknown("?")], monkeypatch)
+    assert one == two == three
+
+
+async def test_a_state_that_others_have_left_behind_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [OutcomeUnknown("?"), StoreCorrupt("commit 19 is not there, the next one is 23")]
+    one, two, three = await hold(StateHome(tmp_path), errors, monkeypatch)
+    assert one == two != three
+    assert (three / "FROM").read_text() == str(one)
+
+
+async def test_what_is_corrupt_at_once_is_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreCorrupt, match="bad"):
+        await hold(StateHome(tmp_path), [StoreCorrupt("bad")], monkeypatch)
+
+
+async def test_and_so_is_what_stays_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [OutcomeUnknown("?"), StoreCorrupt("one"), StoreCorrupt("two")]
+    with pytest.raises(StoreCorrupt, match="two"):
+        await hold(StateHome(tmp_path), errors, monkeypatch)
