@@ -35,7 +35,7 @@ class Ledger:
         return 0
 
 
-async def hold(home: StateHome, errors: list[Exception], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+async def hold(home: StateHome, errors: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The directories that were tried, when one try after the other ends with these errors."""
     monkeypatch.setattr(ownership, "FIRST_WAIT", 0.0)
     tried: list[Path] = []
@@ -62,7 +62,7 @@ async def test_what_fails_is_opened_again_where_it_was(tmp_path: Path, monkeypat
 async def test_a_state_that_others_have_left_behind_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = [OutcomeUnknown("?"), StoreCorrupt("commit 19 is not there, the next one is 23")]
+    errors: list[Any] = [OutcomeUnknown("?"), StoreCorrupt("commit 19 is not there, the next one is 23")]
     one, two, three = await hold(StateHome(tmp_path), errors, monkeypatch)
     assert one == two != three
     assert (three / "FROM").read_text() == str(one)
@@ -74,6 +74,6 @@ async def test_what_is_corrupt_at_once_is_for_a_person(tmp_path: Path, monkeypat
 
 
 async def test_and_so_is_what_stays_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = [OutcomeUnknown("?"), StoreCorrupt("one"), StoreCorrupt("two")]
+    errors: list[Any] = [OutcomeUnknown("?"), StoreCorrupt("one"), StoreCorrupt("two")]
     with pytest.raises(StoreCorrupt, match="two"):
         await hold(StateHome(tmp_path), errors, monkeypatch)
