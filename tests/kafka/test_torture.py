@@ -86,5 +86,6 @@ def test_a_worker_may_die_at_every_step_of_a_commit(tmp_path: Path) -> None:
             assert not found, "\n".join(found)
             assert commits > len(steps) * 7
         finally:
+            generator.abandon()
             nemesis.close()
             outside.close()

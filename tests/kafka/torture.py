@@ -52,7 +52,7 @@ class Generator:
         self.bootstrap, self.topic, self.book, self.rate = bootstrap, topic, book, rate
         self.error: BaseException | None = None
         self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="generator")
+        self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -65,6 +65,10 @@ class Generator:
             raise AssertionError("the generator does not end")
         if self.error is not None:
             raise self.error
+
+    def abandon(self) -> None:
+        """No more events: the run has failed."""
+        self._enough.set()
 
     def _run(self) -> None:
         try:
@@ -158,6 +162,7 @@ def torture(
             if found:
                 raise AssertionError("\n".join(["not what the model has:", *found, f"(logs: {directory})"]))
         finally:
+            generator.abandon()
             nemesis.close()
             outside.close()
     return {
