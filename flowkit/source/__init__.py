@@ -4,7 +4,9 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 *reader* at a time, from a *position* that only the source understands and that lives in the task's commit.
 """
 
-from flowkit.source.brokers import open_broker
+from typing import TYPE_CHECKING
+
+from flowkit.source.brokers import bounded_topic, open_broker
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
@@ -12,8 +14,12 @@ from flowkit.source.partitioner import partition_of
 from flowkit.source.placement import Known, Placing
 from flowkit.source.seam import Batch, Broker, Claim, KeepsFrames, Output, Position, Reader, SendsEarly, Source
 
+if TYPE_CHECKING:
+    from flowkit.source.kafka_bounded import BoundedTopic
+
 __all__ = [
     "Batch",
+    "BoundedTopic",
     "Broker",
     "Claim",
     "FileReader",
@@ -28,6 +34,7 @@ __all__ = [
     "Reader",
     "SendsEarly",
     "Source",
+    "bounded_topic",
     "open_broker",
     "partition_of",
 ]
