@@ -4,7 +4,9 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 *reader* at a time, from a *position* that only the source understands and that lives in the task's commit.
 """
 
-from flowkit.source.brokers import open_broker
+from typing import TYPE_CHECKING
+
+from flowkit.source.brokers import bounded_topic, open_broker
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
@@ -23,8 +25,12 @@ from flowkit.source.seam import (
     Source,
 )
 
+if TYPE_CHECKING:
+    from flowkit.source.kafka_bounded import BoundedTopic
+
 __all__ = [
     "Batch",
+    "BoundedTopic",
     "Broker",
     "Claim",
     "EndsForOthers",
@@ -40,6 +46,7 @@ __all__ = [
     "Reader",
     "SendsEarly",
     "Source",
+    "bounded_topic",
     "open_broker",
     "partition_of",
 ]

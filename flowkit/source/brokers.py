@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Union
 
 from flowkit.clock import Clock
 from flowkit.errors import ConfigError
-from flowkit.options import Guarantee
+from flowkit.options import Guarantee, Start
 
 if TYPE_CHECKING:
     from flowkit.source.embedded import EmbeddedBroker
     from flowkit.source.kafka import KafkaBroker
+    from flowkit.source.kafka_bounded import BoundedTopic
     from flowkit.source.memory import MemoryBroker
 
 SCHEMES = "kafka://HOST:PORT (Apache Kafka, MSK), embedded://DIR (topics in a directory) or memory://NAME (for tests)"
@@ -50,3 +51,10 @@ def open_broker(
     from flowkit.source.embedded import EmbeddedBroker  # loads sqlite3, which files and `--help` do without
 
     return EmbeddedBroker(Path(path).expanduser(), clock, sync="normal" if query == "sync=normal" else "full")
+
+
+def bounded_topic(url: str, start: Start = "earliest") -> "BoundedTopic":
+    """A topic of a cluster, to its end: `kafka://HOST:PORT/TOPIC`. Raises ConfigError."""
+    from flowkit.source.kafka_bounded import BoundedTopic
+
+    return BoundedTopic(url, start)

@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from flowkit.agent import Outlet
+from flowkit.agent import Outlet, Topic
 from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
 from flowkit.sink import FileSink, Sink
-from flowkit.source import FileReader, FileSource
+from flowkit.source import FileReader, FileSource, bounded_topic
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
@@ -33,6 +33,9 @@ from flowkit.worker.resources import resources
 from flowkit.worker.task import Hook, Task, _no_hook
 from flowkit.worker.tracing import tracing_from_environment
 from flowkit.worker.watchdog import told_stalls
+
+if TYPE_CHECKING:
+    from flowkit.source import BoundedTopic
 
 log = structlog.get_logger("flowkit.run")
 
@@ -134,7 +137,7 @@ async def run(
 ) -> Summary:
     """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
 
-    The same topic may be given several files: they are its splits, merged by time. `beside` makes what is to go on as
+    Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now. The same topic may be given several files: they are its splits, merged by time. `beside` makes what is to go on as
     long as the run does, such as a server that shows it. Raises ConfigError with everything
     that is wrong before anything starts; InputError if an input cannot be read.
     """
@@ -144,6 +147,9 @@ async def run(
     sources, files = _bind(app, inputs, outputs, sync=state is not None)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
+        for source in sources.values():
+            if not isinstance(source, FileSource):
+                stack.push_async_callback(source.close)
         stack.enter_context(tuned_collector())
         store_path = None
         if state is not None:
@@ -306,18 +312,17 @@ def _check(
 
 def _bind(
     app: App, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]], *, sync: bool
-) -> tuple[dict[str, FileSource], dict[str, FileSink]]:
+) -> tuple[dict[str, "FileSource | BoundedTopic"], dict[str, FileSink]]:
     """All files as sources and sinks. Raises ConfigError or InputError with everything wrong; changes nothing."""
     paths: dict[str, list[str]] = {}
     for name, path in inputs:
         paths.setdefault(name, []).append(path)
-    sources: dict[str, FileSource] = {}
+    sources: dict[str, FileSource | BoundedTopic] = {}
     sinks: dict[str, FileSink] = {}
     wrong: list[ConfigError | InputError] = []
     for name, files in paths.items():
         try:
-            sources[name] = FileSource(files)
-            sources[name].check()
+            sources[name] = _source(app.topics[name], files)
         except (ConfigError, InputError) as error:
             wrong.append(error)
     for name, path in outputs:
@@ -331,6 +336,18 @@ def _bind(
     if wrong:
         raise ConfigError(*(problem for error in wrong for problem in getattr(error, "problems", [str(error)])))
     return sources, sinks
+
+
+def _source(topic: Topic[Any], paths: list[str]) -> "FileSource | BoundedTopic":
+    """What a topic is read from. Raises ConfigError, or InputError for a file that cannot be read."""
+    clusters = [path for path in paths if path.startswith("kafka://")]
+    if clusters:
+        if len(paths) > 1:
+            raise ConfigError(f"--input {topic.name}: a topic of a cluster is all of an input; name nothing beside it")
+        return bounded_topic(clusters[0], topic.start)
+    source = FileSource(paths)
+    source.check()
+    return source
 
 
 def _names(names: Any) -> str:
@@ -354,7 +371,9 @@ def _dead_letters_path(app: App, state: str | Path | None) -> str:
     return str(path)
 
 
-async def _open_heads(feed: BoundedFeed, sources: dict[str, FileSource], meta: dict[str, Any], batch_size: int) -> None:
+async def _open_heads(
+    feed: BoundedFeed, sources: dict[str, "FileSource | BoundedTopic"], meta: dict[str, Any], batch_size: int
+) -> None:
     """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
     for engine in feed.engines:
         order = [*engine.app.topics, engine.app.dead_letters.name]

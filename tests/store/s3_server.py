@@ -27,8 +27,8 @@ def s3_server() -> Iterator[str]:
         return
     if importlib.util.find_spec("moto") is None:
         reason = "pip install -e '.[test]', or set FLOWKIT_TEST_S3=http://HOST:PORT"
-        if os.environ.get("CI"):
-            pytest.fail(f"the tests on S3 must run here (CI is set): {reason}")
+        if os.environ.get("CI") or os.environ.get("FLOWKIT_TEST_S3_REQUIRED"):
+            pytest.fail(f"the tests on S3 must run here (CI or FLOWKIT_TEST_S3_REQUIRED is set): {reason}")
         pytest.skip(f"S3 IS NOT TESTED: {reason}")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
