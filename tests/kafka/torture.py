@@ -21,13 +21,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
 from tests.integration.processes import crew_in
-from tests.kafka.proxy import WiredKafka
+from tests.kafka.proxy import Wire, WiredKafka
+from tests.kafka.real import Kafka
 from tests.kafka.sabotage import MISFORTUNES, MISTAKES
 from tests.kafka.torture_deeds import DEEDS, Nemesis
 from tests.kafka.torture_model import Book, Outside, differences, is_drained
@@ -120,16 +122,25 @@ def torture(
     checkpoints: bool | None = None,
     say: Say = print,
     patience: float = PATIENCE,
+    kafka: Kafka | None = None,
+    app: str = "torture",
 ) -> dict[str, Any]:
     """One run; what was done. Raises AssertionError with every difference. `directory` must be empty.
+
+    With `kafka` the cluster is others' too: then no deed may be done to it, nor to the network, and `app` is a name
+    that nobody else has there.
 
     What is None is the seed's: with an even one the last worker is a supervisor of two, with one that three does not
     divide the workers publish checkpoints, and so trim their changelogs.
     """
-    app = "torture"
     book = Book(seed)
     started = time.monotonic()
-    with WiredKafka(directory / "kafka", workers + 1) as kafka, crew_in(directory) as crew:
+    with ExitStack() as stack:
+        wires: list[Wire] = []
+        if kafka is None:
+            kafka = wired = stack.enter_context(WiredKafka(directory / "kafka", workers + 1))
+            wires = wired.wires
+        crew = stack.enter_context(crew_in(directory))
         make_topics(kafka.bootstrap, app)
         outside = Outside(kafka.bootstrap, app)
         generator = Generator(kafka.bootstrap, f"{app}-events", book)
@@ -139,6 +150,7 @@ def torture(
             random.Random(seed),
             app=app,
             workers=workers,
+            wires=wires,
             sabotage=sabotage,
             supervisor=seed % 2 == 0 if supervisor is None else supervisor,
             checkpoints=seed % 3 > 0 if checkpoints is None else checkpoints,

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.integration.processes import Crew, Process
-from tests.kafka.proxy import WiredKafka
+from tests.kafka.proxy import Wire
+from tests.kafka.real import Kafka
 
 APP = str(Path(__file__).with_name("torture_app.py"))
 LEASE_MS = 3_000
@@ -51,17 +52,19 @@ class Nemesis:
     def __init__(
         self,
         crew: Crew,
-        kafka: WiredKafka,
+        kafka: Kafka,
         chance: random.Random,
         *,
         app: str,
         workers: int,
+        wires: Sequence[Wire] = (),
         sabotage: Sequence[str] = (),
         supervisor: bool = False,
         checkpoints: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         self.crew, self.kafka, self.chance, self.app, self.say = crew, kafka, chance, app, say
+        self.wires = wires
         self.checkpoints = checkpoints
         self.sabotage = ",".join(sabotage)
         self.done: list[str] = []
@@ -72,7 +75,7 @@ class Nemesis:
         ]
         self.guest = self._slot(workers, 1)
         if self.slots:
-            self._mount(self.slots[0].state)
+            self._give_disk(self.slots[0])
         for slot in self.slots:
             self.start(slot)
 
@@ -87,7 +90,7 @@ class Nemesis:
 
     def close(self) -> None:
         """Let everybody go on, so that they can be ended, and give the disks back."""
-        for wire in self.kafka.wires:
+        for wire in self.wires:
             wire.mend(torn=True)
         for slot in [*self.slots, self.guest]:
             if slot.lives:
@@ -113,8 +116,8 @@ class Nemesis:
         slot.lives += 1
         slot.state.mkdir(exist_ok=True)
         how = ["-m", "flowkit"] if not self.sabotage else ["-m", "tests.kafka.sabotage", self.sabotage]
-        broker = f"kafka://127.0.0.1:{self.kafka.wires[slot.number].port}?timeout_ms=5000"
-        words = [*how, "worker", APP, "--broker", broker, "--state", str(slot.state)]
+        address = f"127.0.0.1:{self.wires[slot.number].port}" if self.wires else self.kafka.bootstrap
+        words = [*how, "worker", APP, "--broker", f"kafka://{address}?timeout_ms=5000", "--state", str(slot.state)]
         words += ["--bind", f"ledger={self.crew.directory}/ledger-{{partition}}.jsonl"]
         words += ["--processes", str(slot.processes)] if slot.processes > 1 else []
         settings = {"COMMIT_INTERVAL": "100", "LEASE_TTL": f"{LEASE_MS}", "GRACE": f"{GRACE_MS}"}
@@ -170,6 +173,8 @@ class Nemesis:
 
     def rage(self, seconds: float, deeds: Sequence[str]) -> None:
         """Do the deeds, all before one comes again, until the time is up."""
+        if self.sabotage:
+            self._wait_for_work(60)
         until = time.monotonic() + seconds
         time.sleep(min(4.0, seconds / 4))
         bag: list[str] = []
@@ -179,15 +184,15 @@ class Nemesis:
                 self.chance.shuffle(bag)
             deed, slot = bag.pop(), self.chance.choice(self.slots)
             if self.sabotage:  # these runs are short: no deed may be wasted on those who are not at work yet
-                self._wait_for_work()
+                self._wait_for_work(15)
             self.say(f"{deed} ({slot.name})")
             getattr(self, deed)(slot)
             self.done.append(deed)
             self._look()
             time.sleep(self.chance.uniform(0.3, 2.5))
 
-    def _wait_for_work(self) -> None:
-        until = time.monotonic() + 10
+    def _wait_for_work(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         while time.monotonic() < until and not all(_heard(slot.process, "task opened") for slot in self.slots):
             time.sleep(0.1)
         time.sleep(1)
@@ -195,12 +200,12 @@ class Nemesis:
     def _look(self) -> None:
         """A worker that has ended without being told to is a complaint; it comes again, as a supervisor would do.
 
-        One that finds no broker when it starts may say so, and end.
+        One that finds no broker when it starts ends, and says so by its exit code.
         """
         for slot in self.slots:
             code = slot.process.popen.poll()
             if code is not None:
-                if code != 3 or _heard(slot.process, "worker started") or "cannot be used" not in slot.process.said():
+                if code != 3 or _heard(slot.process, "worker started"):
                     self.complain(slot, f"ended by itself with {code}")
                 self.start(slot)
 
@@ -228,7 +233,7 @@ class Nemesis:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-        time.sleep(LEASE_MS / 1000 * self.chance.choice([0.5, 1.5, 2.5]))
+        time.sleep(LEASE_MS / 1000 * (2.5 if self.sabotage else self.chance.choice([0.5, 1.5, 2.5])))
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -256,18 +261,17 @@ class Nemesis:
 
     def cut(self, slot: Slot) -> None:
         """The network of one worker is cut, then mended, connections kept or torn."""
-        wire = self.kafka.wires[slot.number]
+        wire = self.wires[slot.number]
         wire.cut()
         time.sleep(LEASE_MS / 1000 * self.chance.choice([0.5, 1.5, 2.5]))
         wire.mend(torn=self.chance.random() < 0.5)
 
     def fill_disk(self, _slot: Slot) -> None:
         """The disk of the first worker is full for some seconds (a small one of its own, where it can be mounted)."""
-        state = self.slots[0].state
-        if state not in self._disks:
+        if not self._disks:
             self.say("  NO DISK CAN BE FILLED HERE: mounting a tmpfs needs root")
             return
-        ballast = state / "ballast"
+        ballast = self._disks[0] / "ballast"
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 2**16)
@@ -300,13 +304,15 @@ class Nemesis:
             slot.process.kill()
             self.start(slot)
 
-    def _mount(self, path: Path) -> None:
-        path.mkdir()
+    def _give_disk(self, slot: Slot) -> None:
+        disk = self.crew.directory / f"disk-{slot.name}"
+        disk.mkdir()
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "torture", str(path)], check=False, capture_output=True
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "torture", str(disk)], check=False, capture_output=True
         )
         if done.returncode == 0:
-            self._disks.append(path)
+            self._disks.append(disk)
+            slot.state = disk / "state"
 
 
 def _children(pid: int) -> list[int]:
