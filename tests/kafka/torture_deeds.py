@@ -139,6 +139,8 @@ class Nemesis:
         said = "worker process started" if slot.processes > 1 else "worker started"
         while not _heard(slot.process, said) and time.monotonic() < until and process.popen.poll() is None:
             time.sleep(0.05)  # before that a signal ends it as it ends any process
+        if process.popen.poll() == 3 and not _heard(process, said):
+            return  # it found no broker when it started
         began = time.monotonic()
         process.send(signal.SIGTERM)
         limit = GRACE_MS / 1000 + 20
@@ -190,6 +192,7 @@ class Nemesis:
             self.done.append(deed)
             self._look()
             time.sleep(self.chance.uniform(0.3, 2.5))
+        self._look()
 
     def _wait_for_work(self, seconds: float) -> None:
         until = time.monotonic() + seconds
