@@ -91,15 +91,22 @@ class Changelog:
 
     async def last(self) -> tuple[int, Part | None]:
         """The highest epoch, and the last part of the last frame that counts; (0, None) if there is none."""
+        from aiokafka.errors import OffsetOutOfRangeError
+
         back = LOOK_BACK
         while True:
             first = max(self.start, self.end - back)
             epoch, found = 0, None
-            async for whole in self.read(first):
-                part = whole.last
-                epoch = part.epoch
-                if part.parts and (found is None or part.number == found.number + 1):
-                    found = part
+            try:
+                async for whole in self.read(first):
+                    part = whole.last
+                    epoch = part.epoch
+                    if part.parts and (found is None or part.number == found.number + 1):
+                        found = part
+            except OffsetOutOfRangeError:  # trimmed just now, which leaves the last frame
+                self.start = (await self.consumer.beginning_offsets([self.where]))[self.where]
+                self.end = (await self.consumer.end_offsets([self.where]))[self.where]
+                continue
             if found is not None or first == self.start:
                 return epoch, found
             back *= 4

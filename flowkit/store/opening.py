@@ -84,9 +84,9 @@ async def open_store(
     async with AsyncExitStack() as stack:
         try:
             await anyio.Path(directory).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claim_directory(directory))
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from error
-        stack.enter_context(claim_directory(directory))
         _check_engine(directory, engine, keys, files)
         if host is None:
             host = await stack.enter_async_context(open_host())

@@ -12,7 +12,7 @@ from flowkit.errors import ConfigError, Fenced, OutcomeUnknown, StoreCorrupt
 from flowkit.source import Broker, KeepsFrames
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.source.kafka_frames import PART_BYTES, changelog_of
+from flowkit.source.kafka_frames import PART_BYTES, changelog_of, open_changelog
 from flowkit.store import Frame, SpaceChange
 
 
@@ -137,6 +137,23 @@ async def test_many_frames_are_found_from_the_end(broker: KafkaBroker, name: str
         parent = one.commit_id
     for after in (0, 1, 80, 148, 149, 150):
         assert [found.number async for found in broker.frames(task, after)] == list(range(after + 1, 151))
+
+
+async def test_the_last_frame_is_found_though_those_before_are_trimmed_meanwhile(
+    broker: KafkaBroker, name: str
+) -> None:
+    task = f"{name}/g/0"
+    topic, partition = changelog_of(task)
+    await broker.create(topic, 1)
+    claim = await broker.claim(task, "")
+    for number in range(1, 5):
+        await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
+    while (await broker.last_commit(task))[0] < 4:
+        """The coordinator tells the changelog after it has answered."""
+    async with open_changelog(broker.address, task) as log:
+        await broker.delete_before(topic, partition, 6)
+        epoch, last = await log.last()
+    assert (epoch, last is not None and last.number) == (claim.epoch, 4)
 
 
 async def test_frames_that_were_deleted_too_early_are_told(broker: KafkaBroker, name: str) -> None:
