@@ -1,11 +1,12 @@
 """A memtable: what was committed since the last flush, by space. Changes wait in columns until someone asks for a key.
 
 So a closed window, which is dropped whole, costs a list append a commit, and is not merged or sorted at all unless it
-has tens of thousands of keys.
+has tens of thousands of changes.
 """
 
 import asyncio
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,9 @@ from flowkit.store.frame import Frame, Space, SpaceChange
 
 ENTRY_BYTES = 150
 """What Python takes for a key and its value beside their bytes: two bytes objects and a place in a dict."""
-WAITING, WAITING_IN_WINDOW = 4_000, 50_000
-"""So many changes of a space wait, unless someone reads: more where the whole space may be dropped before."""
+WAITING, WAITING_IN_WINDOW = 4_000, 80_000
+"""So many changes of a space wait, unless someone reads: more where the whole space may be dropped before. Beyond that
+the oldest are merged, commit by commit: all at once held up the event loop for 10 ms."""
 CHUNK = 4096
 
 
@@ -30,7 +32,7 @@ class Keys:
         """What they take in memory, about."""
         self._merged: dict[bytes, Value] = {}
         self._sorted: list[bytes] | None = None
-        self._waiting: list[SpaceChange] = []
+        self._waiting: deque[SpaceChange] = deque()
         self._waiting_count = 0
 
     def add(self, change: SpaceChange, size: int) -> None:
@@ -38,26 +40,29 @@ class Keys:
         self._waiting.append(change)
         self._waiting_count += len(change.keys)
         self.bytes += size + ENTRY_BYTES * len(change.keys)
-        if self._waiting_count > self.waiting:
-            self.merged()
+        while self._waiting_count > self.waiting:
+            self._merge(self._waiting.popleft())
 
     def merged(self) -> dict[bytes, Value]:
         """All keys with their newest values; None for a deleted one."""
-        if self._waiting:
-            merged, before = self._merged, len(self._merged)
-            count = before + self._waiting_count
-            for change in self._waiting:
-                merged.update(zip(change.keys, change.values, strict=True))
-            if not self.keep_deletes and any(None in change.values for change in self._waiting):
-                for key in [key for key, value in merged.items() if value is None]:
-                    del merged[key]
-                self._sorted = None
-            elif len(merged) != before:
-                self._sorted = None
-            # Of what was written twice only the last is kept.
-            self.bytes = self.bytes * len(merged) // max(1, count)
-            self._waiting, self._waiting_count = [], 0
+        while self._waiting:
+            self._merge(self._waiting.popleft())
         return self._merged
+
+    def _merge(self, change: SpaceChange) -> None:
+        merged, before = self._merged, len(self._merged)
+        count = before + self._waiting_count
+        merged.update(zip(change.keys, change.values, strict=True))
+        if not self.keep_deletes and None in change.values:
+            for key in change.keys:
+                if merged.get(key, MISSING) is None:
+                    del merged[key]
+            self._sorted = None
+        elif len(merged) != before:
+            self._sorted = None
+        self._waiting_count -= len(change.keys)
+        # Of what was written twice only the last is kept.
+        self.bytes = self.bytes * (len(merged) + self._waiting_count) // max(1, count)
 
     def ordered(self) -> list[bytes]:
         """The keys in order. Kept until one is added."""
