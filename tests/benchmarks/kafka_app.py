@@ -29,8 +29,17 @@ class Window(flowkit.Record):
     total: int
 
 
+class Running(flowkit.Record):
+    """What a key has come to, at which event."""
+
+    key: str
+    at: int
+    n: int
+    total: int
+
+
 events = app.topic(os.environ["BENCH_TOPIC"], Event, key="key", time="at")
-out = app.topic(f"{NAME}-out", Window if FORM != "pass" else Event, key="key")
+out = app.topic(f"{NAME}-out", {"pass": Event, "keyed": Running}.get(FORM, Window), key="key")  # type: ignore[type-var]
 
 if FORM == "agent":
     sums = app.table("sums", str, Totals, window=Tumbling(minutes(1)))
@@ -52,6 +61,16 @@ elif FORM == "declared":
     @app.each(counts.closed, sinks=[out])
     def count(w: Any) -> Window:
         return Window(key=w.key, end=w.end, n=w.value.n, total=w.value.total)
+
+elif FORM == "keyed":
+    totals = app.table("totals", str, Totals)
+
+    @app.each(events, tables=[totals], sinks=[out])
+    def run_on(event: Event) -> Running:
+        found = totals[event.key]
+        found.n += 1
+        found.total += event.amount
+        return Running(key=event.key, at=event.at, n=found.n, total=found.total)
 
 else:
 

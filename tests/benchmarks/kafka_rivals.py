@@ -165,7 +165,7 @@ async def results(kafka: str, system: System, name: str) -> Found:
             batch = await broker.read(topic, 0, at, 10_000)
             if not len(batch):
                 break
-            for key, value in zip(batch.keys, batch.values, strict=True):
+            for key, value in zip(batch.keys or (), batch.values, strict=True):
                 if key is not None and value is not None:
                     found.update([told(key, json.loads(value))])
             at = batch.position(len(batch))
