@@ -39,7 +39,8 @@ class Running(flowkit.Record):
 
 
 events = app.topic(os.environ["BENCH_TOPIC"], Event, key="key", time="at")
-out = app.topic(f"{NAME}-out", {"pass": Event, "keyed": Running}.get(FORM, Window), key="key")  # type: ignore[type-var]
+SHAPES: dict[str, type[Any]] = {"pass": Event, "keyed": Running}
+out = app.topic(f"{NAME}-out", SHAPES.get(FORM, Window), key="key")
 
 if FORM == "agent":
     sums = app.table("sums", str, Totals, window=Tumbling(minutes(1)))
