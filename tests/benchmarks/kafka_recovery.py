@@ -31,6 +31,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
+from tests.benchmarks.kafka_rivals import tree_seconds
 from tests.integration.processes import Crew, Process, crew_in
 from tests.kafka.real import Kafka
 
@@ -169,6 +170,8 @@ class Recovery(NamedTuple):
     timeout: float
     """Of it, until the dead member was given up: s."""
     parts: str
+    cpu: float
+    """Seconds of it in the new worker: what it would take at the least on a machine that does nothing else."""
     note: str
 
 
@@ -211,8 +214,10 @@ async def recover(
     clean()
     began = time.time() - killed
     process = successor()
+    before = tree_seconds(process.pid)
     said = {event: len([each for each in process.logs(event) if seconds(each) < killed]) for event in STEPS}
     took = await outputs.go_on(max(since, int(killed * 1000)) + 50, process) - killed
+    cpu = tree_seconds(process.pid) - before
     shared, parts = timeline(process, killed, said)
     note = ""
     restored = process.logs("checkpoint restored")
@@ -229,14 +234,15 @@ async def recover(
             f"; {len(frames)} tasks, {bare} of them from nothing, applied {count:,} frames, the longest {wall:.2f} s"
         )
     note += f"; disk wiped in {began:.2f} s" if began > 0.05 else ""
-    return Recovery(what, took, shared, parts, note), process
+    return Recovery(what, took, shared, parts, cpu, note), process
 
 
 def tell(one: Recovery) -> None:
     waited = min(one.timeout, one.took)
     beyond = one.took - waited
     print(
-        f"{one.what:<46} {one.took:>6.2f} s; tasks shared out after {waited:.2f}, beyond it {beyond:.2f} s{one.note}\n"
+        f"{one.what:<46} {one.took:>6.2f} s; tasks shared out after {waited:.2f}, beyond it {beyond:.2f} s; "
+        f"the new worker took {one.cpu:.2f} s of CPU in all{one.note}\n"
         f"    s since the kill: {one.parts}, outputs {one.took:.2f}",
         flush=True,
     )
@@ -252,7 +258,8 @@ async def measure(setting: Setting, crew: Crew) -> bool:
         print(
             f"{setting.keys:,} keys in {setting.partitions} tasks, {setting.guarantee}; filled in "
             f"{time.monotonic() - began:.0f} s; {A_SECOND} events a second while workers die; session time-out "
-            f"{TTL_MS / 1000:.0f} s (aim: under {AIM:.0f} s beyond it with local state)",
+            f"{TTL_MS / 1000:.0f} s (aim: under {AIM:.0f} s beyond it with local state); load average "
+            f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
             flush=True,
         )
         outputs = Outputs(setting)
