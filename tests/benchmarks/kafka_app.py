@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from hashlib import shake_128
 from typing import Any
 
 import flowkit
@@ -64,13 +65,22 @@ elif FORM == "declared":
         return Window(key=w.key, end=w.end, n=w.value.n, total=w.value.total)
 
 elif FORM == "keyed":
-    totals = app.table("totals", str, Totals)
+    NOTE = int(os.environ.get("BENCH_NOTE", "0"))
+
+    class Kept(flowkit.Record):
+        n: int = 0
+        total: int = 0
+        note: str = ""
+
+    totals = app.table("totals", str, Kept)
 
     @app.each(events, tables=[totals], sinks=[out])
     def run_on(event: Event) -> Running:
         found = totals[event.key]
         found.n += 1
         found.total += event.amount
+        if NOTE and not found.note:
+            found.note = shake_128(event.key.encode()).hexdigest(NOTE)
         return Running(key=event.key, at=event.at, n=found.n, total=found.total)
 
 else:

@@ -49,6 +49,8 @@ class Setting(NamedTuple):
     keys: int
     partitions: int
     guarantee: str
+    note: int
+    """Bytes in each value that do not compress; as hex digits, so twice as many before compression."""
     directory: Path
 
     @property
@@ -62,6 +64,7 @@ class Setting(NamedTuple):
             "BENCH_TOPIC": self.topic,
             "BENCH_FORM": "keyed",
             "BENCH_GUARANTEE": self.guarantee,
+            "BENCH_NOTE": str(self.note),
             "FLOWKIT_LEASE_TTL": str(TTL_MS),
             "FLOWKIT_COMMIT_INTERVAL": "100",
             "FLOWKIT_CHECKPOINT_INTERVAL": str(checkpoint_ms),
@@ -256,7 +259,8 @@ async def measure(setting: Setting, crew: Crew) -> bool:
         worker = setting.start(crew, "a", "state-a")
         await all_read(broker, setting, worker)
         print(
-            f"{setting.keys:,} keys in {setting.partitions} tasks, {setting.guarantee}; filled in "
+            f"{setting.keys:,} keys with {setting.note} bytes of noise each in {setting.partitions} tasks, "
+            f"{setting.guarantee}; filled in "
             f"{time.monotonic() - began:.0f} s; {A_SECOND} events a second while workers die; session time-out "
             f"{TTL_MS / 1000:.0f} s (aim: under {AIM:.0f} s beyond it with local state); load average "
             f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
@@ -351,6 +355,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--guarantee", default="exactly once", choices=["exactly once", "at least once"])
+    parser.add_argument("--note", type=int, default=50, metavar="BYTES", help="in each value, not compressible")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave states and logs there")
     given = parser.parse_args()
     with ExitStack() as stack:
@@ -358,7 +363,7 @@ def main() -> int:
         directory = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
         name = f"recovery-{random.SystemRandom().randrange(10**9)}"
-        setting = Setting(kafka, name, given.keys, given.partitions, given.guarantee, directory)
+        setting = Setting(kafka, name, given.keys, given.partitions, given.guarantee, given.note, directory)
         crew = stack.enter_context(crew_in(directory))
         return 0 if asyncio.run(measure(setting, crew)) else 1
 
