@@ -26,6 +26,9 @@ PROCESSES = (
 # Read by type checkers; importing them would run their wrong uses.
 collect_ignore = ["typing/api.py", "typing/operators.py"]
 
+# Programs that take their names from the environment of the process that starts them, some in other environments.
+collect_ignore += ["benchmarks/kafka_app.py", "benchmarks/rivals", "kafka/checkpoint_app.py"]
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,6 +33,9 @@ from flowkit.store import Frame
 KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 """Frames go when a checkpoint holds them, and internal records when they have been read: never by their age."""
 
+SHOWN_MS = 10
+"""How often it is asked whether readers are shown a commit yet."""
+
 ANOTHER = 2**63 - 1
 """The epoch under which another worker has a task, as far as the group tells: it tells no number."""
 
@@ -204,9 +207,13 @@ class KafkaBroker:
         owned = self._owned.get(task)
         if owned is not None and not owned.commits:
             return owned.last  # nobody can have committed between our claim and our first commit
-        async with open_changelog(self.address, task) as log:
-            _, last = await log.last()
-        return (0, None) if last is None else (last.number, last.commit_id)
+        while True:
+            async with open_changelog(self.address, task) as log:
+                _, last = await log.last()
+            # A cluster says that a commit is done a moment before readers are shown it.
+            if owned is None or (last is not None and last.number >= owned.last[0]):
+                return (0, None) if last is None else (last.number, last.commit_id)
+            await self._clock.sleep(SHOWN_MS)
 
     async def commit(
         self,

@@ -6,8 +6,8 @@ committed records, for ever as it seems; but the next transaction of the same pr
 So a task whose last commit hangs would open one commit behind, do the same again, and both would count.
 
 The way out: to enter every partition that the task may have written to into a transaction with nothing in it, and end
-that. Its markers end what hangs there. If the frame is there, all was sent before the end was asked for, or nearly so:
-it is committed. If not, it is aborted.
+that. Its markers end what hangs there. A frame is sent after all outputs of its commit: if it is there, everything is,
+and it is committed. If not, nobody can have asked for the commit, and it is aborted.
 """
 
 import asyncio

@@ -160,10 +160,11 @@ class TaskProducer:
             await _all([records])
         else:
             await producer.begin_transaction()
-            records = await self._send_frame(frame)
             groups = group_outputs(outputs).items()
-            sent = [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
-            await _all([records, *sent])
+            await _all([await self._send(topic, partition, *columns) for (topic, partition), columns in groups])
+            # After all the others: where the frame is, there everything is that the commit consists of.
+            records = await self._send_frame(frame)
+            await _all([records])
             await producer.commit_transaction()
         return int(records[0].result().offset)
 

@@ -137,9 +137,10 @@ async def run(
 ) -> Summary:
     """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
 
-    Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now. The same topic may be given several files: they are its splits, merged by time. `beside` makes what is to go on as
-    long as the run does, such as a server that shows it. Raises ConfigError with everything
-    that is wrong before anything starts; InputError if an input cannot be read.
+    Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now. The same topic may be
+    given several files: they are its splits, merged by time. `beside` makes what is to go on as long as the run does, such as
+    a server that shows it. Raises ConfigError with everything that is wrong before anything starts; InputError if an
+    input cannot be read.
     """
     options = options or WorkerOptions.from_environment()
     plan = app.plan()

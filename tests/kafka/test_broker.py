@@ -63,6 +63,7 @@ async def test_a_commit_is_there_with_all_its_outputs(broker: KafkaBroker, name:
     await commit(broker, task, claim.epoch, first, *outs)
     second = frame(2, first.commit_id)
     await commit(broker, task, claim.epoch, second)
+    assert await broker.last_commit(task) == (2, b"id2")
     records = await broker.read(name, 1, 0, 100)
     assert list(records.values) == [b"v1", None]
     assert list(records.keys or []) == [b"1", b"3"]
@@ -120,6 +121,7 @@ async def test_a_frame_beyond_the_limit_on_records_goes_in_parts(broker: KafkaBr
     frames = [frame(1), frame(2, b"id1", size=3 * PART_BYTES + 5), frame(3, b"id2")]
     for one in frames:
         await commit(broker, task, claim.epoch, one)
+    assert (await broker.last_commit(task))[0] == 3
     assert [found async for found in broker.frames(task, 0)] == frames
     assert [found async for found in broker.frames(task, 1)] == frames[1:]
     again = await broker.claim(task, "")
@@ -135,6 +137,7 @@ async def test_many_frames_are_found_from_the_end(broker: KafkaBroker, name: str
         one = Frame(number, b"id%d" % number, parent, 0, {}, [])
         await commit(broker, task, claim.epoch, one)
         parent = one.commit_id
+    assert (await broker.last_commit(task))[0] == 150
     for after in (0, 1, 80, 148, 149, 150):
         assert [found.number async for found in broker.frames(task, after)] == list(range(after + 1, 151))
 
@@ -163,6 +166,7 @@ async def test_frames_that_were_deleted_too_early_are_told(broker: KafkaBroker, 
     claim = await broker.claim(task, "")
     for number in range(1, 5):
         await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
+    assert (await broker.last_commit(task))[0] == 4
     await broker.delete_before(topic, partition, 4)  # each commit has a record and a marker
     with pytest.raises(StoreCorrupt, match=r"commit 1 is not there, the next one is 3"):
         async for _ in broker.frames(task, 0):
@@ -233,6 +237,7 @@ async def test_guarantees_can_be_changed(kafka_address: str, name: str) -> None:
             epochs.append(claim.epoch)
             assert claim.number == number - 1
             await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
+            assert await broker.last_commit(task) == (number, b"id%d" % number)
             assert [found.number async for found in broker.frames(task, 0)] == list(range(1, number + 1))
     assert epochs == [1, 2, 3, 4]
 
