@@ -19,18 +19,26 @@ import structlog
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_frames import Part, changelog_of, open_changelog
 
-log = structlog.get_logger("flowkit.kafka")
+_log = structlog.get_logger("flowkit.kafka")
 
 LOOK_AGAIN_S = 0.1
 """A replica may hear of a marker a little later."""
 
 
-async def hangs(address: KafkaAddress, task: str) -> bool:
-    """Whether something is open in the task's changelog. Only an owner may ask: nobody else can have begun it."""
+async def hangs(address: KafkaAddress, task: str, stable: int | None = None) -> bool:
+    """Whether something is open in the task's changelog. Only an owner may ask: nobody else can have begun it.
+
+    `stable`: where readers of committed records had its end just now.
+    """
     for wait in (LOOK_AGAIN_S, LOOK_AGAIN_S, 0.0):
-        async with open_changelog(address, task) as stable, open_changelog(address, task, committed=False) as written:
-            if stable.end >= written.end:
-                return False
+        async with open_changelog(address, task, committed=False) as written:
+            end = written.end
+        if stable is None:
+            async with open_changelog(address, task) as log:
+                stable = log.end
+        if stable >= end:
+            return False
+        stable = None
         await asyncio.sleep(wait)
     return True
 
@@ -46,11 +54,11 @@ async def end_again(
 
     number = 0 if last is None else last.number
     commit = False
-    async with open_changelog(address, task, committed=False) as written:
+    async with open_changelog(address, task) as stable, open_changelog(address, task, committed=False) as written:
         end = written.end
-        async for whole in written.read(written.start):
-            commit = whole.last.number == number + 1 or (commit and whole.last.number > number)
-    log.warning(
+        async for whole in written.read(stable.end):  # before that are others, which were aborted
+            commit = commit or whole.last.number == number + 1
+    _log.warning(
         "the cluster has lost the end of a transaction: it is ended again",
         task=task,
         commit=number + 1,

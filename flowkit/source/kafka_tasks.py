@@ -62,6 +62,8 @@ class TaskProducer:
         self.positions: dict[str, Any] = {}
         """By split: where the last commit stands."""
         self._producer: Any = None
+        self._end = 0
+        """Where the changelog ended when it was read last."""
         self._early: deque[Any] = deque()
         """What was sent before its commit, and may not be there yet."""
 
@@ -86,7 +88,7 @@ class TaskProducer:
             self.address,
         )
         epoch, last = await self._read()
-        if self.guarantee == "exactly once" and await hangs(self.address, self.task):
+        if self.guarantee == "exactly once" and await hangs(self.address, self.task, self._end):
             again = end_again(self.address, self.task, self._producer, last, writes)
             await self._guarded(again, "its last commit counts")
             epoch, last = await self._read()
@@ -99,8 +101,9 @@ class TaskProducer:
         return last
 
     async def _read(self) -> tuple[int, Part | None]:
-        async with open_changelog(self.address, self.task) as log:
-            return await log.last()
+        async with open_changelog(self.address, self.task) as changelog:
+            self._end = changelog.end
+            return await changelog.last()
 
     async def stop(self) -> None:
         """Let go of the producer; what it had begun ends by the next owner, or by time."""
