@@ -241,11 +241,10 @@ async def recover(
 
 
 def tell(one: Recovery) -> None:
-    waited = min(one.timeout, one.took)
-    beyond = one.took - waited
+    waited, ttl = min(one.timeout, one.took), TTL_MS / 1000
     print(
-        f"{one.what:<46} {one.took:>6.2f} s; tasks shared out after {waited:.2f}, beyond it {beyond:.2f} s; "
-        f"the new worker took {one.cpu:.2f} s of CPU in all{one.note}\n"
+        f"{one.what:<40} {one.took:>6.2f} s: {one.took - ttl:+.2f} s beyond a time-out of {ttl:.0f} s, "
+        f"{one.took - waited:.2f} s after tasks were shared out; {one.cpu:.2f} s of CPU in the new worker{one.note}\n"
         f"    s since the kill: {one.parts}, outputs {one.took:.2f}",
         flush=True,
     )
