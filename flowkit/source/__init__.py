@@ -12,12 +12,24 @@ from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
 from flowkit.source.placement import Known, Placing
-from flowkit.source.seam import Batch, Broker, Claim, KeepsFrames, Output, Position, Reader, SendsEarly, Source
+from flowkit.source.seam import (
+    AtOffset,
+    Batch,
+    Broker,
+    Claim,
+    KeepsFrames,
+    Output,
+    Position,
+    Reader,
+    SendsEarly,
+    Source,
+)
 
 if TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic
 
 __all__ = [
+    "AtOffset",
     "Batch",
     "BoundedTopic",
     "Broker",
