@@ -416,8 +416,10 @@ async def serve(
     state: str | Path,
     options: WorkerOptions | None = None,
     beside: "Callable[[Worker], AbstractAsyncContextManager[object]] | None" = None,
-) -> None:
+) -> bool:
     """Run a worker until SIGTERM or SIGINT, then stop cleanly; a second signal ends the process at once.
+
+    True if it has stopped because of a savepoint by which all workers were to stop.
 
     So does the end of the grace if it is still not at rest: an agent may compute for ever.
 
@@ -433,3 +435,4 @@ async def serve(
             await worker.run()
     finally:
         stop.over()
+    return worker.savepoints is not None and worker.savepoints.stopped

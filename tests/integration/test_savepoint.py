@@ -2,24 +2,26 @@
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from flowkit import App, Closed, ConfigError, Count, Record, Sum, Tumbling
-from flowkit.clock import SystemClock
+from flowkit.clock import SystemClock, VirtualClock
 from flowkit.errors import StoreError
 from flowkit.source import partition_of
 from flowkit.source.embedded import EmbeddedBroker
-from flowkit.store import DirectoryBlobs, open_storage, tasks_in
-from flowkit.worker import draining
+from flowkit.store import Checkpoints, LsmStore, folder_of, open_storage, tasks_in
+from flowkit.worker import draining, ownership
+from flowkit.worker.beginning import TaskBeginning, marker_of
 from flowkit.worker.savepoint import Manifest, Parts, Request, Requests, Seal, read_manifest
 from tests.integration.workers import (
+    Event,
     adding_up,
     an_event,
     eventually,
@@ -113,6 +115,7 @@ def by_shop(name: str = "selling") -> App:
 
 APPS = {"by user": by_user, "by shop": by_shop}
 PARTITIONS = 3
+TOPICS = {"sales": PARTITIONS, "windows": 2, "sizes": 1}
 USERS = [next(f"u{n}-{p}" for n in range(99) if partition_of(f"u{n}-{p}".encode(), 3) == p) for p in range(3)]
 
 
@@ -131,13 +134,11 @@ async def feed(broker: EmbeddedBroker, start: int, stop: int) -> None:
         await broker.put("sales", [(sale["user"].encode(), json.dumps(sale).encode(), 0)], partition)
 
 
-def flushing(broker: EmbeddedBroker) -> Any:
+async def flush(broker: EmbeddedBroker) -> None:
     """Sales that close every window before them."""
-    rows = [{"user": user, "shop": "last", "at": 10_000_000, "value": 0} for user in USERS]
-    return [
-        broker.put("sales", [(row["user"].encode(), json.dumps(row).encode(), 0)], partition)  # type: ignore[attr-defined]
-        for partition, row in enumerate(rows)
-    ]
+    for partition, user in enumerate(USERS):
+        sale = {"user": user, "shop": "last", "at": 10_000_000, "value": 0}
+        await broker.put("sales", [(user.encode(), json.dumps(sale).encode(), 0)], partition)
 
 
 async def sent(broker: EmbeddedBroker, topic: str) -> list[Any]:
@@ -211,12 +212,6 @@ async def two_workers(app: str, directory: Path, **options: Any) -> AsyncIterato
         yield
 
 
-def copy_topics(old: Path, new: Path) -> None:
-    """The topics of a broker as they are now, on another one: all that others have put there."""
-    new.mkdir()
-    shutil.copytree(old / "saved", new / "saved")
-
-
 async def carry_over(old: EmbeddedBroker, new: EmbeddedBroker, topic: str) -> None:
     for partition in range((await old.topics())[topic]):
         end = (await old.end_offsets(topic))[partition]
@@ -228,44 +223,362 @@ async def carry_over(old: EmbeddedBroker, new: EmbeddedBroker, topic: str) -> No
             at += len(batch)
 
 
-@pytest.mark.parametrize("kind", APPS)
-async def test_an_app_goes_on_elsewhere_as_if_nothing_had_been(tmp_path: Path, kind: str) -> None:
-    """What was sent up to the savepoint, and what is sent from it elsewhere, is what an app that is not stopped sends."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.mkdir(), new.mkdir()
-    count = 900
-    async with topics_in(old, sales=PARTITIONS, windows=2, sizes=1) as broker:
-        async with two_workers(kind, old):
-            load = asyncio.create_task(feed(broker, 0, count))
-            await until_sent(broker, 5)
-            manifest = await take(old)
-            assert not load.done()
-            await load
-            await asyncio.gather(*flushing(broker))
-            wanted = expected(kind, count)
-            await until_sent(broker, len(wanted))
-            assert await sent(broker, "windows") == wanted
-            whole = await sent(broker, "sizes")
-        before = await sent_at(manifest, kind, wanted)
-        async with topics_in(new, sales=PARTITIONS, windows=2, sizes=1) as other:
-            await carry_over(broker, other, "sales")
-            async with two_workers(kind, new, from_savepoint=str(old / "saved")):
-                await until_sent(other, 1)
-                await until_sent(other, len(wanted) - before)
-            after = await sent(other, "windows")
-            assert 0 < before < len(wanted)
-            assert len(after) == len(wanted) - before
-            assert [window for window in after if window not in wanted] == []
-            sizes = await sent(other, "sizes")
-            assert [size for size in sizes if size not in whole] == []
+def sent_by(kind: str, manifest: Manifest, wanted: list[Any]) -> list[Any]:
+    """Those of the windows that had been sent when the savepoint was taken, told by how far it has read."""
+    read = {seal.task: seal.positions for seal in manifest.seals}
+    marks = []
+    for partition in range(PARTITIONS):
+        group = "by-user" if kind == "by user" else "from-sales"
+        count = read[f"selling/{group}/{partition}"][f"sales[{partition}]"]
+        marks.append(10 * (count - 1) - 21)
+    if kind == "by shop":
+        return [window for window in wanted if window["end"] - 1 <= min(marks)]
+    return [window for window in wanted if window["end"] - 1 <= marks[USERS.index(window["shop"])]]
 
 
-async def sent_at(manifest: Manifest, kind: str, wanted: list[Any]) -> int:
-    """How many windows had been sent when the savepoint was taken, as the app itself counts."""
-    raise NotImplementedError
+COUNT = 900
+
+
+async def uninterrupted(directory: Path, kind: str) -> tuple[list[Any], list[Any]]:
+    """The windows and sizes of an app that is left alone."""
+    async with topics_in(directory, **TOPICS) as broker, two_workers(kind, directory):
+        await feed(broker, 0, COUNT)
+        await flush(broker)
+        await until_sent(broker, len(expected(kind, COUNT)))
+        await until_drained(broker, kind)
+        return await sent(broker, "windows"), await sent(broker, "sizes")
 
 
 async def until_sent(broker: EmbeddedBroker, count: int) -> None:
     async with asyncio.timeout(30):
         while sum(await broker.end_offsets("windows")) < count:
             await asyncio.sleep(0.01)
+
+
+async def until_drained(broker: EmbeddedBroker, kind: str) -> None:
+    """The last sizes come a few commits after the last windows."""
+    last, since = -1, 0
+    while kind == "by shop" and since < 60:
+        now = sum(await broker.end_offsets("sizes"))
+        since = since + 1 if now == last else 0
+        last = now
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("kind", APPS)
+async def test_what_comes_before_and_after_a_savepoint_is_what_an_app_sends_that_is_left_alone(
+    tmp_path: Path, kind: str, stop: bool
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir(), new.mkdir()
+    wanted, sizes = await uninterrupted(tmp_path / "alone", kind)
+    assert wanted == expected(kind, COUNT)
+    async with topics_in(old, **TOPICS) as broker, topics_in(new, **TOPICS) as other:
+        async with two_workers(kind, old):
+            load = asyncio.create_task(feed(broker, 0, COUNT))
+            await until_sent(broker, 5)
+            manifest = await take(old, stop=stop)
+            assert not load.done()
+            await load
+            await flush(broker)
+            if not stop:
+                await until_sent(broker, len(wanted))
+                await until_drained(broker, kind)
+        before = sent_by(kind, manifest, wanted)
+        assert 0 < len(before) < len(wanted)
+        windows, early = await sent(broker, "windows"), await sent(broker, "sizes")
+        assert windows == (before if stop else wanted)
+        await carry_over(broker, other, "sales")
+        async with two_workers(kind, new, from_savepoint=str(old / "saved")):
+            await until_sent(other, len(wanted) - len(before))
+            await until_drained(other, kind)
+        assert sorted([*before, *await sent(other, "windows")], key=repr) == wanted
+        late = await sent(other, "sizes")
+        if stop:
+            assert sorted([*early, *late], key=repr) == sizes
+        else:
+            assert early == sizes
+            assert [size for size in late if size not in sizes] == []
+
+
+# --- in the midst -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_savepoint_holds_no_more_than_one_commit_of_each_task_and_is_read_like_checkpoints(
+    tmp_path: Path,
+) -> None:
+    async with topics_in(tmp_path, **TOPICS) as broker, two_workers("by shop", tmp_path):
+        await feed(broker, 0, 60)
+        manifest = await take(tmp_path)
+        for seal in manifest.seals:
+            assert await broker.last_commit(seal.task) == (seal.commit, bytes.fromhex(seal.commit_id))
+        for topic in manifest.internal:
+            ends = await broker.end_offsets(topic)
+            read = {s: at for seal in manifest.seals for s, at in seal.positions.items() if s.startswith(topic)}
+            assert read == {f"{topic}[{n}]": end for n, end in enumerate(ends)}
+    async with open_storage(str(tmp_path / "saved")) as storage:
+        assert await tasks_in(storage) == sorted(seal.task for seal in manifest.seals)
+        for task in await tasks_in(storage):
+            assert await Checkpoints(storage.blobs(*folder_of(task))).verify() == []
+    assert manifest.groups == {"from-sales": 3, "by-shop": 3, "by-size": 3}
+
+
+async def test_a_partition_that_nothing_came_to_is_begun_where_it_was_read_from(tmp_path: Path) -> None:
+    """Else one that is read from its end would be read from another end later."""
+
+    def latest() -> App:
+        app = App("latest")
+        events, out = app.topic("events", Event, key="key", time="at", start="latest"), app.topic("out", Event)
+
+        @app.each(events, sinks=[out])
+        def forward(event: Event) -> Event:
+            return event
+
+        return app
+
+    kept = str(tmp_path / "kept")
+    async with topics_in(tmp_path, events=1, out=1) as broker:
+        await put(broker, "events", an_event(1))
+        async with working(latest(), tmp_path, checkpoints=kept):
+            manifest = await take(tmp_path, "latest", stop=False)
+            assert [seal.positions for seal in manifest.seals] == [{"events[0]": 1}]
+        await put(broker, "events", an_event(2))
+        (tmp_path / "new").mkdir()
+        async with topics_in(tmp_path / "new", events=1, out=1) as other:
+            await carry_over(broker, other, "events")
+            saved = str(tmp_path / "saved")
+            async with working(latest(), tmp_path / "new", from_savepoint=saved), asyncio.timeout(20):
+                while not await sent(other, "out"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert await sent(other, "out") == [an_event(2)]
+
+
+async def test_the_app_goes_on_if_nobody_ends_a_savepoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "MARGIN", 0.2)
+
+    async def never(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(draining.Savepoints, "_verify", never)
+    kept = str(tmp_path / "kept")
+    async with (
+        topics_in(tmp_path, events=1) as broker,
+        working(adding_up(), tmp_path, binds=out_in(tmp_path), checkpoints=kept),
+    ):
+        request = await ask(tmp_path, "adding", within=300)
+        await put(broker, "events", an_event(5))
+        now = await ended(tmp_path, request)
+        assert (now.state, now.why) == ("failed", "not done within 0.3 s: not verified ()")
+        await eventually(lambda: totals(tmp_path) == [5], "it goes on")
+
+
+async def test_a_task_that_is_moved_before_it_has_sealed_is_sealed_by_who_takes_it(tmp_path: Path) -> None:
+    """One worker is stopped while the other tasks wait for its own."""
+    options: dict[str, Any] = {"checkpoints": str(tmp_path / "kept")}
+    async with topics_in(tmp_path, **TOPICS) as broker, working(by_shop(), tmp_path, **options) as first:
+        await feed(broker, 0, 90)
+        await eventually(lambda: len(first.owned) == 9 and all(o.ready for o in first.owned.values()), "it has all")
+        request = await ask(tmp_path)
+        async with working(by_shop(), tmp_path, state="second", **options):
+            first.stop()
+            now = await ended(tmp_path, request)
+        # It may have sealed some that then moved: these are as they were, or the savepoint is none.
+        assert now.state == "done", now.why
+
+
+async def test_what_goes_on_after_its_seal_makes_no_savepoint(tmp_path: Path) -> None:
+    """The last look at the broker finds out, whoever did it."""
+    async with topics_in(tmp_path, events=1) as broker:
+        task, storage_url = "adding/totals/0", str(tmp_path / "saved")
+        claim = await broker.claim(task, "")
+        await broker.commit(task, claim.epoch, 1, b"one", {}, [])
+        async with open_storage(str(tmp_path / "kept")) as kept, open_storage(storage_url) as storage:
+            savepoints = draining.Savepoints(
+                "adding",
+                kept,
+                tasks=[task],
+                groups={"totals": 1},
+                internal=[],
+                ledger=broker,
+                keys=None,
+                clock=SystemClock(),
+                stop=lambda: None,
+            )
+            request = await ask(tmp_path, "adding")
+            await savepoints.look()
+            seal = Seal(task=task, commit=1, commit_id=b"one".hex(), name="x", bytes=1, positions={})
+            assert await savepoints.parts.put_seal(seal)
+            await savepoints.look()
+            await broker.commit(task, claim.epoch, 2, b"two", {}, [])
+            watch = asyncio.create_task(savepoints.watch(lambda: {task: None}))
+            now = await ended(tmp_path, request)
+            watch.cancel()
+            assert (now.state, now.why) == (
+                "failed",
+                "task adding/totals/0 went on to commit 2 after it had sealed 1: ask again",
+            )
+            assert await read_manifest(storage) is None
+
+
+async def test_a_seal_is_put_once(tmp_path: Path) -> None:
+    async with open_storage(str(tmp_path)) as storage:
+        parts = Parts(storage, "id")
+        seal = Seal(task="a/b/0", commit=1, commit_id="aa", name="x", bytes=1, positions={})
+        assert await parts.put_seal(seal)
+        assert await parts.put_seal(seal)  # an answer that was lost
+        assert not await parts.put_seal(msgspec.structs.replace(seal, commit=2))
+        assert await parts.sealed(["a/b/0", "a/b/1"]) == {"a/b/0"}
+
+
+# --- beginning --------------------------------------------------------------------------------------------------------
+
+
+async def saved(directory: Path, **topics: int) -> str:
+    """A savepoint of an app that has added up 1 and 2."""
+    kept = str(directory / "kept")
+    async with (
+        topics_in(directory, **{"events": 1, **topics}) as broker,
+        working(adding_up(), directory, binds={"out": str(directory / "out-{partition}.jsonl")}, checkpoints=kept),
+    ):
+        await put(broker, "events", an_event(1), an_event(2))
+        await eventually(lambda: 3 in [t for file in directory.glob("out-*") for t in totals(directory, file.name)], "")
+        await take(directory, "adding")
+    return str(directory / "saved")
+
+
+@pytest.mark.parametrize("step", ["bring", "prepare", "commit", "resolve"])
+async def test_beginning_is_broken_off_anywhere_and_goes_on(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = await saved(tmp_path)
+    new = tmp_path / "new"
+    new.mkdir()
+    broken: list[str] = []
+
+    class Broken(StoreError):
+        pass
+
+    async def breaks(self: TaskBeginning, *args: Any, **options: Any) -> None:
+        await whole[step == "bring"](self, *args, **options)
+        if len(broken) < 2:
+            broken.append(step)
+            raise Broken(step)
+
+    whole = (TaskBeginning.commit, TaskBeginning.bring)
+    if step in ("bring", "resolve"):
+        monkeypatch.setattr(TaskBeginning, "bring" if step == "bring" else "commit", breaks)
+    else:
+        target = LsmStore if step == "prepare" else EmbeddedBroker
+        real = getattr(target, step)
+
+        async def breaks_once(self: Any, *args: Any, **options: Any) -> Any:
+            found = await real(self, *args, **options)
+            if len(broken) < 2 and (step == "prepare" or args[0] == "adding/totals/0"):
+                broken.append(step)
+                raise Broken(step)
+            return found
+
+        monkeypatch.setattr(target, step, breaks_once)
+    monkeypatch.setattr(ownership, "FIRST_WAIT", 0.01)
+    async with topics_in(tmp_path) as old, topics_in(new, events=1) as broker:
+        await carry_over(old, broker, "events")
+        options = {"from_savepoint": place, "binds": out_in(new)}
+        async with working(adding_up(), new, **options):
+            await put(broker, "events", an_event(10))
+            await eventually(lambda: totals(new) == [13], "going on")
+        assert broken
+        async with working(adding_up(), new, **options):  # the flag may stay
+            await put(broker, "events", an_event(10))
+            await eventually(lambda: totals(new) == [13, 23], "going on")
+        async with working(adding_up(), new, binds=out_in(new)):
+            await put(broker, "events", an_event(10))
+            await eventually(lambda: totals(new) == [13, 23, 33], "going on without the flag")
+
+
+async def test_a_file_that_is_there_goes_on_as_of_the_savepoint(tmp_path: Path) -> None:
+    place = await saved(tmp_path)
+    async with topics_in(tmp_path) as broker:
+        await put(broker, "events", an_event(10))
+        binds = {"out": str(tmp_path / "out-{partition}.jsonl")}
+        async with working(adding_up(), tmp_path, binds=binds):
+            await eventually(lambda: totals(tmp_path, "out-0.jsonl") == [1, 3, 13], "the app itself went on")
+        async with working(adding_up("again"), tmp_path, state="again", binds=binds, from_savepoint=place):
+            await put(broker, "events", an_event(100))
+            await eventually(lambda: totals(tmp_path, "out-0.jsonl") == [1, 3, 13, 113], "under another name")
+
+
+async def test_what_cannot_be_begun_with_is_refused(tmp_path: Path) -> None:
+    place = await saved(tmp_path)
+    new = tmp_path / "new"
+    new.mkdir()
+
+    async def told(app: App, directory: Path, *, url: str = place, state: str = "other") -> str:
+        binds = {name: str(directory / f"{name}-{{partition}}.jsonl") for name in app.sinks}
+        with pytest.raises(ConfigError) as caught:
+            await refused(new_worker(app, directory, state=state, binds=binds, from_savepoint=url))
+        return str(caught.value)
+
+    own = r"has commits of its own on this broker (task adding/totals/0: commit"
+    assert own in await told(adding_up(), tmp_path)
+    assert "there is no savepoint (no MANIFEST" in await told(adding_up(), new, url=str(tmp_path / "kept"))
+    assert "use file:///DIR" in await told(adding_up(), new, url="ftp://x")
+    assert await told(by_user(), new) == (
+        "by-user: is not in the savepoint\ntotals: is in the savepoint, but not in the app: its state would be lost"
+    )
+    async with topics_in(new) as broker:
+        assert await broker.topics() == {}
+        await broker.create("events", 2)
+        assert "totals: 2 partitions here, 1 in the savepoint" in await told(adding_up(), new)
+
+
+async def test_an_app_has_begun_with_one_savepoint_only_and_every_task_with_that(tmp_path: Path) -> None:
+    place, new = await saved(tmp_path), tmp_path / "new"
+    new.mkdir()
+    async with topics_in(tmp_path) as old, topics_in(new, events=1) as broker:
+        await carry_over(old, broker, "events")
+        manifest = await manifest_in(tmp_path)
+        claim = await broker.claim(marker_of("adding"), "")
+        await broker.commit(marker_of("adding"), claim.epoch, 1, bytes.fromhex(manifest.id), {}, [])
+        with pytest.raises(ConfigError, match="this task has not done so yet: start the worker with --from"):
+            await refused(new_worker(adding_up(), new, binds=out_in(new)))
+        async with working(adding_up(), new, binds=out_in(new), from_savepoint=place):
+            await put(broker, "events", an_event(10))
+            await eventually(lambda: totals(new) == [13], "begun")
+    path = tmp_path / "saved" / "MANIFEST"
+    other = json.loads(path.read_text()) | {"id": "00" * 16}
+    path.write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="has begun with another savepoint on this broker"):
+        await refused(new_worker(adding_up(), new, state="other", binds=out_in(new), from_savepoint=place))
+
+
+async def test_internal_topics_must_be_new(tmp_path: Path) -> None:
+    async with topics_in(tmp_path, **TOPICS) as broker, two_workers("by shop", tmp_path):
+        await feed(broker, 0, 30)
+        await take(tmp_path)
+    new, options = tmp_path / "new", {"from_savepoint": str(tmp_path / "saved")}
+    new.mkdir()
+    async with topics_in(new, **{**TOPICS, "selling.sales.by-shop": PARTITIONS}) as other:
+        await other.put("selling.sales.by-shop", [(b"x", b"y", 0)])
+        with pytest.raises(ConfigError, match="internal topic 'selling.sales.by-shop' is not empty"):
+            await refused(new_worker(by_shop(), new, **options))
+        with pytest.raises(ConfigError, match="it cannot go on as 'other'"):
+            await refused(new_worker(by_shop("other"), new, state="other", **options))
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_savepoint_at_a_time(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    async with open_storage(str(tmp_path)) as storage:
+        requests = Requests(storage, "app", clock)
+        first = await requests.ask("/to", stop=False, within=1_000)
+        with pytest.raises(ConfigError, match="a savepoint to /to is under way; wait for it, or at most 61 s"):
+            await requests.ask("/other", stop=False, within=1_000)
+        clock.advance(61_001)
+        second = await requests.ask("/other", stop=False, within=1_000)
+        assert (await requests.end(first, "done")).state == "failed"  # it is nobody's any more
+        assert (await requests.end(second, "failed", "why")).why == "why"
+        assert (await requests.end(second, "done")).state == "failed"
+        await requests.ask("/third", stop=False, within=1_000)
