@@ -9,6 +9,7 @@ All of it may be broken off and done again at any point, by any worker: only the
 only a task's first commit that it has been.
 
 Internal topics were drained, so nothing of the old ones is needed: positions in them are dropped, and they must be new.
+The app's name is in theirs, so that under another name they are others, on the same broker too.
 """
 
 import os
@@ -72,14 +73,6 @@ class Beginning:
     def __init__(self, app: str, manifest: Manifest, storage: Storage, keys: KeyProvider | None) -> None:
         self.app, self.manifest, self.storage, self.keys = app, manifest, storage, keys
         self._seals = {seal.task.partition("/")[2]: seal for seal in manifest.seals}
-
-    def check_name(self, internal: Sequence[str]) -> None:
-        """Raise ConfigError if the savepoint cannot be that of an app of this name, with such `internal` topics."""
-        if internal and self.app != self.manifest.app:
-            raise ConfigError(
-                f"{self.storage.url}: is of app {self.manifest.app!r}, which sends on by another key: its internal "
-                f"topics have its name, so it cannot go on as {self.app!r}; use the name, on another broker if need be"
-            )
 
     async def check(self, ledger: Ledger, tasks: Sequence[str], internal: Sequence[str]) -> None:
         """See whether the app can begin with it on this broker, and tell the broker that it does.
@@ -186,15 +179,26 @@ class TaskBeginning:
 
     def _meta(self, meta: Mapping[str, Any], sinks: Mapping[str, Sink]) -> dict[str, Any]:
         """The state as it is to be: without what was of the old internal topics, or of files that are not here."""
-        internal = set(self.manifest.internal)
+        app = self.task.partition("/")[0]
+        renamed = {topic: f"{app}.{topic.removeprefix(f'{self.manifest.app}.')}" for topic in self.manifest.internal}
 
         def kept(by_split: Mapping[str, Any]) -> dict[str, Any]:
-            return {split: value for split, value in by_split.items() if split.rpartition("[")[0] not in internal}
+            return {split: value for split, value in by_split.items() if split.rpartition("[")[0] not in renamed}
 
+        def named(split: str) -> str:
+            topic, bracket, number = split.rpartition("[")
+            return f"{renamed.get(topic, topic)}{bracket}{number}"
+
+        groups = {}
+        for name, group in meta.get("groups", {}).items():
+            # What the senders have said still holds: they will not say it again.
+            splits = {named(split): row for split, row in group["splits"]["splits"].items()}
+            groups[name] = {**group, "splits": {**group["splits"], "splits": splits}}
         here = {name for name, sink in sinks.items() if isinstance(sink, FileSink) and Path(sink.path).exists()}
         return {
             **meta,
-            "app": self.task.partition("/")[0],
+            "app": app,
+            "groups": groups,
             "positions": kept(meta.get("positions", {})),
             "heard": kept(meta.get("heard", {})),
             # What it handed over was delivered before it sealed. A file that is here goes on as of then.

@@ -149,9 +149,7 @@ class Worker:
         storage = await stack.enter_async_context(open_storage(url))
         manifest = await need_manifest(storage)
         self.wiring.expected = manifest.groups
-        beginning = Beginning(self.app.name, manifest, storage, self.home.keys)
-        beginning.check_name([topic.name for topic in self.wiring.plan.internals])
-        return beginning
+        return Beginning(self.app.name, manifest, storage, self.home.keys)
 
     async def _begin(self) -> None:
         """Tasks and topics are known: see what the app begins with, and what savepoints will be of."""

@@ -6,7 +6,7 @@ import flowkit
 
 NAME = os.environ["CHECKPOINT_APP"]
 
-app = flowkit.App(NAME)
+app = flowkit.App(os.environ.get("CHECKPOINT_APP_AS", NAME))
 
 
 class Event(flowkit.Record):
