@@ -1,8 +1,11 @@
-"""Savepoints beside Kafka: an app ends with one and goes on from it under another name, whatever is killed meanwhile."""
+"""Savepoints beside Kafka: an app ends with one and goes on under another name, whatever is killed meanwhile."""
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
+
+import pytest
 
 from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
@@ -11,10 +14,14 @@ from tests.integration.processes import Process, crew_in
 from tests.kafka.test_checkpoints import APP, Outside
 
 
-def test_an_app_goes_on_from_a_savepoint_under_another_name(kafka_address: str, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("hop", [False, True])
+def test_an_app_goes_on_from_a_savepoint_under_another_name(
+    kafka_address: str, tmp_path: Path, name: str, hop: bool
+) -> None:
     """The running count of each key goes on without a gap and without a repetition, also with an empty disk."""
     url, kept, saved = f"kafka://{kafka_address}", tmp_path / "kept", tmp_path / "saved"
     env = {"CHECKPOINT_APP": name, "FLOWKIT_COMMIT_INTERVAL": "50", "FLOWKIT_LEASE_TTL": "6000"}
+    env |= {"CHECKPOINT_APP_HOP": "1"} if hop else {}
     with crew_in(tmp_path) as crew:
 
         def start(number: int, *words: str, state: str = "state", **more: str) -> Process:
@@ -40,6 +47,7 @@ def test_an_app_goes_on_from_a_savepoint_under_another_name(kafka_address: str, 
                     await outside.feed(100)
                 assert await asyncio.to_thread(asked.wait) == 0, asked.said() + first.said()
                 assert [await asyncio.to_thread(each.wait) for each in (first, second)] == [0, 0]
+                assert bool(json.loads((saved / "MANIFEST").read_bytes())["internal"]) == hop
                 await outside.feed(100)
                 killed = begin(2)
                 await asyncio.to_thread(killed.heard, "task begins with a savepoint")
