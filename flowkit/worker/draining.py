@@ -81,6 +81,9 @@ class Savepoints:
                 await self.look()
                 if self.request is not None:
                     await self._try("savepoint not ended; trying again", lambda: self._forward(owned()))
+                if self.request is not None and self._waited() > 2 * MARGIN:
+                    # Nor can it be given up, it seems. What commits from here is found out when it is verified.
+                    await self._end(None)
                 await asyncio.sleep(LOOK_SECONDS if self.request is None else QUICK_SECONDS)
         finally:
             await self._stack.aclose()
@@ -100,6 +103,8 @@ class Savepoints:
                 await self.fail(str(error))
         except FlowkitError as error:
             log.warning(failed, error=str(error))
+        except Exception:  # nobody waits for this job, and without it no savepoint would be heard of
+            log.exception(failed)
 
     async def _look(self) -> None:
         now = await self.requests.last()
@@ -138,7 +143,8 @@ class Savepoints:
                 self.stopped = True
                 self._stop()
         else:
-            log.warning("savepoint failed: going on", app=self.app, id=request.id, why=now.why if now else "")
+            why = now.why if now is not None and now.id == request.id else "nobody has ended it in time"
+            log.warning("savepoint failed: going on", app=self.app, id=request.id, why=why)
         await self._stack.aclose()
 
     async def fail(self, why: str) -> None:
@@ -153,12 +159,17 @@ class Savepoints:
         request = self.request
         assert request is not None
         missing = [task for task in self.tasks if task not in self.sealed]
-        if time.monotonic() - self._since > request.timeout / 1000 + MARGIN:
+        if self._waited() > MARGIN:
             left = f"{len(missing)} of {len(self.tasks)} tasks had not sealed" if missing else "not verified"
             await self.fail(f"not done within {request.timeout / 1000:g} s: {left} ({', '.join(missing[:5])})")
         # One is enough to ask the broker for all tasks; if it dies, another one has its first task.
         elif not missing and self.tasks[0] in owned:
             await self._verify(request)
+
+    def _waited(self) -> float:
+        """Seconds beyond the time of the one under way."""
+        assert self.request is not None
+        return time.monotonic() - self._since - self.request.timeout / 1000
 
     async def _verify(self, request: Request) -> None:
         seals = []
@@ -273,8 +284,9 @@ class TaskDrain:
                 log.warning("state not saved; trying again", task=self.task, to=request.to, error=str(error))
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, 10.0)
-            except FlowkitError as error:
-                await self.savepoints.fail(f"task {self.task}: {error}")
+            except Exception as error:
+                log.exception("state cannot be saved", task=self.task, to=request.to)
+                await self.savepoints.fail(f"task {self.task}: {str(error) or type(error).__name__}")
                 return
             else:
                 return

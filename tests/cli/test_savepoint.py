@@ -51,7 +51,7 @@ def test_one_is_taken_of_running_workers_which_end(tmp_path: Path) -> None:
         assert taken.wait() == 0, taken.said()
         manifest = json.loads(taken.out.read_text())
         assert manifest["groups"] == {"from-sales": 1, "by-shop": 1, "by-size": 1}
-        assert "rekey: 3 of 3 tasks saved" in taken.said()
+        assert f"rekey: savepoint {manifest['id']} of 3 tasks" in taken.said()
         again = crew.flowkit("again", *words)
         assert (again.wait(), "a savepoint of app 'rekey' is there already" in again.said()) == (2, True)
         last = crew.flowkit("last", *words[:-1], "other", "--stop")

@@ -391,6 +391,26 @@ async def test_the_app_goes_on_if_nobody_ends_a_savepoint(tmp_path: Path, monkey
         await eventually(lambda: totals(tmp_path) == [5], "it goes on")
 
 
+async def test_the_app_goes_on_if_the_storage_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "MARGIN", 0.1)
+
+    async def gone(*_: Any) -> Request | None:
+        raise StoreError("the storage is away")
+
+    async with (
+        topics_in(tmp_path, events=1) as broker,
+        working(adding_up(), tmp_path, binds=out_in(tmp_path), checkpoints=str(tmp_path / "kept")) as worker,
+    ):
+        assert worker.savepoints is None
+        await eventually(lambda: worker.savepoints, "it has begun")
+        monkeypatch.setattr(draining.Savepoints, "_verify", gone)
+        await ask(tmp_path, "adding", within=100)
+        await eventually(lambda: worker.savepoints and worker.savepoints.request, "it has heard")
+        monkeypatch.setattr(Requests, "_last", gone)
+        await put(broker, "events", an_event(5))
+        await eventually(lambda: totals(tmp_path) == [5], "it goes on")
+
+
 async def test_a_task_that_is_moved_before_it_has_sealed_is_sealed_by_who_takes_it(tmp_path: Path) -> None:
     """One worker is stopped while the other tasks wait for its own."""
     options: dict[str, Any] = {"checkpoints": str(tmp_path / "kept")}

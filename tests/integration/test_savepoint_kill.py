@@ -79,9 +79,9 @@ def test_whoever_is_killed_a_savepoint_is_right_or_none(crew: Crew, seed: int) -
         right(outside, other)
         elsewhere.kill()
         # Here, under another name, and killed as it begins.
-        for moment in ("worker started", "state comes from", "task begins with", "task opened"):
+        for event in ("worker started", "state comes from", "task begins with", "task opened"):
             begins = start(crew, "begins", "--from", "last", app="again")
-            begins.heard(moment)
+            begins.heard(event)
             begins.kill()
         again = start(crew, "begins", "--from", "last", app="again")
         all_sent(outside, every, outside)
