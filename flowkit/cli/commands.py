@@ -10,7 +10,21 @@ from typer.core import TyperGroup
 
 from flowkit.cli.outcome import BROKEN_PIPE, EXIT_CODES, WRONG, out
 
-NAMES = ("run", "worker", "health", "topics", "tables", "store", "checkpoint", "why", "explain", "check", "dlq", "new")
+NAMES = (
+    "run",
+    "worker",
+    "health",
+    "topics",
+    "tables",
+    "store",
+    "checkpoint",
+    "savepoint",
+    "why",
+    "explain",
+    "check",
+    "dlq",
+    "new",
+)
 """In the order in which --help shows them. Each is a module of this room with `add_to(app)`."""
 
 HELP = """Keyed, windowed, event-time stream processing with durable state and exactly-once results.

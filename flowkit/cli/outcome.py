@@ -24,6 +24,8 @@ from flowkit.sink import OutputClosed
 
 OK, FAILED, WRONG, UNUSABLE = 0, 1, 2, 3
 BROKEN_PIPE = 128 + signal.SIGPIPE
+MOVED = 4
+"""How a worker process tells its supervisor that all are to stop, after a savepoint."""
 
 EXIT_CODES = """\b
 Exit codes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from flowkit.cli.outcome import OK, WRONG
+from flowkit.cli.outcome import MOVED, OK, WRONG
 from flowkit.errors import ConfigError
 from flowkit.stopping import PARENT, Stop
 from flowkit.store import claim_directory, open_directory
@@ -98,6 +98,9 @@ def _watch(children: list[Child], stop: Stop, parent: int, state: Path) -> int:
             if child.process is None and now >= child.due:
                 child.start(parent)
             code = child.look()
+            if code == MOVED:
+                log.info("a worker has stopped after a savepoint, as was asked for: all stop", process=child.number)
+                return OK
             if code == WRONG:
                 log.error("a worker says that it is configured wrongly: all stop", process=child.number)
                 return WRONG

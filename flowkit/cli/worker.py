@@ -1,5 +1,6 @@
 """`flowkit worker`: takes its share of an app's live tasks until it is told to stop."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -11,8 +12,9 @@ from flowkit.cli.arguments import Broker, Http, LogLevel, Module, State, pairs
 from flowkit.cli.load import load_app
 from flowkit.cli.logging import set_up_logs
 from flowkit.cli.loop import run_loop
-from flowkit.cli.outcome import OK
+from flowkit.cli.outcome import MOVED, OK
 from flowkit.options import WorkerOptions
+from flowkit.stopping import PARENT
 
 if TYPE_CHECKING:
     from flowkit.worker import Worker
@@ -28,6 +30,11 @@ With --checkpoints the state of each task goes there every minute, what is new o
 machine can go on from it, with the frames that the broker keeps (kafka://) from after it. For s3://BUCKET/PREFIX
 credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there.
 
+With --from it begins with a savepoint (`flowkit savepoint`): an app that has done nothing on this broker yet takes its
+state and positions from there. The flag may stay: what has begun goes on, whatever broke off. All workers need it until
+every task has begun. An app that has commits of its own, or another number of partitions, is refused. An output file
+that is there goes on as of the savepoint, and what stands behind is cut off; one that is not begins empty.
+
 With --http it serves /healthz, /readyz, /metrics (Prometheus), /flow, /tables and /why as JSON. PORT alone is on
 127.0.0.1; any other address needs a token in FLOWKIT_HTTP_TOKEN (Authorization: Bearer …), but for the first two. With
 the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT (or FLOWKIT_OTEL=1) set it sends traces.
@@ -42,7 +49,8 @@ Example:
 
 CODES = """\b
 Exit codes:
-  0  stopped by SIGTERM or Ctrl-C, everything committed
+  0  stopped by SIGTERM, Ctrl-C or `flowkit savepoint --stop`,
+     everything committed
   1  the app failed
   2  wrong usage or configuration
   3  state, output or broker cannot be used (in use, full, damaged);
@@ -91,6 +99,16 @@ def worker(
             "--checkpoint-interval", metavar="MS", envvar="FLOWKIT_CHECKPOINT_INTERVAL", help="So often [60000]."
         ),
     ] = None,
+    from_savepoint: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SAVEPOINT",
+            envvar="FLOWKIT_FROM_SAVEPOINT",
+            show_default=False,
+            help="Begin with the savepoint in this place; once begun, go on.",
+        ),
+    ] = None,
     processes: Annotated[
         int,
         typer.Option(
@@ -118,6 +136,7 @@ def worker(
         commit_interval=commit_interval,
         checkpoints=checkpoints,
         checkpoint_interval=checkpoint_interval,
+        from_savepoint=from_savepoint,
     )
     beside = beside_worker(http) if http else None
     app = load_app(module)
@@ -127,8 +146,9 @@ def worker(
         return supervise(app.name, Path(state), processes, options.grace / 1000, http)
     from flowkit.worker import serve
 
-    run_loop(serve(app, broker, binds, state=state, options=options, beside=beside))
-    return OK
+    supervised = PARENT in os.environ
+    moved = run_loop(serve(app, broker, binds, state=state, options=options, beside=beside))
+    return MOVED if moved and supervised else OK
 
 
 def beside_worker(http: str) -> "Callable[[Worker], AbstractAsyncContextManager[object]]":

@@ -13,6 +13,7 @@ from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
 from flowkit.source.placement import Known, Placing
 from flowkit.source.seam import (
+    AtOffset,
     Batch,
     Broker,
     Claim,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic
 
 __all__ = [
+    "AtOffset",
     "Batch",
     "BoundedTopic",
     "Broker",

@@ -178,6 +178,8 @@ class KafkaBroker:
         """
         self._check_ours(task)
         await self._let_go(task)
+        if self._group is None:  # else `join` has made them all
+            await self._make_changelog(task)
         producer = TaskProducer(self.address, task, state, self.guarantee)
         try:
             last = await producer.start(self.writes)
@@ -187,6 +189,11 @@ class KafkaBroker:
             raise
         self._owned[task] = producer
         return Claimed(producer.epoch, *producer.last, "" if last is None else last.state)
+
+    async def _make_changelog(self, task: str) -> None:
+        topic, partition = changelog_of(task)
+        if not await self._topics.partitions(topic):
+            await self._topics.create(topic, partition + 1, KEPT)
 
     def _check_ours(self, task: str) -> None:
         if self._group is not None and not self._group.is_ours(task):
@@ -207,6 +214,8 @@ class KafkaBroker:
         owned = self._owned.get(task)
         if owned is not None and not owned.commits:
             return owned.last  # nobody can have committed between our claim and our first commit
+        if not await self._topics.partitions(changelog_of(task)[0]):
+            return 0, None
         while True:
             async with open_changelog(self.address, task) as log:
                 _, last = await log.last()

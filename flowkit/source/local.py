@@ -148,7 +148,9 @@ class LogReader:
     at_end = False  # someone may always append
 
     def __init__(self, source: LogSource, split: int, offset: int) -> None:
-        self._source, self._split, self._offset = source, split, offset
+        self._source, self._split = source, split
+        self.offset = offset
+        """Of the next record that it gives."""
         self._broker, self._topic = source.broker, source.topic
         self._ahead: Records | None = None
 
@@ -156,17 +158,17 @@ class LogReader:
         """The next records, at most `max_records`; None if there are none for now."""
         batch, self._ahead = self._ahead, None
         if batch is None:
-            batch = await self._broker.read(self._topic, self._split, self._offset, max(max_records, READ_AHEAD))
+            batch = await self._broker.read(self._topic, self._split, self.offset, max(max_records, READ_AHEAD))
             if not len(batch):
                 return None
-            if batch.first != self._offset:  # retention was faster than this reader
+            if batch.first != self.offset:  # retention was faster than this reader
                 start, end = await self._broker.bounds(self._topic, self._split)
-                self._offset = self._source.instead(self._split, self._offset, start, end)
+                self.offset = self._source.instead(self._split, self.offset, start, end)
                 return None  # the next call begins there
         if len(batch) > max_records:
             self._ahead = batch.part(max_records, len(batch))
             batch = batch.part(0, max_records)
-        self._offset += len(batch)
+        self.offset += len(batch)
         return batch
 
     async def close(self) -> None:

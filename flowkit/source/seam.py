@@ -46,6 +46,14 @@ class Reader(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class AtOffset(Protocol):
+    """A reader of a broker's topic, which knows where it is."""
+
+    offset: int
+    """Of the next record that it gives."""
+
+
 class Source(Protocol):
     """One bound topic."""
 

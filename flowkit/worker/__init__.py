@@ -10,6 +10,7 @@ from flowkit.worker.looking import NO_KEY, Entry, entries, read_table, read_task
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Meter
 from flowkit.worker.resources import resources
 from flowkit.worker.run import Progress, Summary, run
+from flowkit.worker.savepoint import Manifest, Parts, Request, Requests, check_place, read_manifest
 from flowkit.worker.tally import counts_of
 from flowkit.worker.task import Task
 from flowkit.worker.tracing import Tracing
@@ -32,10 +33,14 @@ __all__ = [
     "Health",
     "Idle",
     "LiveTask",
+    "Manifest",
     "Meter",
+    "Parts",
     "Piece",
     "Progress",
     "Records",
+    "Request",
+    "Requests",
     "RunView",
     "SplitFacts",
     "Summary",
@@ -49,12 +54,14 @@ __all__ = [
     "Worker",
     "WorkerView",
     "behind",
+    "check_place",
     "counts_of",
     "entries",
     "exposition",
     "key_of",
     "random_ids",
     "read_health",
+    "read_manifest",
     "read_table",
     "read_tasks",
     "resources",

@@ -16,11 +16,13 @@ from flowkit.clock import Clock
 from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
-from flowkit.source import Broker, Reader, partition_of
+from flowkit.source import AtOffset, Broker, Reader, partition_of
 from flowkit.store import LsmStore, Store
 from flowkit.window import MarkedSplit, Split
+from flowkit.worker.beginning import TaskBeginning
 from flowkit.worker.build import make_engine, make_inlet, make_outlets
 from flowkit.worker.checkpointing import TaskCheckpoints
+from flowkit.worker.draining import TaskDrain
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Idle, Marks, Piece, Records, Tick
 from flowkit.worker.inlet import Decoded
@@ -60,6 +62,8 @@ class LiveTask:
         hook: Hook = _no_hook,
         meter: Meter | None = None,
         checkpoints: TaskCheckpoints | None = None,
+        drain: TaskDrain | None = None,
+        begin: TaskBeginning | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
@@ -69,7 +73,9 @@ class LiveTask:
         self.clock, self.options, self.new_id, self.hook = clock, options, new_id, hook
         self.counters = Counters()
         self.meter = meter or Meter()
-        self.checkpoints = checkpoints
+        self.checkpoints, self.drain = checkpoints, drain
+        self.holding = False
+        """True while a savepoint is taken: only internal topics are read, and the clock stands still."""
         self.readers: list[tuple[str, Split, Reader]] = []
         self.looked = 0
         """When (ms by the clock) the readers were last asked."""
@@ -84,7 +90,7 @@ class LiveTask:
         self.progress = time.monotonic()
         self._beats = 0
         self._awake = self.progress
-        self._store = store
+        self._store, self._begin = store, begin
         self._stack = AsyncExitStack()
         self._marked = MIN_TIME
 
@@ -100,6 +106,8 @@ class LiveTask:
         self.meter.opened += 1
         store = await whole(self._stack.enter_async_context(self._store))
         self._stack.callback(self._closes, store)
+        if self._begin is not None:
+            await whole(self._begin.commit(store, self.broker, self.epoch, self.new_id(), self.sinks))
         outlets = make_outlets(self.app, [self.group], self.sinks)
         self.engine = make_engine(
             self.app,
@@ -148,6 +156,9 @@ class LiveTask:
         if self.checkpoints is not None and isinstance(store, LsmStore):
             self.checkpoints.start(store)
             self._stack.push_async_callback(self.checkpoints.stop)
+        if self.drain is not None:
+            await self.drain.opened(self.task)
+            self._stack.push_async_callback(self.drain.close)
         self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
 
@@ -169,13 +180,41 @@ class LiveTask:
         """Stop the agents and let go of everything; what was not committed comes again."""
         await self._stack.aclose()
 
+    async def rests(self) -> bool:
+        """See to a savepoint, if one is taken; True while there is nothing to do but wait for the others."""
+        if self.drain is None:
+            return False
+        held, self.holding = self.holding, self.drain.holding
+        if held and not self.holding:
+            self.quiet_since.clear()  # nobody has looked
+        if self.holding:
+            await self.drain.attend(self, [(topic, split.number) for topic, split, _ in self._marked_readers()])
+        if self.drain.resting:
+            self.progress = time.monotonic()
+        return self.drain.resting
+
+    def _marked_readers(self) -> list[tuple[str, Split, Reader]]:
+        return [each for each in self.readers if isinstance(each[1], MarkedSplit)]
+
+    def caught_up(self, ends: Mapping[tuple[str, int], int]) -> bool:
+        """True if everything that was taken in is done, and the partitions in `ends` are read so far."""
+        if self.engine.unfinished or self.feed.at < len(self.feed.journal):
+            return False
+        at = {(topic, split.number): _offset(reader) for topic, split, reader in self.readers}
+        return all(at[part] >= end for part, end in ends.items())
+
+    def save_starts(self) -> None:
+        """Where nothing has come yet, the position is where the reader began: that would be elsewhere tomorrow."""
+        for _, split, reader in self.readers:
+            self.feed.positions.setdefault(split.name, _offset(reader))
+
     async def fetch(self, limit: int) -> bool:
         """Take in what the readers have, if everything taken before is done; True if there is anything to do."""
         found = False
         if self.engine.unfinished or self.feed.at < len(self.feed.journal):
             return True
         self.looked = self.clock.now_ms()
-        for topic, split, reader in self.readers:
+        for topic, split, reader in self._marked_readers() if self.holding else self.readers:
             self.meter.enter(IDLE)
             batch = await reader.fetch(limit)
             self.meter.enter(BUSY)
@@ -228,6 +267,8 @@ class LiveTask:
         """
         now, engine = self.looked, self.engine
         engine.calls.watch.expire()
+        if self.holding:
+            return
         idle_after = {topic.name: topic.idle_after for topic in self.group.inputs}
         for topic, split, _ in self.readers:
             after, since = idle_after[topic], self.quiet_since.get(split.name)
@@ -294,8 +335,15 @@ class LiveTask:
         self.progress = self._awake = time.monotonic()
 
     async def finish(self, seconds: float) -> None:
-        """A clean stop: for at most `seconds` do what was taken in, then commit. What is left comes again."""
-        until = time.monotonic() + seconds
+        """A clean stop: for at most `seconds` do what was taken in, then commit. What is left comes again.
+
+        What is part of a savepoint is left as it is.
+        """
+        if self.holding and self.drain is not None and self.drain.resting and self.drain.holding:
+            await self.task.settled()
+            return
+        stopped = self.drain is not None and self.drain.savepoints.stopped
+        until = time.monotonic() + (0 if stopped else seconds)
         while True:
             while time.monotonic() < until:
                 if await self.step():
@@ -310,6 +358,12 @@ class LiveTask:
         await self.task.settled()
         if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
             await self.checkpoints.finish(self.task.store, seconds)
+
+
+def _offset(reader: Reader) -> int:
+    """Where a reader of a broker's topic is."""
+    assert isinstance(reader, AtOffset)
+    return reader.offset
 
 
 def _cut(engine: Engine, topic: str, split: Split, decoded: Decoded) -> Iterator[Piece]:

@@ -174,6 +174,9 @@ class Ownership:
             swept = False
             seen: int | None = None
             while not self._leaving.is_set():
+                if await live.rests():
+                    seen = await self._ledger.wait(LOOK_MS, seen)
+                    continue
                 found = await live.fetch(self.options.batch_size)
                 while not self._leaving.is_set() and await live.step():  # noqa: ASYNC110
                     await asyncio.sleep(0)  # give way: other tasks, heartbeats, signals

@@ -4,6 +4,7 @@
     a checkpoint of that commit         fetched
     the newest of both that is part     and the frames that follow it, where the broker keeps them
     of the history
+    the savepoint that the task began with, and all of its frames
 
 What is damaged, or of another history, is told and passed over for the next. Whatever way is taken, the end is that
 commit exactly, or an error: computing on from an older state would be wrong in silence.
@@ -24,6 +25,7 @@ import structlog
 from flowkit.errors import FlowkitError, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.source import Claim
 from flowkit.store import Checkpoint, Frame, KeyProvider, LsmStore, OnProgress, Step, read_store
+from flowkit.worker.beginning import TaskBeginning
 from flowkit.worker.checkpointing import TaskCheckpoints
 
 log = structlog.get_logger("flowkit.state")
@@ -72,13 +74,14 @@ class Restoring:
         keys: KeyProvider | None = None,
         progress: OnProgress | None = None,
         wanted: Callable[[], bool] = lambda: True,
+        begin: TaskBeginning | None = None,
     ) -> None:
         self.store, self.task, self.place, self.claim, self.origins = store, task, place, claim, origins
         self.frames, self.checkpoints, self.keys = frames, checkpoints, keys
         self.seen: list[Path] = []
         self.problems: list[FlowkitError] = []
         """Why what was looked at could not be taken."""
-        self._progress, self._wanted = progress, wanted
+        self._progress, self._wanted, self._savepoint = progress, wanted, begin
         self._told = 0.0
         self._kept: list[Checkpoint] = []
 
@@ -162,6 +165,8 @@ class Restoring:
                 if self.store.number or isinstance(error, BrokenOff):
                     raise
                 self._pass_over(beginning.where, error)
+        if not self.store.number and await self._from_savepoint(frames):
+            began = "a savepoint"
         try:
             await self._follow(began)
         except StoreCorrupt as error:
@@ -169,6 +174,19 @@ class Restoring:
                 raise
             self.problems.append(error)
             raise self._nowhere() from error
+
+    async def _from_savepoint(self, frames: Frames) -> bool:
+        """Take what the task began with, if its first frame is still there."""
+        if (begin := self._savepoint) is None:
+            return False
+        with contextlib.suppress(StoreCorrupt):  # the frames do not reach back so far
+            async with aclosing(frames(begin.seal.commit)) as following:
+                async for frame in following:
+                    if frame.parent == begin.commit_id:
+                        await begin.bring(self.store, self.place, self._fetched)
+                        return True
+                    break
+        return False
 
     async def _beginnings(self) -> list[Beginning]:
         known = [Beginning(kept.commit, None, kept) for kept in self._kept]

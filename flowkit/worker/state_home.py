@@ -18,6 +18,7 @@ from urllib.parse import quote
 from flowkit.errors import ConfigError, StoreError, StoreLocked
 from flowkit.source import Claim
 from flowkit.store import Host, KeyProvider, LsmStore, OnProgress, Store, claim_directory, open_store, sync_directory
+from flowkit.worker.beginning import TaskBeginning
 from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.restoring import Frames, Restoring
 
@@ -84,12 +85,13 @@ class StateHome:
         checkpoints: TaskCheckpoints | None = None,
         progress: OnProgress | None = None,
         wanted: Callable[[], bool] = lambda: True,
+        begin: TaskBeginning | None = None,
     ) -> AsyncIterator[Store]:
         """The store of a claimed task, as the last commit that counts left it: see `Restoring`.
 
         `frames` gives those that count after a number, where the broker keeps them: then the state may be behind, or
         nowhere. `progress` is told how much of a checkpoint is here. Once the task is no longer `wanted`, BrokenOff is
-        raised before long.
+        raised before long. A task that has no commit yet has the state that it is to `begin` with, if any.
 
         Raises StoreCorrupt if that state is nowhere to be found: computing on from an older one would be wrong in
         silence. StoreError if the disk is full, or fails.
@@ -102,6 +104,9 @@ class StateHome:
                 if isinstance(error.__cause__, OSError):
                     raise _trouble(place, error.__cause__) from error
                 raise
+            if begin is not None and not claim.number:
+                assert isinstance(store, LsmStore)
+                await begin.bring(store, place, progress)
             if claim.number and not _has(store, claim.commit_id):
                 assert isinstance(store, LsmStore)
                 restoring = Restoring(
@@ -115,6 +120,7 @@ class StateHome:
                     keys=self.keys,
                     progress=progress,
                     wanted=wanted,
+                    begin=begin,
                 )
                 await restoring.run()
                 self._left[place] = restoring.seen

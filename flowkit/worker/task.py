@@ -317,15 +317,17 @@ class Task:
 
     # Commit
 
-    async def commit(self, *, final: bool = False) -> bool:
+    async def commit(self, *, final: bool = False, always: bool = False) -> bool:
         """Cut a frame and start to commit it; processing may go on. Waits for the commit before it.
+
+        If nothing has been done since, there is none, unless it is `final` (nothing will follow) or made `always`.
 
         False if there is something that cannot be saved: the task has gone back to the last commit, to find out,
         carefully, which event made it. Raises what the commit before failed with: Fenced, OutcomeUnknown,
         StorePoisoned, or a sink's error.
         """
         await self.settled()
-        if not self._dirty and not final:
+        if not (self._dirty or final or always):
             return True
         changes: list[SpaceChange] = []
         drops: list[tuple[str, int | None]] = []

@@ -46,6 +46,8 @@ class Wiring:
         """The partition counts of the topics that the tasks write."""
         self.senders: dict[str, list[str]] = {}
         """By internal topic: the tasks that send into it, as they call themselves."""
+        self.expected: Mapping[str, int] | None = None
+        """How many partitions each group must have, if the app begins with a savepoint."""
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong whatever the broker holds."""
@@ -105,7 +107,7 @@ class Wiring:
                 for topic in group.broadcast_topics
                 if isinstance(topic, Internal) and topic.name not in wanted
             }
-        problems += self._writer_problems(counts)
+        problems += self._writer_problems(counts) + self._shape_problems(counts)
         if problems:
             raise ConfigError(*problems)
         internal = {topic.name for topic in self.plan.internals}
@@ -129,7 +131,8 @@ class Wiring:
         if counts[group.name]:
             return counts[group.name]
         sent = [self._count_sent(topic, counts) for topic in group.topics if isinstance(topic, Internal)]
-        return max(sent, default=self.default if group.topics else 1)
+        default = self.default if group.topics else 1
+        return max(sent, default=default if self.expected is None else self.expected.get(group.name, default))
 
     def _count_sent(self, topic: Internal, counts: Mapping[str, int]) -> int:
         """As many partitions as the largest of the groups has that send into an internal topic."""
@@ -140,6 +143,23 @@ class Wiring:
         read = {topic.name for group in self.plan.groups for topic in group.inputs}
         written = {name for name, outlet in self._written().items() if isinstance(outlet, Topic)}
         return read | (written - self.binds.keys()) | {self.app.dead_letters.name}
+
+    def _shape_problems(self, counts: dict[str, int]) -> list[str]:
+        """Where the app is not of the shape that a savepoint has."""
+        if self.expected is None:
+            return []
+        problems = [
+            f"{name}: {counts[name]} partitions here, {self.expected[name]} in the savepoint: make its topics with as "
+            "many (a savepoint cannot be shared out among another number yet)"
+            for name in counts
+            if counts[name] != self.expected.get(name, counts[name])
+        ]
+        problems += [f"{name}: is not in the savepoint" for name in counts if name not in self.expected]
+        return problems + [
+            f"{name}: is in the savepoint, but not in the app: its state would be lost"
+            for name in self.expected
+            if name not in counts
+        ]
 
     def _writer_problems(self, counts: dict[str, int]) -> list[str]:
         """Files that more than one task would write."""

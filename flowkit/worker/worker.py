@@ -28,14 +28,17 @@ from flowkit.store import (
     open_host,
     open_storage,
 )
+from flowkit.worker.beginning import Beginning, begun_with
 from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.checkpointing import TaskCheckpoints
+from flowkit.worker.draining import Savepoints, TaskDrain, senders_of
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.resources import resources
 from flowkit.worker.restoring import Frames
+from flowkit.worker.savepoint import need_manifest
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.tracing import Tracing, tracing_from_environment
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
@@ -77,6 +80,11 @@ class Worker:
         self.tracing: Tracing | None = None
         self.storage: Storage | None = None
         """Where checkpoints go."""
+        self.savepoints: Savepoints | None = None
+        """What it hears of savepoints, where there are checkpoints."""
+        self.beginning: Beginning | None = None
+        """The savepoint that tasks without commits begin with."""
+        self._begun: str | None = None
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
         self._look_at_resources: Callable[[], None] = _nothing
@@ -94,6 +102,8 @@ class Worker:
         self.wiring.check()
         if self.options.checkpoints:
             check_storage_url(self.options.checkpoints)
+        if self.options.from_savepoint:
+            check_storage_url(self.options.from_savepoint)
         async with AsyncExitStack() as stack:
             open_directory(self.state, self.app.name)
             stack.enter_context(claim_directory(self.state))
@@ -109,18 +119,24 @@ class Worker:
                 await self._check_storage(self.storage)
             self.broker = open_broker(self.broker_url, self.clock, self.app.guarantee)
             await stack.enter_async_context(self.broker)
+            if options.from_savepoint:
+                self.beginning = await self._read_savepoint(stack, options.from_savepoint)
             await self.wiring.connect(self.broker)
             if isinstance(self.broker, EndsForOthers):
                 self.broker.writes = self.wiring.topics
+            await self._begin()
             self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
             stack.enter_context(LoopWatch(self.options.stall_after).running())
             await self._join()
-            watch = asyncio.create_task(self._watch(), name="watchdog")
+            watches = [asyncio.create_task(self._watch(), name="watchdog")]
+            if self.savepoints is not None:
+                await self.savepoints.look()
+                watches.append(asyncio.create_task(self.savepoints.watch(lambda: self.owned), name="savepoints"))
             try:
                 await self._take_part()
             finally:
                 await self._end()
-                watch.cancel()
+                await _cancelled(watches)
                 (self.state / NAME).unlink(missing_ok=True)
         if self._fatal is not None:
             raise self._fatal
@@ -130,6 +146,33 @@ class Worker:
             await storage.check()
         except StoreError as error:  # it may come back before the first checkpoint is due
             log.warning("checkpoints cannot be published for now; trying again", error=str(error))
+
+    async def _read_savepoint(self, stack: AsyncExitStack, url: str) -> Beginning:
+        storage = await stack.enter_async_context(open_storage(url))
+        manifest = await need_manifest(storage)
+        self.wiring.expected = manifest.groups
+        return Beginning(self.app.name, manifest, storage, self.home.keys)
+
+    async def _begin(self) -> None:
+        """Tasks and topics are known: see what the app begins with, and what savepoints will be of."""
+        tasks = list(self.wiring.slices)
+        internal = [topic.name for topic in self.wiring.plan.internals]
+        if self.beginning is not None:
+            await self.beginning.check(self.broker, tasks, internal)
+        else:
+            self._begun = await begun_with(self.broker, self.app.name)
+        if self.storage is not None:
+            self.savepoints = Savepoints(
+                self.app.name,
+                self.storage,
+                tasks=tasks,
+                groups={part.group.name: part.count for part in self.wiring.slices.values()},
+                internal=internal,
+                ledger=self.broker,
+                keys=self.home.keys,
+                clock=self.clock,
+                stop=self.stop,
+            )
 
     async def _join(self) -> None:
         before = self.home.predecessor()
@@ -197,6 +240,12 @@ class Worker:
 
     def _make(self, name: str, place: Path, claim: Claim) -> LiveTask:
         part, checkpoints = self.wiring.slices[name], self._checkpoints_of(name, claim)
+        begin = None if self.beginning is None else self.beginning.of(name)
+        if begin is None and self._begun is not None and not claim.number:
+            raise ConfigError(
+                f"task {name}: the app begins with savepoint {self._begun}, and this task has not done so yet: start "
+                "the worker with --from and the place of that savepoint"
+            )
         return LiveTask(
             self.app,
             part.group,
@@ -207,7 +256,13 @@ class Worker:
             senders=self.wiring.senders,
             sinks=self.wiring.sinks(part),
             store=self.home.open(
-                name, place, claim, self._frames_of(name), checkpoints, wanted=lambda: self._wanted(name)
+                name,
+                place,
+                claim,
+                self._frames_of(name),
+                checkpoints,
+                wanted=lambda: self._wanted(name),
+                begin=begin,
             ),
             epoch=claim.epoch,
             clock=self.clock,
@@ -215,7 +270,15 @@ class Worker:
             new_id=random_ids(),
             meter=self.meter_of(name),
             checkpoints=checkpoints,
+            drain=self._drain_of(name),
+            begin=None if claim.number else begin,
         )
+
+    def _drain_of(self, name: str) -> TaskDrain | None:
+        if self.savepoints is None:
+            return None
+        senders = senders_of(self.app.name, self.wiring.slices[name].group.inputs, self.wiring.senders)
+        return TaskDrain(name, self.savepoints, senders)
 
     def _wanted(self, name: str) -> bool:
         return name in self.owned and self.owned[name].wanted
@@ -339,6 +402,12 @@ def _nothing() -> None:
     return None
 
 
+async def _cancelled(jobs: "list[asyncio.Task[None]]") -> None:
+    for job in jobs:
+        job.cancel()
+    await asyncio.wait(jobs)
+
+
 async def serve(
     app: App,
     broker_url: str,
@@ -347,8 +416,10 @@ async def serve(
     state: str | Path,
     options: WorkerOptions | None = None,
     beside: "Callable[[Worker], AbstractAsyncContextManager[object]] | None" = None,
-) -> None:
+) -> bool:
     """Run a worker until SIGTERM or SIGINT, then stop cleanly; a second signal ends the process at once.
+
+    True if it has stopped because of a savepoint by which all workers were to stop.
 
     So does the end of the grace if it is still not at rest: an agent may compute for ever.
 
@@ -364,3 +435,4 @@ async def serve(
             await worker.run()
     finally:
         stop.over()
+    return worker.savepoints is not None and worker.savepoints.stopped

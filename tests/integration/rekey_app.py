@@ -1,11 +1,12 @@
 """An app for workers that are killed: sales keyed by user, windows by shop, and windows of those by their size."""
 
+import os
 from typing import Any
 
 import flowkit
 from flowkit import Closed, Count, Sum, Tumbling
 
-app = flowkit.App("rekey")
+app = flowkit.App(os.environ.get("REKEY_APP_AS", "rekey"))
 
 
 class Sale(flowkit.Record):
