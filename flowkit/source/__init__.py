@@ -4,7 +4,7 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 *reader* at a time, from a *position* that only the source understands and that lives in the task's commit.
 """
 
-from typing import TYPE_CHECKING
+import typing
 
 from flowkit.source.brokers import bounded_topic, open_broker
 from flowkit.source.file import FileReader, FileSource
@@ -26,7 +26,7 @@ from flowkit.source.seam import (
     Source,
 )
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic
 
 __all__ = [
@@ -52,3 +52,12 @@ __all__ = [
     "open_broker",
     "partition_of",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """What needs aiokafka is loaded when it is first asked for."""
+    if name != "BoundedTopic":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from flowkit.source.kafka_bounded import BoundedTopic
+
+    return BoundedTopic
