@@ -31,6 +31,8 @@ class DiskFile:
         self._sync = sync
         self._fd = -1
         self._poisoned: OSError | None = None
+        self._length = 0
+        """How long the file is as far as we know: it is longer if a successor has written to it."""
 
     def open(self, known: tuple[int, int] | None) -> None:
         """Empty or make the file (`known` None), or go on: (bytes that must be there, bytes that may be there)."""
@@ -47,6 +49,7 @@ class DiskFile:
             keep = 0 if known is None else known[1]
             if length > keep:
                 os.ftruncate(self._fd, keep)
+            self._length = min(length, keep)
             if self._sync:
                 self._sync_directory()
         except FileNotFoundError:
@@ -60,19 +63,23 @@ class DiskFile:
             raise
 
     def write(self, offset: int, data: bytes) -> None:
-        """Make the file end with `data` at `offset`."""
+        """Make the file end with `data` at `offset`; not if a successor has gone on from there, who had that too."""
         if self._poisoned is not None:
             raise self._poison() from self._poisoned
         try:
             length = os.fstat(self._fd).st_size
             if length < offset:
                 raise self._cut_off(length, offset)
+            if length > self._length:
+                return
             left, at = memoryview(data), offset
             while left:
                 written = os.pwrite(self._fd, left, at)
                 left, at = left[written:], at + written
+                self._length = max(self._length, at)
             if length > at:
                 os.ftruncate(self._fd, at)
+            self._length = at
         except OSError as error:
             raise self._failed(error) from error
         if self._sync:

@@ -420,3 +420,19 @@ async def test_closed_standard_output_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(ConfigError, match="name a file instead"):
         await FileSink("-").open(None)
+
+
+async def test_one_who_wakes_late_cuts_off_nothing_that_his_successor_has_written(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    late, successor = FileSink(str(path)), FileSink(str(path))
+    await late.open(None)
+    handoff = late.stage(outs(b"1"), False)
+    state = late.state()
+    # Stopped between its commit and its delivery; whoever takes over delivers that first, and goes on.
+    await successor.open(state)
+    await successor.deliver(handoff)
+    await successor.deliver(successor.stage(outs(b"2"), False))
+    await late.deliver(handoff)
+    assert path.read_bytes() == b"1\n2\n"
+    await late.close()
+    await successor.close()
