@@ -27,12 +27,11 @@ from flowkit.source.seam import (
 )
 
 if typing.TYPE_CHECKING:
-    from flowkit.source.kafka_bounded import BoundedTopic
+    from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
 
 __all__ = [
     "AtOffset",
     "Batch",
-    "BoundedTopic",
     "Broker",
     "Claim",
     "EndsForOthers",
@@ -52,12 +51,3 @@ __all__ = [
     "open_broker",
     "partition_of",
 ]
-
-
-def __getattr__(name: str) -> typing.Any:
-    """What needs aiokafka is loaded when it is first asked for."""
-    if name != "BoundedTopic":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flowkit.source.kafka_bounded import BoundedTopic
-
-    return BoundedTopic
