@@ -1,12 +1,16 @@
 """A live task by itself: what it has promised to the broker is never more than it has done."""
 
+from pathlib import Path
+
 from flowkit import App, Record
 from flowkit.clock import VirtualClock
 from flowkit.options import WorkerOptions
 from flowkit.source import MemoryBroker
-from flowkit.store import open_store
+from flowkit.store import open_storage, open_store
 from flowkit.worker import LiveTask, random_ids
+from flowkit.worker.draining import Savepoints, TaskDrain
 from flowkit.worker.feed import Idle
+from flowkit.worker.savepoint import Requests
 from flowkit.worker.task import Task
 
 
@@ -101,4 +105,54 @@ async def test_a_split_that_was_not_looked_at_is_not_silent() -> None:
         await live.fetch(10)
         live.look_at_clock()
         assert [piece.split.name for piece in live.feed.journal if isinstance(piece, Idle)] == ["a[0]"]
+        await live.close()
+
+
+async def test_a_task_rests_for_a_savepoint_once_it_has_done_all_that_was_sent_to_it(tmp_path: Path) -> None:
+    app = App("app")
+    sent = app.topic("sent", Event)
+
+    @app.each(sent)
+    def agent(event: Event) -> None: ...
+
+    clock = VirtualClock()
+    async with MemoryBroker(clock) as broker, open_storage(str(tmp_path / "kept")) as kept:
+        for topic in ("sent", "dead-letters"):
+            await broker.create(topic, 1)
+        live = await open_task(app, broker, clock)
+        groups = {live.group.name: 1}
+        savepoints = Savepoints(
+            "app",
+            kept,
+            tasks=[live.name, "app/sender/0"],
+            groups=groups,
+            internal=[],
+            ledger=broker,
+            keys=None,
+            clock=clock,
+            stop=lambda: None,
+        )
+        await Requests(kept, "app", clock).ask(str(tmp_path / "to"), stop=False, within=60_000)
+        await savepoints.look()
+        drain = TaskDrain(live.name, savepoints, ["app/sender/0"])
+        assert drain.holding
+
+        async def rests() -> bool:
+            await drain.attend(live, [("sent", 0)])
+            return drain.resting
+
+        assert not await rests()
+        await broker.put("sent", [(None, b'{"n": 1}', 0), (None, b'{"n": 2}', 0)])
+        savepoints.sealed.add("app/sender/0")
+        assert not await rests()
+        await live.fetch(1)
+        await handle_next(live.task)
+        assert not await rests()
+        await live.fetch(1)
+        assert not await rests()  # read, but not done
+        await handle_next(live.task)
+        assert await rests()
+        assert (await broker.last_commit(live.name))[0] == 1
+        assert await broker.positions(live.name) == {"sent[0]": 2}
+        await drain.close()
         await live.close()
