@@ -106,15 +106,16 @@ async def _take(app: str, checkpoints: str, to: str, stop: bool, seconds: int) -
         if before is not None:
             raise ConfigError(f"--to {to}: a savepoint of app {before.app!r} is there already: name another place")
         requests = Requests(asked, app, SystemClock())
-        request = await requests.ask(to, stop=stop, within=seconds * 1000)
+        asking = asyncio.create_task(requests.ask(to, stop=stop, within=seconds * 1000))
         try:
+            request = await asyncio.shield(asking)  # what may have been asked for can only be taken back by its id
             async with asyncio.timeout(seconds):
                 ended = await _wait(requests, request, Parts(target, request.id))
         except TimeoutError:
             ended = await requests.end(request, "failed", await _late(target, request, checkpoints, seconds))
         except BaseException:
             with contextlib.suppress(FlowkitError):
-                await requests.end(request, "failed", "given up by who asked for it")
+                await requests.end(await asking, "failed", "given up by who asked for it")
             raise
         manifest = await read_manifest(target)
         if manifest is not None and manifest.id == request.id:
