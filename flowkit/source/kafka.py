@@ -218,7 +218,7 @@ class KafkaBroker:
             return 0, None
         while True:
             async with open_changelog(self.address, task) as log:
-                _, last = await log.last()
+                _, last = await log.last(fenced=self.guarantee == "exactly once")
             # A cluster says that a commit is done a moment before readers are shown it.
             if owned is None or (last is not None and last.number >= owned.last[0]):
                 return (0, None) if last is None else (last.number, last.commit_id)

@@ -25,7 +25,7 @@ from flowkit.store import Frame, decode_frame, encode_frame
 
 PART_BYTES = 900_000
 """Below the million bytes that brokers take a record by default."""
-LOOK_BACK = 500
+LOOK_BACK, LOOK_BACK_FAR = 16, 500
 """So many records before its end are read to find the last frame; then four times as many, and so on."""
 
 
@@ -89,11 +89,15 @@ class Changelog:
         self.consumer, self.where, self.start, self.end = consumer, where, start, end
         self.name = f"{where.topic}[{where.partition}]"
 
-    async def last(self) -> tuple[int, Part | None]:
-        """The highest epoch, and the last part of the last frame that counts; (0, None) if there is none."""
+    async def last(self, *, fenced: bool = True) -> tuple[int, Part | None]:
+        """The highest epoch, and the last part of the last frame that counts; (0, None) if there is none.
+
+        Unless earlier owners are `fenced`, they may have written on behind the claim of a later one, which has to be
+        seen then: so more is looked at.
+        """
         from aiokafka.errors import OffsetOutOfRangeError
 
-        back = LOOK_BACK
+        back = LOOK_BACK if fenced else LOOK_BACK_FAR
         while True:
             first = max(self.start, self.end - back)
             epoch, found = 0, None

@@ -103,7 +103,7 @@ class TaskProducer:
     async def _read(self) -> tuple[int, Part | None]:
         async with open_changelog(self.address, self.task) as changelog:
             self._end = changelog.end
-            return await changelog.last()
+            return await changelog.last(fenced=self.guarantee == "exactly once")
 
     async def stop(self) -> None:
         """Let go of the producer; what it had begun ends by the next owner, or by time."""

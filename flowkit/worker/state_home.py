@@ -114,7 +114,7 @@ class StateHome:
                     task,
                     place,
                     claim,
-                    list(_origins(place)),
+                    list(_origins(place, claim.state)),
                     frames=frames,
                     checkpoints=checkpoints,
                     keys=self.keys,
@@ -138,8 +138,8 @@ def _has(store: Store, commit_id: bytes | None) -> bool:
     return store.commit_id == commit_id or (undecided is not None and undecided.commit_id == commit_id)
 
 
-def _origins(place: Path) -> Iterator[Path]:
-    """Where the state may lie: in the directories that it came from, the last first.
+def _origins(place: Path, last: str) -> Iterator[Path]:
+    """Where the state may lie: in the directories that it came from, the last first, and where the `last` owner had it.
 
     Else beside `place`: the whole state directory may have been moved, and the names in it be out of date.
     """
@@ -149,6 +149,9 @@ def _origins(place: Path) -> Iterator[Path]:
         seen.add(before)
         yield before
         here = before
+    if last and Path(last) not in seen:
+        seen.add(Path(last))
+        yield Path(last)
     yield from (path for path in _beside(place) if path not in seen)
 
 
