@@ -205,7 +205,7 @@ class Kafka:
             "listener.security.protocol.map": ",".join(f"{name.upper()}:{kinds[name]}" for name in ports)
             + ",CONTROLLER:PLAINTEXT",
             "log.dirs": str(data),
-            "log.retention.ms": "-1",  # tests have event times of long ago, which the next look for old records would end
+            "log.retention.ms": "-1",  # tests have event times of long ago, and the next look for old records is near
             "default.replication.factor": copies,
             "min.insync.replicas": least,
             "offsets.topic.replication.factor": copies,
