@@ -191,9 +191,11 @@ async def _from_broker(url: str) -> AsyncIterator[DeadLetter]:
             at, _ = await broker.bounds(TOPIC, partition)
             while at < end:
                 batch = await broker.read(TOPIC, partition, at, end - at)
+                if not len(batch):
+                    break
                 for index in range(len(batch)):
                     yield decode(batch.values[index], batch.where(index))
-                at = batch.first + len(batch)
+                at = batch.position(len(batch))
 
 
 def _decoder() -> Any:

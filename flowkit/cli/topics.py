@@ -50,10 +50,10 @@ async def opened(url: str, *, make: bool = False) -> AsyncIterator[Any]:
     from flowkit.source import open_broker
 
     broker = open_broker(url, SystemClock())
-    directory: Path | None = getattr(broker, "directory", None)
-    if directory is None:
+    if url.startswith("memory://"):
         raise ConfigError(f"broker {url!r}: lives in one process only; its topics cannot be seen from another")
-    if not make and not (directory / "broker.sqlite3").exists():
+    directory: Path | None = getattr(broker, "directory", None)
+    if directory is not None and not make and not (directory / "broker.sqlite3").exists():
         raise ConfigError(f"no broker at {url} yet: flowkit topics create NAME --broker {url}")
     async with broker:
         yield broker
@@ -220,7 +220,8 @@ def tail(
         async with opened(broker) as it:
             ends = await it.end_offsets(topic)
             mark = await it.wait(0)
-            last = [await _read(it, topic, p, max(end - number, 0), end) for p, end in enumerate(ends)]
+            # Twice as many offsets, for every other one may be the mark of a transaction.
+            last = [await _read(it, topic, p, max(end - 2 * number, 0), end) for p, end in enumerate(ends)]
             _print_rows(heapq.nlargest(number, (row for rows in last for row in rows))[::-1], json)
             while stop is not None and not stop():
                 mark = await it.wait(POLL_MS, mark)
@@ -238,20 +239,15 @@ async def _read(broker: Any, topic: str, partition: int, start: int, end: int) -
         batch = await broker.read(topic, partition, start, end - start)
         if not len(batch):
             break
-        rows += zip(batch.times, _same(partition), _from(batch.first), batch.keys, batch.values)  # noqa: B905
-        start = batch.first + len(batch)
+        offsets = map(batch.offset, range(len(batch)))  # with gaps where a cluster keeps marks of transactions
+        rows += zip(batch.times, _same(partition), offsets, batch.keys, batch.values)  # noqa: B905
+        start = batch.position(len(batch))
     return rows
 
 
 def _same(number: int) -> Iterator[int]:
     while True:
         yield number
-
-
-def _from(number: int) -> Iterator[int]:
-    while True:
-        yield number
-        number += 1
 
 
 def _print_rows(rows: Sequence[Row], as_json: bool) -> None:
