@@ -150,7 +150,11 @@ def _is_own(path: str) -> bool:
     # Compiled modules give paths of where they were made, which are not absolute.
     if path.startswith((OURS, "<")) or not Path(path).is_absolute():
         return False
-    return not path.startswith(LIBRARIES) or path.startswith(tuple(own_directories))
+    if not path.startswith(LIBRARIES):
+        return True
+    # An environment may lie beside the app: what it holds is no more the user's for that.
+    installed = tuple(own for own in own_directories if f"{own.rstrip(os.sep)}{os.sep}".startswith(LIBRARIES))
+    return path.startswith(installed)
 
 
 def shown_path(path: str) -> str:

@@ -96,6 +96,10 @@ class Task:
         self.sender = name.removeprefix(f"{app.name}/")
         """What it calls itself in marks."""
         self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
+        # Asked once: a step may be a single event, and to ask what a broker can takes some µs.
+        self._sends_early: SendsEarly | None = None
+        if isinstance(broker, SendsEarly) and broker.guarantee == "at least once":
+            self._sends_early = broker
         self.commit_every, self.commit_interval = commit_every, commit_interval
         self.new_id, self.hook = new_id, hook
         self.meter = meter or Meter()
@@ -203,8 +207,8 @@ class Task:
             return False
         if not isinstance(piece, Waiting):
             await self.handle(piece)
-            if isinstance(self.broker, SendsEarly) and self.broker.guarantee == "at least once":
-                await self._send_early(self.broker)
+            if self._sends_early is not None:
+                await self._send_early(self._sends_early)
         if self.commit_is_due():
             await self.commit()
         return True
