@@ -24,6 +24,7 @@ FlowkitError
 │   ├── Fenced             another owner has taken the task over
 │   └── OutcomeUnknown     the broker did not say whether the commit counts: open the task again
 ├── BrokerError            the broker cannot be reached, refuses us, or cannot do what was asked
+├── SinkError              a destination refuses us, or is not there; what it was to get is not lost
 ├── LookupFailed           a lookup got no answer that counts
 └── Stalled                the watchdog saw no progress
 """
@@ -131,6 +132,13 @@ class OutcomeUnknown(CommitError):
 
 class BrokerError(FlowkitError):
     """A broker cannot be reached, refuses us, or cannot do what was asked; the message names its address."""
+
+
+class SinkError(FlowkitError):
+    """A destination refuses us, is not there, or is not as it has to be; the message names it.
+
+    What it was to get is part of a commit, and is delivered once that is mended.
+    """
 
 
 class LookupFailed(FlowkitError):

@@ -14,7 +14,7 @@ from flowkit.cli.show import type_name, window_words
 from flowkit.cli.spell import aggregate_words, function_words
 from flowkit.flow import Called, Events, Path, Step, roots_of
 from flowkit.record import duration
-from flowkit.sink import FileSink
+from flowkit.sink import destination
 from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
 from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
 
@@ -102,7 +102,7 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
         yield f"    {_guarantee(app, outlet, bound)}"
     yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
     letters = bound.get(app.dead_letters.name)
-    yield f"    {LETTERS_GUARANTEE.format(app.guarantee) if letters is None else FileSink(letters).guarantee}"
+    yield f"    {LETTERS_GUARANTEE.format(app.guarantee) if letters is None else destination(letters, None).guarantee}"
 
 
 EVENT_WORDS = {
@@ -256,7 +256,7 @@ def _guarantee(app: App, outlet: Outlet[Any], bound: dict[str, str]) -> str:
     if outlet.name in bound:
         from flowkit.codec import fields_of
 
-        return FileSink(bound[outlet.name], fields_of(outlet.element)).guarantee
+        return destination(bound[outlet.name], fields_of(outlet.element)).guarantee
     return TOPIC_GUARANTEES[app.guarantee] if isinstance(outlet, Topic) else SINK_GUARANTEE
 
 

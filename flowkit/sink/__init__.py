@@ -5,8 +5,21 @@ the frame; once the frame counts the hand-off is *delivered*. Delivery is idempo
 hand-off is delivered again.
 """
 
-from flowkit.sink.file import FileSink
+from flowkit.sink.destinations import destination, is_file
+from flowkit.sink.file import FileDestination, FileSink
 from flowkit.sink.file_target import OutputClosed
-from flowkit.sink.seam import Outgoing, Sink
+from flowkit.sink.seam import Destination, Outgoing, Rejected, Sink, SinkTask, Staging
 
-__all__ = ["FileSink", "Outgoing", "OutputClosed", "Sink"]
+__all__ = [
+    "Destination",
+    "FileDestination",
+    "FileSink",
+    "Outgoing",
+    "OutputClosed",
+    "Rejected",
+    "Sink",
+    "SinkTask",
+    "Staging",
+    "destination",
+    "is_file",
+]

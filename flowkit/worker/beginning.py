@@ -194,7 +194,8 @@ class TaskBeginning:
             # What the senders have said still holds: they will not say it again.
             splits = {named(split): row for split, row in group["splits"]["splits"].items()}
             groups[name] = {**group, "splits": {**group["splits"], "splits": splits}}
-        here = {name for name, sink in sinks.items() if isinstance(sink, FileSink) and Path(sink.path).exists()}
+        files = {name: Path(sink.path) for name, sink in sinks.items() if isinstance(sink, FileSink)}
+        here = {name for name in sinks if name not in files or files[name].exists()}
         return {
             **meta,
             "app": app,

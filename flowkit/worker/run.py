@@ -21,7 +21,7 @@ from flowkit.clock import SystemClock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
-from flowkit.sink import FileSink, Sink
+from flowkit.sink import Destination, FileSink, Rejected, Sink, SinkTask, destination, is_file
 from flowkit.source import FileReader, FileSource, bounded_topic
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
@@ -111,12 +111,12 @@ class LazySink:
     def state(self) -> Any:
         return {"opened": self._staged, "inner": self.sink.state()}
 
-    async def deliver(self, handoff: Any) -> None:
+    async def deliver(self, handoff: Any) -> Sequence[Rejected]:
         if not self._opened:
             # Not as a new file: its first hand-off is staged already, and the second has to go behind it.
             await self.sink.open(self.sink.state())
             self._opened = True
-        await self.sink.deliver(handoff)
+        return await self.sink.deliver(handoff)
 
     async def close(self) -> None:
         if self._opened:
@@ -145,12 +145,14 @@ async def run(
     options = options or WorkerOptions.from_environment()
     plan = app.plan()
     _check(app, plan.groups, inputs, outputs)
-    sources, files = _bind(app, inputs, outputs, sync=state is not None)
+    sources, destinations = _bind(app, inputs, outputs, sync=state is not None)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         for source in sources.values():
             if not isinstance(source, FileSource):
                 stack.push_async_callback(source.close)
+        for found in destinations.values():
+            await stack.enter_async_context(found)
         stack.enter_context(tuned_collector())
         store_path = None
         if state is not None:
@@ -161,12 +163,11 @@ async def run(
             open_host(options.store_memory, bytes_per_second=options.compaction_rate)
         )
         store = await stack.enter_async_context(open_store(store_path, host=host, keys=keys_from_environment()))
-        sinks: dict[str, Sink] = {**files}
+        part = SinkTask(app.name, "run", 0, 1, SystemClock())
+        sinks: dict[str, Sink] = {name: found.sink(part) for name, found in destinations.items()}
+        letters = dict(outputs).get(app.dead_letters.name) or _dead_letters_path(app, state)
         if app.dead_letters.name not in sinks:
-            letters = _dead_letters_path(app, state)
             sinks[app.dead_letters.name] = LazySink(FileSink(letters, sync=state is not None))
-        else:
-            letters = dict(outputs)[app.dead_letters.name]
         outlets = make_outlets(app, plan.groups, sinks)
         counters, meter = Counters(), Meter()
         meter.tracing = stack.enter_context(tracing_from_environment(app.name))
@@ -313,13 +314,13 @@ def _check(
 
 def _bind(
     app: App, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]], *, sync: bool
-) -> tuple[dict[str, "FileSource | BoundedTopic"], dict[str, FileSink]]:
-    """All files as sources and sinks. Raises ConfigError or InputError with everything wrong; changes nothing."""
+) -> tuple[dict[str, "FileSource | BoundedTopic"], dict[str, Destination]]:
+    """Where all comes from and goes to. Raises ConfigError or InputError with everything wrong; changes nothing."""
     paths: dict[str, list[str]] = {}
     for name, path in inputs:
         paths.setdefault(name, []).append(path)
     sources: dict[str, FileSource | BoundedTopic] = {}
-    sinks: dict[str, FileSink] = {}
+    sinks: dict[str, Destination] = {}
     wrong: list[ConfigError | InputError] = []
     for name, files in paths.items():
         try:
@@ -328,7 +329,7 @@ def _bind(
             wrong.append(error)
     for name, path in outputs:
         try:
-            sinks[name] = FileSink(path, fields_of(_outlet(app, name).element), sync=sync)
+            sinks[name] = destination(path, fields_of(_outlet(app, name).element), sync=sync)
             sinks[name].check()
         except ConfigError as error:
             wrong.append(error)
@@ -356,6 +357,8 @@ def _names(names: Any) -> str:
 
 
 def _same(a: str, b: str) -> bool:
+    if not (is_file(a) and is_file(b)):
+        return False
     return a != "-" and b != "-" and Path(a).absolute() == Path(b).absolute()
 
 

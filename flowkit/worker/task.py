@@ -20,8 +20,8 @@ import structlog
 from flowkit.app import App
 from flowkit.codec import encode_mark
 from flowkit.errors import Fenced, StoreCorrupt
-from flowkit.record import EARLIEST, LATEST
-from flowkit.sink import Sink
+from flowkit.record import EARLIEST, LATEST, DeadLetter
+from flowkit.sink import Rejected, Sink, Staging
 from flowkit.source import Broker, SendsEarly, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
@@ -47,6 +47,9 @@ from flowkit.worker.resources import lease_all
 from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
+
+SENT = -1
+"""The partition of a dead letter that came from no topic."""
 
 Hook = Callable[[str], Awaitable[None]]
 """Called between any two steps of a commit, with the name of the one just done; the harness crashes there."""
@@ -118,6 +121,10 @@ class Task:
         self._slice = 512
         self._round_robin = 0
         self._inflight: asyncio.Task[None] | None = None
+        self._delivering = ""
+        """The sink that is being delivered to."""
+        self._letters: list[DeadLetter] = []
+        """What destinations will never take, for the next commit."""
         self._marked: dict[str, tuple[int, int]] = {}
         """By group: the last (watermark, standing) that those were told who take its hops."""
 
@@ -144,9 +151,11 @@ class Task:
         meta = dict(store.meta)
         for name, sink in self.sinks.items():
             saved = meta.get("sinks", {}).get(name)
+            if isinstance(sink, Staging):
+                sink.attach(store, f"sink {name}")
             await sink.open(None if saved is None else saved[0])
             if saved is not None:
-                await sink.deliver(saved[1])
+                await self._deliver(name, saved[1])
         await self._migrate(meta)
         return meta
 
@@ -349,7 +358,11 @@ class Task:
             await self.rollback()
             return False
         fed = self.feed.commit()
+        letters, self._letters = self._letters, []
+        for letter in letters:
+            self.outlets[self.app.dead_letters.name].emit(letter, None, letter.time or 0)
         outs, staged = self._stage(final)
+        changes += [change for sink in self.sinks.values() if isinstance(sink, Staging) for change in sink.changes()]
         counts = self.counters.tally.cut()
         outs += self._marks()
         meta = {
@@ -371,6 +384,8 @@ class Task:
         self.last_commit = time.monotonic()
         if final:
             await self.settled()
+            if self._letters:  # of the last delivery
+                return await self.commit(final=True)
         return True
 
     def _stage(self, final: bool) -> tuple[list[Out], dict[str, Any]]:
@@ -392,7 +407,7 @@ class Task:
         """Records with their partitions."""
         partitions = self.topics[topic]
         outs = []
-        for key, value, at, _ in records:
+        for key, value, at, *_ in records:
             if key is None:
                 self._round_robin += 1
                 partition = self._round_robin % partitions
@@ -464,7 +479,7 @@ class Task:
         if handoffs:
             await self._check_still_last(frame)
         for name, handoff in handoffs.items():
-            await self.sinks[name].deliver(handoff)
+            await self._deliver(name, handoff)
             await self.hook("delivered")
 
     async def _check_still_last(self, frame: Frame) -> None:
@@ -477,6 +492,26 @@ class Task:
             if last[0] >= frame.number and last != (frame.number, frame.commit_id):
                 raise Fenced(f"task {self.name}: its successor has committed, and delivers commit {frame.number} too")
 
+    async def _deliver(self, name: str, handoff: Any) -> None:
+        """Complete a hand-off; what the destination will never take is a dead letter of the next commit."""
+        self._delivering = name
+        try:
+            rejected = await self.sinks[name].deliver(handoff)
+        finally:
+            self._delivering = ""
+        for record in rejected:
+            self._reject(name, record)
+
+    def _reject(self, name: str, record: Rejected) -> None:
+        letter = DeadLetter(
+            name, SENT, 0, f"sent to {name}", record.key, record.value, record.time, record.error, record.reason
+        )
+        self.counters.dead += 1
+        self.counters.tally.dead[(name, "")] += 1
+        log.warning("dead letter", sink=name, error=record.error, reason=record.reason)
+        self._letters.append(letter)
+        self._dirty = True
+
     async def settled(self) -> None:
         """Wait until the commit under way is through."""
         if self._inflight is not None:
@@ -488,6 +523,8 @@ class Task:
 
     def committing(self) -> float:
         """For how many seconds the commit under way has been going on; 0 if there is none."""
+        if self._delivering:  # that tells of itself, and to begin again would not make it quicker
+            return 0.0
         busy = self._inflight is not None and not self._inflight.done()
         return time.monotonic() - self.last_commit if busy else 0.0
 

@@ -1,4 +1,4 @@
-"""What a worker's tasks are joined to: topics on the broker, found or made, and files for sinks.
+"""What a worker's tasks are joined to: topics on the broker, found or made, and where sinks lead.
 
 Everything that is wrong is told at once, before anything is made.
 """
@@ -11,9 +11,10 @@ import structlog
 
 from flowkit.agent import Group, Internal, Outlet, Plan, Topic
 from flowkit.app import App
+from flowkit.clock import Clock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
-from flowkit.sink import FileSink, Sink
+from flowkit.sink import Destination, Sink, SinkTask, destination
 from flowkit.worker.live import task_name
 
 log = structlog.get_logger("flowkit.worker")
@@ -36,7 +37,7 @@ class Topics(Protocol):
 
 
 class Wiring:
-    """The tasks of an app on a broker. `binds` say where sinks lead (name to path)."""
+    """The tasks of an app on a broker. `binds` say where sinks lead (name to URL or path)."""
 
     def __init__(self, app: App, plan: Plan, binds: Mapping[str, str], partitions: int) -> None:
         self.app, self.plan, self.binds, self.default = app, plan, dict(binds), partitions
@@ -46,6 +47,8 @@ class Wiring:
         """The partition counts of the topics that the tasks write."""
         self.senders: dict[str, list[str]] = {}
         """By internal topic: the tasks that send into it, as they call themselves."""
+        self.destinations: dict[str, Destination] = {}
+        """By name, where outlets lead that are not on the broker: known from `check` on, opened by the worker."""
         self.expected: Mapping[str, int] | None = None
         """How many partitions each group must have, if the app begins with a savepoint."""
 
@@ -56,7 +59,7 @@ class Wiring:
         problems = [problem for name, url in self.binds.items() for problem in self._bind_problems(name, url)]
         for name, outlet in self._written().items():
             if not isinstance(outlet, Topic) and name not in self.binds:
-                problems.append(f"sink {name!r} leads nowhere: bind it with --bind {name}=FILE")
+                problems.append(f"sink {name!r} leads nowhere: bind it with --bind {name}=FILE, or a URL")
         if problems:
             raise ConfigError(*problems)
 
@@ -74,10 +77,9 @@ class Wiring:
             return [f"{where}: no agent writes {name!r}; bounded inputs are for `flowkit run`"]
         if readers:
             return [f"{where}: {readers[0]} reads topic {name!r}, so it has to be on the broker"]
-        if "://" in url and not url.startswith("file://"):
-            return [f"{where}: only files can be bound (a path, or file://PATH)"]
         try:
-            FileSink(_path(url, "0", "group"), fields_of(written[name].element)).check()
+            found = self.destinations[name] = destination(url, fields_of(written[name].element))
+            found.check()
         except ConfigError as error:
             return [f"--bind {name}: {problem}" for problem in error.problems]
         return []
@@ -162,33 +164,21 @@ class Wiring:
         ]
 
     def _writer_problems(self, counts: dict[str, int]) -> list[str]:
-        """Files that more than one task would write."""
+        """Where more tasks would write than can."""
         problems = []
-        for name, url in self.binds.items():
+        for name, found in self.destinations.items():
             writers = [group.name for group in self.plan.groups if name in {outlet.name for outlet in group.outlets}]
             tasks = sum(counts[group] for group in writers)
-            missing = ["{group}"] if len(writers) > 1 and "{group}" not in url else []
-            if max(counts[group] for group in writers) > 1 and "{partition}" not in url:
-                missing.append("{partition}")
-            if missing:
-                problems.append(
-                    f"--bind {name}={url}: {tasks} tasks write it, and a file has one writer: put "
-                    f"{' and '.join(missing)} into the name"
-                )
+            why = found.writers(writers, tasks, max(counts[group] for group in writers))
+            if why:
+                problems.append(f"--bind {name}={self.binds[name]}: {why}")
         return problems
 
-    def sinks(self, part: Slice) -> dict[str, Sink]:
-        """The files of one task."""
-        found: dict[str, Sink] = {}
-        for outlet in part.group.outlets:
-            if outlet.name in self.binds:
-                path = _path(self.binds[outlet.name], str(part.partition), part.group.name)
-                found[outlet.name] = FileSink(path, fields_of(outlet.element))
-        return found
-
-
-def _path(url: str, partition: str, group: str) -> str:
-    return url.removeprefix("file://").replace("{partition}", partition).replace("{group}", group)
+    def sinks(self, part: Slice, clock: Clock) -> dict[str, Sink]:
+        """What one task sends to that is not on the broker."""
+        task = SinkTask(self.app.name, part.group.name, part.partition, part.count, clock)
+        names = [outlet.name for outlet in part.group.outlets if outlet.name in self.destinations]
+        return {name: self.destinations[name].sink(task) for name in names}
 
 
 def _unequal(group: Group, counts: dict[str, int]) -> str:

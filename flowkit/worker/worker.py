@@ -53,7 +53,7 @@ LAST_SECONDS = 5.0
 class Worker:
     """Runs its share of an app's tasks until it is stopped.
 
-    `binds` say where sinks lead (name to path). Raises ConfigError with everything that is wrong before anything
+    `binds` say where sinks lead (name to URL or path). Raises ConfigError with everything that is wrong before anything
     starts, StoreLocked if another worker uses the state directory.
     """
 
@@ -122,6 +122,8 @@ class Worker:
             if options.from_savepoint:
                 self.beginning = await self._read_savepoint(stack, options.from_savepoint)
             await self.wiring.connect(self.broker)
+            for found in self.wiring.destinations.values():
+                await stack.enter_async_context(found)
             if isinstance(self.broker, EndsForOthers):
                 self.broker.writes = self.wiring.topics
             await self._begin()
@@ -254,7 +256,7 @@ class Worker:
             broker=self.broker,
             topics=self.wiring.topics,
             senders=self.wiring.senders,
-            sinks=self.wiring.sinks(part),
+            sinks=self.wiring.sinks(part, self.clock),
             store=self.home.open(
                 name,
                 place,
