@@ -129,7 +129,9 @@ async def test_what_a_service_never_takes_is_a_dead_letter_once(
 ) -> None:
     def script(items: Sequence[Item]) -> Sequence[Outcome]:
         refused = Never("ItemTooLarge", "more than it can hold")
-        return [refused if b'"amount":5' in item.body.value or b'"amount":11' in item.body.value else None for item in items]
+        return [
+            refused if b'"amount":5' in item.body.value or b'"amount":11' in item.body.value else None for item in items
+        ]
 
     shelf.script = script
     if stop:

@@ -1,0 +1,155 @@
+"""A proxy between a client and a server of Amazon's protocols that is as bad as a network and a service can be.
+
+faults      asked for each request: None to pass it on, or one of those below
+requests    every request that came: service, action, resource as far as it can be told, and what became of it
+
+throttle    the service asks for fewer requests        nothing done
+broken      500                                        nothing done
+reset       the connection ends before it is passed    nothing done
+lost        it is passed on, and the answer is not     done, and nobody knows
+half        it is passed on, and half an answer comes  done, and nobody knows
+slow        it is passed on after `delay` seconds
+denied      the service says that it may not be        nothing done
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import parse_qs
+
+import aiohttp
+from aiohttp import web
+
+Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied"]
+
+THROTTLES = {
+    "kinesis": "ProvisionedThroughputExceededException",
+    "firehose": "ServiceUnavailableException",
+    "dynamodb": "ProvisionedThroughputExceededException",
+    "lambda": "TooManyRequestsException",
+    "s3": "SlowDown",
+}
+
+
+@dataclass
+class Request:
+    """One request: `service` as in credentials ("kinesis"), `action` ("PutRecords"; for S3 and Lambda the method)."""
+
+    service: str
+    action: str
+    path: str
+    body: bytes
+    fault: Fault | None = None
+    status: int = 0
+
+    @property
+    def json(self) -> Any:
+        """The body of a JSON protocol."""
+        return json.loads(self.body or b"{}")
+
+
+@dataclass
+class Proxy:
+    """See the head of this file. `fault` decides about each request, in the order in which they come."""
+
+    url: str = ""
+    fault: Callable[[Request], Fault | None] = lambda _: None
+    delay: float = 0.2
+    requests: list[Request] = field(default_factory=list)
+
+    def times(self, action: str) -> int:
+        """How many requests of an action came."""
+        return sum(request.action == action for request in self.requests)
+
+
+def request_of(request: web.BaseRequest, body: bytes) -> Request:
+    """What is asked of which service, by its signature and headers."""
+    scope = request.headers.get("Authorization", "").partition("Credential=")[2].split("/")
+    service = scope[3] if len(scope) > 3 else ""
+    target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
+    form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
+    action = target or (form.get("Action") or [request.method])[0]
+    return Request(service, action, request.path_qs, body)
+
+
+@asynccontextmanager
+async def proxy_to(url: str) -> AsyncIterator[Proxy]:
+    """A proxy in front of the server at `url`, on a free loopback port."""
+    proxy = Proxy()
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+
+        async def handle(request: web.BaseRequest) -> Any:
+            return await _handle(proxy, session, url, request)
+
+        runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        assert site._server is not None
+        host, port = site._server.sockets[0].getsockname()[:2]  # type: ignore[attr-defined]
+        proxy.url = f"http://{host}:{port}"
+        try:
+            yield proxy
+        finally:
+            await runner.cleanup()
+
+
+async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, request: web.BaseRequest) -> Any:
+    body = await request.read()
+    seen = request_of(request, body)
+    proxy.requests.append(seen)
+    fault = seen.fault = proxy.fault(seen)
+    if fault == "reset":
+        _cut(request)
+        return web.Response()
+    if fault in ("throttle", "broken", "denied"):
+        answer = _refusal(seen, fault)
+        seen.status = answer.status
+        return answer
+    if fault == "slow":
+        await asyncio.sleep(proxy.delay)
+    headers = {k: v for k, v in request.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+    async with session.request(
+        request.method, url + request.raw_path, data=body, headers=headers, allow_redirects=False
+    ) as got:
+        data = await got.read()
+        seen.status = got.status
+        if fault == "lost":
+            _cut(request)
+            return web.Response()
+        kept = {k: v for k, v in got.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+        if fault == "half":
+            response = web.StreamResponse(status=got.status, headers={**kept, "Content-Length": str(len(data) + 100)})
+            await response.prepare(request)
+            await response.write(data[: len(data) // 2])
+            _cut(request)
+            return response
+        if request.method != "HEAD":
+            kept.pop("Content-Length", None)
+        return web.Response(status=got.status, headers=kept, body=data)
+
+
+def _cut(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _refusal(seen: Request, fault: Fault) -> web.Response:
+    code, status = "InternalFailure", 500
+    if fault == "throttle":
+        code, status = THROTTLES.get(seen.service, "ThrottlingException"), 400
+        status = {"s3": 503, "lambda": 429, "firehose": 500}.get(seen.service, 400)
+    elif fault == "denied":
+        code, status = ("AccessDenied", 403) if seen.service == "s3" else ("AccessDeniedException", 400)
+    if seen.service in ("s3", "sns", "sqs", "monitoring", "sts") and not seen.body.startswith(b"{"):
+        text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{fault}</Message></Error></ErrorResponse>"
+        if seen.service == "s3":
+            text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{fault}</Message></Error>"
+        return web.Response(status=status, text=text, content_type="application/xml")
+    body = json.dumps({"__type": code, "message": fault})
+    return web.Response(
+        status=status, text=body, content_type="application/x-amz-json-1.1", headers={"x-amzn-ErrorType": code}
+    )
