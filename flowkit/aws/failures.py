@@ -77,6 +77,14 @@ def blame_of(error: BaseException) -> Blame | None:
     return None
 
 
+def failures() -> tuple[type[BaseException], ...]:
+    """What a client may raise when it is asked something: for an `except` clause."""
+    import aiohttp
+    from botocore import exceptions as boto
+
+    return (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, OSError, TimeoutError)
+
+
 def code_of(error: Any) -> str:
     """The service's code for what went wrong; '' if it is no answer of a service."""
     response = getattr(error, "response", None)

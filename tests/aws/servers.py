@@ -28,7 +28,7 @@ VERSIONS = {"moto[server]": "5.2.5", "ministack": "1.5.33", "kinesalite": "3.3.3
 START_SECONDS = 60
 
 KINESALITE = """
-const server = require('kinesalite')({createStreamMs: 5, deleteStreamMs: 5, updateStreamMs: 5});
+const server = require('kinesalite')({createStreamMs: 5, deleteStreamMs: 5, updateStreamMs: 5, shardLimit: 5000});
 server.listen(Number(process.argv[1]), '127.0.0.1');
 """
 
