@@ -1,4 +1,4 @@
-"""From a broker's URL to the broker: `kafka://HOST:PORT`, `embedded://DIR` or `memory://NAME`."""
+"""From a broker's URL to the broker: `kafka://HOST:PORT`, `kinesis://REGION`, `embedded://DIR` or `memory://NAME`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from flowkit.source.embedded import EmbeddedBroker
     from flowkit.source.kafka import KafkaBroker
     from flowkit.source.kafka_bounded import BoundedTopic
+    from flowkit.source.kinesis import KinesisBroker
     from flowkit.source.memory import MemoryBroker
 
-SCHEMES = "kafka://HOST:PORT (Apache Kafka, MSK), embedded://DIR (topics in a directory) or memory://NAME (for tests)"
-LATER = ("kinesis",)
+SCHEMES = (
+    "kafka://HOST:PORT (Apache Kafka, MSK), kinesis://REGION (Kinesis Data Streams), embedded://DIR (topics in a "
+    "directory) or memory://NAME (for tests)"
+)
 
 
 def open_broker(
     url: str, clock: Clock, guarantee: Guarantee = "exactly once"
-) -> Union["EmbeddedBroker", "MemoryBroker", "KafkaBroker"]:
+) -> Union["EmbeddedBroker", "MemoryBroker", "KafkaBroker", "KinesisBroker"]:
     """The broker of `url`, to be used within `async with`.
 
     `embedded://DIR` takes a relative (`embedded://state/topics`) or an absolute path (`embedded:///var/topics`), and
@@ -29,13 +32,15 @@ def open_broker(
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise ConfigError(f"broker {url!r}: this is no URL; use {SCHEMES}")
-    if scheme in LATER:
-        raise ConfigError(f"broker {url!r}: {scheme}:// comes in a later version; use {SCHEMES}")
     if scheme == "kafka":
         from flowkit.source.kafka import KafkaBroker
         from flowkit.source.kafka_address import KafkaAddress
 
         return KafkaBroker(KafkaAddress.parse(url), clock, guarantee)
+    if scheme == "kinesis":
+        from flowkit.source.kinesis import open_kinesis
+
+        return open_kinesis(url, clock)
     if scheme == "memory":
         from flowkit.source.memory import MemoryBroker
         from flowkit.source.memory_store import store_named

@@ -240,7 +240,7 @@ class KinesisReader:
             idle = found == 0 and self.behind_ms == 0
             if idle and self._until_end:
                 break
-            self._pause = min(IDLE_SECONDS, self._pause * 1.5) if idle else max(CALL_SECONDS, self._pause * 0.8)
+            self._pause = min(IDLE_SECONDS, self._pause * 1.5) if idle else max(CALL_SECONDS, self._pause / 2)
             await asyncio.sleep(max(0.0, began + self._pause - time.monotonic()))
         self._ended = True
 

@@ -150,6 +150,34 @@ class KeepsFrames(Protocol):
         """Forget the task's frames before `number`, which checkpoints hold; the last one stays in any case."""
 
 
+class Part(Protocol):
+    """One split of a topic that is split by ranges of its keys' hashes. `parents` are those that it came from."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def parents(self) -> Sequence[int]: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def is_all(self) -> bool: ...
+    def owns(self, key: bytes) -> bool: ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A broker whose topics are split by ranges of their keys' hashes, which may change, and that has no transactions.
+
+    What tasks send to its topics is delivered after the commit, as to a sink.
+    """
+
+    async def shards(self, topic: str) -> Sequence[Part]:
+        """All splits of a topic that hold records still, by number; none if there is no such topic."""
+
+    def output(self, topic: str, *, internal: bool = False) -> str:
+        """The URL of a topic as a destination; an `internal` one, which only this app's tasks read."""
+
+
 @runtime_checkable
 class EndsForOthers(Protocol):
     """A broker that ends what an earlier owner had begun, for which it has to know where that may be."""

@@ -64,6 +64,7 @@ class LiveTask:
         checkpoints: TaskCheckpoints | None = None,
         drain: TaskDrain | None = None,
         begin: TaskBeginning | None = None,
+        owns: Callable[[bytes], bool] | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
@@ -91,6 +92,7 @@ class LiveTask:
         self._beats = 0
         self._awake = self.progress
         self._store, self._begin = store, begin
+        self._owns = owns or (None if partitions == 1 else self._has)
         self._stack = AsyncExitStack()
         self._marked = MIN_TIME
 
@@ -116,7 +118,7 @@ class LiveTask:
             outlets,
             self.clock,
             self.counters,
-            owns=None if self.partitions == 1 else self._owns,
+            owns=self._owns,
             clean_limit=self.options.live_objects,
         )
         self.task = Task(
@@ -173,7 +175,7 @@ class LiveTask:
         self.opened = False
         self.meter.closes(store, self.engine.calls.cached())
 
-    def _owns(self, key: bytes) -> bool:
+    def _has(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition
 
     async def close(self) -> None:

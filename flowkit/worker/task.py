@@ -361,10 +361,11 @@ class Task:
         letters, self._letters = self._letters, []
         for letter in letters:
             self.outlets[self.app.dead_letters.name].emit(letter, None, letter.time or 0)
+        marks = self._marks()
         outs, staged = self._stage(final)
         changes += [change for sink in self.sinks.values() if isinstance(sink, Staging) for change in sink.changes()]
         counts = self.counters.tally.cut()
-        outs += self._marks()
+        outs += marks
         meta = {
             "app": self.app.name,
             "groups": groups,
@@ -432,6 +433,7 @@ class Task:
     def _marks(self) -> list[Out]:
         """How far the engines are, if that has changed, for all partitions of the internal topics that they send into.
 
+        Where such a topic is a sink they stand in its outlet without a key, which is to all.
         They come after the events of the same commit, which they must not overtake.
         """
         outs: list[Out] = []
@@ -446,6 +448,9 @@ class Task:
             value = encode_mark(self.sender, *mark)
             for hop in group.hops:
                 topic = hop.topic.name
+                if topic in self.sinks:
+                    self.outlets[topic].records.append(Outgoing(None, value, time))
+                    continue
                 outs += [Out(topic, partition, None, value, time) for partition in range(self.topics[topic])]
         return outs
 

@@ -3,7 +3,7 @@
 Everything that is wrong is told at once, before anything is made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from flowkit.clock import Clock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
 from flowkit.sink import Destination, Sink, SinkTask, destination
+from flowkit.source import Part, Sharded
 from flowkit.worker.live import task_name
 
 log = structlog.get_logger("flowkit.worker")
@@ -27,6 +28,8 @@ class Slice:
     group: Group
     partition: int
     count: int
+    owns: Callable[[bytes], bool] | None = None
+    """True for the keys that are the task's own; None: by their hash among `count`, as Kafka has it."""
 
 
 class Topics(Protocol):
@@ -67,11 +70,11 @@ class Wiring:
         return {outlet.name: outlet for group in self.plan.groups for outlet in group.outlets}
 
     def _bind_problems(self, name: str, url: str) -> list[str]:
-        where, written = f"--bind {name}={url}", self._written()
+        where, written = f"--bind {name}={url}", self._outlets()
         readers = [f"agent {a.name!r}" for a in self.app.agents.values() if name in {s.name for s in a.sources}]
         tables = self.app.tables.values()
         readers += [f"table {t.name!r}" for t in tables if t.source is not None and t.source.name == name]
-        if name not in {**self.app.topics, **self.app.sinks}:
+        if name not in {**self.app.topics, **self.app.sinks} and name != self.app.dead_letters.name:
             return [f"{where}: app {self.app.name!r} has no topic or sink {name!r}"]
         if name not in written:
             return [f"{where}: no agent writes {name!r}; bounded inputs are for `flowkit run`"]
@@ -90,6 +93,9 @@ class Wiring:
         Raises ConfigError if partition counts do not fit each other, or a file would have several writers; nothing is
         made then.
         """
+        if isinstance(broker, Sharded):
+            await self._connect_to_shards(broker, broker.create)
+            return
         found = {name: await broker.partitions(name) for name in sorted(self._names())}
         wanted: dict[str, int] = {}
         problems = []
@@ -118,7 +124,7 @@ class Wiring:
                 found[name] = wanted.get(name, self.default)
                 await broker.create(name, found[name], internal=name in internal)
                 log.info("topic made", topic=name, partitions=found[name])
-        self.topics = {name: found[name] for name in (*self._written(), self.app.dead_letters.name) if name in found}
+        self.topics = {name: found[name] for name in self._outlets() if name in found}
         self.senders = {
             topic.name: [f"{g.name}/{n}" for g in self.plan.senders(topic) for n in range(counts[g.name])]
             for topic in self.plan.internals
@@ -127,6 +133,66 @@ class Wiring:
             for partition in range(counts[group.name]):
                 part = Slice(group, partition, counts[group.name])
                 self.slices[task_name(self.app, group, partition)] = part
+
+    async def _connect_to_shards(self, broker: Sharded, create: Callable[..., Awaitable[None]]) -> None:
+        """The same for a broker whose topics are split by ranges of hashes: tasks are numbered as the splits are."""
+        names = self._names()
+        shards = {name: await broker.shards(name) for name in sorted(names)}
+        internal = {topic.name for topic in self.plan.internals}
+        problems = [
+            f"no stream {name!r}: make it (a stream costs money, so flowkit does not)"
+            for name, found in shards.items()
+            if not found and name not in internal and name != self.app.dead_letters.name
+        ]
+        letters = self.app.dead_letters.name
+        if not shards.get(letters) and letters not in self.binds:
+            problems.append(f"dead letters lead nowhere: --bind {letters}=URL, or make a stream {letters!r}")
+        for group in self.plan.groups:
+            if len(group.topics) > 1:
+                told = ", ".join(topic.name for topic in group.topics)
+                problems.append(
+                    f"group {group.name}: reads the streams {told}, whose shards are split on their own, so that keys "
+                    "do not stay together: send them on by group_by, through a stream of flowkit's own"
+                )
+            if group.broadcast_topics:
+                told = ", ".join(topic.name for topic in group.broadcast_topics)
+                problems.append(f"group {group.name}: {told}: a stream cannot be broadcast yet")
+        if problems:
+            raise ConfigError(*problems)
+        for group in self.plan.groups:
+            for topic in group.topics:
+                if isinstance(topic, Internal) and not shards[topic.name]:
+                    count = max(len(self._open(shards, sender)) for sender in self.plan.senders(topic))
+                    await create(topic.name, max(1, count), internal=True)
+                    shards[topic.name] = await broker.shards(topic.name)
+            for part in self._open(shards, group):
+                owns = None if part is None or part.is_all else part.owns
+                number = 0 if part is None else part.number
+                name = task_name(self.app, group, number)
+                self.slices[name] = Slice(group, number, len(self._open(shards, group)), owns)
+        self.senders = {
+            topic.name: [f"{g.name}/{s.partition}" for g in self.plan.senders(topic) for s in self._slices_of(g)]
+            for topic in self.plan.internals
+        }
+        for name in self._sent_to(shards):
+            url = broker.output(name, internal=name in internal)
+            self.destinations[name] = destination(url, fields_of(self._outlets()[name].element))
+
+    def _open(self, shards: Mapping[str, Sequence[Part]], group: Group) -> list[Part | None]:
+        """The open splits of a group's topic; [None] if it has none."""
+        if not group.topics:
+            return [None]
+        return [part for part in shards[group.topics[0].name] if not part.closed]
+
+    def _slices_of(self, group: Group) -> list[Slice]:
+        return [part for part in self.slices.values() if part.group is group]
+
+    def _sent_to(self, shards: Mapping[str, Sequence[Part]]) -> list[str]:
+        return [name for name in self._outlets() if name not in self.destinations and shards.get(name)]
+
+    def _outlets(self) -> dict[str, Outlet[Any]]:
+        """All that the tasks write, dead letters among them."""
+        return self._written() | {self.app.dead_letters.name: self.app.dead_letters}
 
     def _count(self, group: Group, counts: Mapping[str, int]) -> int:
         """How many tasks a group has: as many as its topics have partitions, else as those have who send to it."""
@@ -144,7 +210,7 @@ class Wiring:
         """All topics that have to be on the broker."""
         read = {topic.name for group in self.plan.groups for topic in group.inputs}
         written = {name for name, outlet in self._written().items() if isinstance(outlet, Topic)}
-        return read | (written - self.binds.keys()) | {self.app.dead_letters.name}
+        return read | ((written | {self.app.dead_letters.name}) - self.binds.keys())
 
     def _shape_problems(self, counts: dict[str, int]) -> list[str]:
         """Where the app is not of the shape that a savepoint has."""
@@ -167,7 +233,7 @@ class Wiring:
         """Where more tasks would write than can."""
         problems = []
         for name, found in self.destinations.items():
-            writers = [group.name for group in self.plan.groups if name in {outlet.name for outlet in group.outlets}]
+            writers = [group.name for group in self.plan.groups if name in self._outlets_of(group)]
             tasks = sum(counts[group] for group in writers)
             why = found.writers(writers, tasks, max(counts[group] for group in writers))
             if why:
@@ -177,8 +243,11 @@ class Wiring:
     def sinks(self, part: Slice, clock: Clock) -> dict[str, Sink]:
         """What one task sends to that is not on the broker."""
         task = SinkTask(self.app.name, part.group.name, part.partition, part.count, clock)
-        names = [outlet.name for outlet in part.group.outlets if outlet.name in self.destinations]
+        names = [name for name in self._outlets_of(part.group) if name in self.destinations]
         return {name: self.destinations[name].sink(task) for name in names}
+
+    def _outlets_of(self, group: Group) -> list[str]:
+        return [*(outlet.name for outlet in group.outlets), self.app.dead_letters.name]
 
 
 def _unequal(group: Group, counts: dict[str, int]) -> str:

@@ -15,7 +15,7 @@ from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim, EndsForOthers, KeepsFrames, open_broker
+from flowkit.source import Claim, EndsForOthers, KeepsFrames, Sharded, open_broker
 from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
@@ -157,6 +157,10 @@ class Worker:
 
     async def _begin(self) -> None:
         """Tasks and topics are known: see what the app begins with, and what savepoints will be of."""
+        if isinstance(self.broker, Sharded):
+            if self.beginning is not None:
+                raise ConfigError(f"--from: a savepoint cannot be begun with on {self.broker.url} yet")
+            return
         tasks = list(self.wiring.slices)
         internal = [topic.name for topic in self.wiring.plan.internals]
         if self.beginning is not None:
@@ -274,6 +278,7 @@ class Worker:
             checkpoints=checkpoints,
             drain=self._drain_of(name),
             begin=None if claim.number else begin,
+            owns=part.owns,
         )
 
     def _drain_of(self, name: str) -> TaskDrain | None:

@@ -187,7 +187,7 @@ async def test_bad_weather_loses_and_repeats_nothing(
     def sometimes(request: Request) -> Fault | None:
         nonlocal calls
         calls += request.action in ("GetRecords", "GetShardIterator")
-        return fault if calls % 3 else None
+        return fault if calls % 2 else None
 
     async with proxy_to(kinesalite) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
