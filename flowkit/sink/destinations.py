@@ -9,7 +9,11 @@ from flowkit.errors import ConfigError
 from flowkit.sink.file import FileDestination
 from flowkit.sink.seam import Destination
 
-SERVICES: dict[str, tuple[str, str]] = {}
+SERVICES: dict[str, tuple[str, str]] = {
+    "dynamodb": ("flowkit.sink.dynamodb", "dynamodb://TABLE"),
+    "firehose": ("flowkit.sink.firehose", "firehose://STREAM"),
+    "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
+}
 """By scheme: the module, and what a URL of it looks like. `open_destination(place, options, where, fields)` of the
 module makes one, or raises ConfigError."""
 

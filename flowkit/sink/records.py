@@ -31,12 +31,15 @@ class Row(NamedTuple):
 Make = Callable[[int, Row], Item | Never | None]
 """What is sent for a row with this index; Never if the service will not take it; None if there is nothing to send."""
 
+Settle = Callable[[list[Item]], list[Item]]
+"""Those of a hand-off's items that need to be sent, for the others change nothing that can be seen in the end."""
+
 
 class RecordSink:
     """Sends the rows of a hand-off, made into items by `make`, by `dispatch`.
 
-    With `latest` only the last row of a key is kept of a commit: for services that hold one value a key. `close` is
-    what is to be done at the end.
+    With `latest` only the last row of a key is kept of a commit: for services that hold one value a key. `ready` is
+    awaited before rows are made into items, `settle` chooses among them. `close` is what is to be done at the end.
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class RecordSink:
         *,
         codec: str | None = None,
         latest: bool = False,
+        ready: Callable[[], Awaitable[None]] | None = None,
+        settle: Settle | None = None,
         close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.dispatch, self.make, self.clock, self.codec, self.latest = dispatch, make, clock, codec, latest
-        self._close = close
+        self._ready, self._settle, self._close = ready, settle, close
         self._name, self._last = "", 0
 
     async def open(self, state: Any) -> None:
@@ -77,6 +82,8 @@ class RecordSink:
         """As the protocol says."""
         if handoff is None:
             return ()
+        if self._ready is not None:
+            await self._ready()
         rows, first, name = handoff["rows"], handoff["from"], handoff["name"]
         items: list[Item] = []
         never: list[tuple[int, Never]] = []
@@ -86,7 +93,7 @@ class RecordSink:
                 never.append((index, made))
             elif made is not None:
                 items.append(made)
-        never += await self.dispatch.run(items)
+        never += await self.dispatch.run(items if self._settle is None else self._settle(items))
         return list(_rejected(rows, sorted(never, key=lambda pair: pair[0])))
 
     async def close(self) -> None:
