@@ -13,9 +13,10 @@ SERVICES: dict[str, tuple[str, str]] = {
     "dynamodb": ("flowkit.sink.dynamodb", "dynamodb://TABLE"),
     "firehose": ("flowkit.sink.firehose", "firehose://STREAM"),
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
+    "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
 }
-"""By scheme: the module, and what a URL of it looks like. `open_destination(place, options, where, fields)` of the
-module makes one, or raises ConfigError."""
+"""By scheme: the module, and what a URL of it looks like ('': not for people). The module's
+`open_destination(place, options, where, fields)` makes one, or raises ConfigError."""
 
 
 def is_file(url: str) -> bool:
@@ -32,7 +33,7 @@ def destination(url: str, fields: Sequence[str] | None, *, sync: bool = True) ->
         return FileDestination(url.removeprefix("file://"), fields, sync=sync)
     scheme, _, rest = url.partition("://")
     if scheme not in SERVICES:
-        known = ", ".join(["a path", "file://PATH", *(shape for _, shape in SERVICES.values())])
+        known = ", ".join(["a path", "file://PATH", *(shape for _, shape in SERVICES.values() if shape)])
         raise ConfigError(f"{scheme}://…: unknown scheme {scheme!r}; there are {known}")
     place, _, query = rest.partition("?")
     if "@" in place.partition("/")[0]:

@@ -5,8 +5,8 @@
     ahead    two answers at most wait (10 MiB each); then nothing is asked until one is taken
     end      a closed shard that is read to its end
 
-A position is [sequence number, n]: after that record, or, where the record is an aggregated one and n is not 0, after
-the first n of those in it.
+A position is [sequence number, n]: after that record, or, where there are several in it and n is not 0, after the
+first n of those in it. In a stream of flowkit's own {sender: its next number} follows (`codec.parcel`).
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from flowkit.aws import Blame, blame_of, code_of, failures, told
+from flowkit.codec import decode_parcel
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kinesis_aggregated import taken_apart
@@ -39,9 +40,13 @@ _LOW = 2**63 - 1
 
 
 class KinesisBatch:
-    """Consecutive records of one shard: `rows` are (sequence number, how many of that record are done after it)."""
+    """Consecutive records of one shard: `rows` are (sequence number, how many of that record are done after it).
 
-    __slots__ = ("_before", "_rows", "_shard", "_stream", "keys", "times", "values")
+    `before` is the position before the first. In a stream of flowkit's own `heard` has (sender, next number) after
+    each.
+    """
+
+    __slots__ = ("_before", "_heard", "_rows", "_shard", "_stream", "keys", "times", "values")
 
     def __init__(
         self,
@@ -52,8 +57,9 @@ class KinesisBatch:
         keys: list[bytes | None],
         values: list[bytes | None],
         times: list[int],
+        heard: list[tuple[str, int]],
     ) -> None:
-        self._stream, self._shard, self._before, self._rows = stream, shard, before, rows
+        self._stream, self._shard, self._before, self._rows, self._heard = stream, shard, before, rows, heard
         self.keys: Sequence[bytes | None] | None = keys
         self.values: Sequence[bytes | None] = values
         self.times: Sequence[int] | None = times
@@ -63,7 +69,12 @@ class KinesisBatch:
 
     def position(self, count: int) -> Any:
         """Where to go on after the first `count` records."""
-        return list(self._rows[count - 1]) if count else self._before
+        if not count:
+            return self._before
+        if not self._heard:
+            return list(self._rows[count - 1])
+        known = self._before[2] if self._before is not None and len(self._before) > 2 else {}
+        return [*self._rows[count - 1], {**known, **dict(self._heard[:count])}]
 
     def offset(self, index: int) -> int:
         """A number of the record, from its sequence number, of which it has not all digits."""
@@ -86,6 +97,7 @@ class KinesisBatch:
             list(self.keys[start:stop]),
             list(self.values[start:stop]),
             list(self.times[start:stop]),
+            self._heard[start:stop],
         )
 
 
@@ -155,7 +167,7 @@ class KinesisSource:
         """What GetShardIterator is asked for."""
         asked: dict[str, Any] = {"StreamName": self.stream, "ShardId": shard.id}
         if position is not None and position[0]:
-            sequence, part = position
+            sequence, part, *_ = position
             kind = "AT_SEQUENCE_NUMBER" if part else "AFTER_SEQUENCE_NUMBER"
             return {**asked, "ShardIteratorType": kind, "StartingSequenceNumber": sequence}
         match "earliest" if position is not None else self._start:
@@ -190,6 +202,8 @@ class KinesisReader:
         self._begin: dict[str, Any] = {}
         self._skip = 0
         """How many parts of the first record to come are done already."""
+        self._heard: dict[str, int] = dict(position[2]) if position is not None and len(position) > 2 else {}
+        """By sender, in a stream of flowkit's own: the number of its next record."""
         self._ready: deque[KinesisBatch] = deque()
         self._room = asyncio.Event()
         self._ended = False
@@ -312,10 +326,23 @@ class KinesisReader:
         keys: list[bytes | None] = []
         values: list[bytes | None] = []
         times: list[int] = []
+        heard: list[tuple[str, int]] = []
         for record in records:
-            sequence, key = record["SequenceNumber"], record["PartitionKey"].encode()
+            sequence, data, key = record["SequenceNumber"], record["Data"], record["PartitionKey"].encode()
+            parcel = decode_parcel(data)
+            if parcel is not None:
+                had = self._heard.get(parcel.sender, 1) - parcel.first
+                for number in range(max(had, 0), len(parcel.keys)):
+                    rows.append((sequence, 0 if number + 1 == len(parcel.keys) else number + 1))
+                    heard.append((parcel.sender, parcel.first + number + 1))
+                keys += parcel.keys[max(had, 0) :]
+                values += parcel.values[max(had, 0) :]
+                times += parcel.times[max(had, 0) :]
+                self._heard[parcel.sender] = max(self._heard.get(parcel.sender, 1), parcel.first + len(parcel.keys))
+                self._skip = 0
+                continue
             at = round(record["ApproximateArrivalTimestamp"].timestamp() * 1000)
-            parts = taken_apart(record["Data"], key)
+            parts = taken_apart(data, key)
             for number, (own_key, value) in enumerate(parts, 1):
                 if number <= self._skip:
                     continue
@@ -323,9 +350,11 @@ class KinesisReader:
                 keys.append(own_key)
                 values.append(value)
                 times.append(at)
+                if self._heard:  # somebody else's, in a stream of ours
+                    heard.append(("", 0))
             self._skip = 0
         if rows:
-            batch = KinesisBatch(self._source.stream, self.shard.id, self._asked, rows, keys, values, times)
+            batch = KinesisBatch(self._source.stream, self.shard.id, self._asked, rows, keys, values, times, heard)
             self._asked, self._begin = batch.position(len(batch)), {}
             self._ready.append(batch)
             self._source.arrivals.came()

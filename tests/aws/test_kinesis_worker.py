@@ -1,0 +1,56 @@
+"""Workers on Kinesis: tasks shared out by leases, killed and taken over, with nothing lost or counted twice."""
+
+import shutil
+import uuid
+from pathlib import Path
+
+import pytest
+
+from flowkit.aws import AwsOptions, open_client
+from tests.aws.servers import aws_environment
+from tests.aws.workers import Fleet, check
+
+
+def dead(place: Path) -> list[str]:
+    """What was given up."""
+    return [path.name for path in place.glob("*.dlq.jsonl") if path.stat().st_size]
+
+
+@pytest.mark.parametrize("hop", [False, True], ids=["straight", "re-keyed"])
+async def test_two_workers_one_killed_and_started_again(ministack: str, tmp_path: Path, hop: bool) -> None:
+    environ = {**aws_environment(ministack), **({"KINESIS_APP_HOP": "1"} if hop else {})}
+    async with Fleet(tmp_path, environ) as fleet:
+        fleet.start("a")
+        await fleet.put(range(400))
+        await fleet.until(400)
+        fleet.start("b")
+        await fleet.put(range(400, 800))
+        await fleet.until(800)
+        fleet.kill("a")
+        await fleet.put(range(800, 1200))
+        fleet.start("a")
+        check(await fleet.until(1200), 1200)
+        assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
+    assert dead(tmp_path) == []
+
+
+async def test_on_another_machine_it_goes_on_from_the_frames_in_s3(ministack: str, tmp_path: Path) -> None:
+    bucket = f"b-{uuid.uuid4().hex[:8]}"
+    async with open_client("s3", AwsOptions(), "s3://") as client:
+        await client.create_bucket(Bucket=bucket)
+    async with Fleet(tmp_path, aws_environment(ministack), options=f"&frames=s3://{bucket}/app") as fleet:
+        fleet.start("a")
+        await fleet.put(range(300))
+        await fleet.until(300)
+        fleet.kill("a")
+        shutil.rmtree(tmp_path / "a")
+        await fleet.put(range(300, 600))
+        fleet.start("b", "--checkpoints", f"s3://{bucket}/checkpoints", "--checkpoint-interval", "300")
+        await fleet.until(600)
+        fleet.kill("b")
+        shutil.rmtree(tmp_path / "b")
+        await fleet.put(range(600, 900))
+        fleet.start("c", "--checkpoints", f"s3://{bucket}/checkpoints")
+        check(await fleet.until(900), 900)
+        assert fleet.stop("c") == 0
+    assert dead(tmp_path) == []
