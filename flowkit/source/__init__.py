@@ -13,6 +13,8 @@ from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
 from flowkit.source.placement import Known, Placing
 from flowkit.source.seam import (
+    BEGIN,
+    END,
     AtOffset,
     Batch,
     Broker,
@@ -26,12 +28,15 @@ from flowkit.source.seam import (
     SendsEarly,
     Sharded,
     Source,
+    is_end,
 )
 
 if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
 
 __all__ = [
+    "BEGIN",
+    "END",
     "AtOffset",
     "Batch",
     "Broker",
@@ -52,6 +57,7 @@ __all__ = [
     "Sharded",
     "Source",
     "bounded_topic",
+    "is_end",
     "open_broker",
     "partition_of",
 ]

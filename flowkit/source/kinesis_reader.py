@@ -25,6 +25,7 @@ from flowkit.errors import ConfigError, InputError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kinesis_aggregated import taken_apart
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
+from flowkit.source.seam import is_end
 
 log = structlog.get_logger("flowkit.kinesis")
 
@@ -193,7 +194,7 @@ class KinesisReader:
     """Reads one shard. Made by `KinesisSource.open`."""
 
     def __init__(self, source: KinesisSource, shard: Shard, position: Any, *, until_end: bool) -> None:
-        self.shard, self.at_end = shard, False
+        self.shard, self.at_end = shard, is_end(position)
         self.behind_ms: int | None = None
         """How far behind the newest record it is, by the service's word (`MillisBehindLatest`)."""
         self._source, self._until_end = source, until_end
@@ -244,7 +245,7 @@ class KinesisReader:
             self._source.arrivals.came()
 
     async def _poll(self) -> None:
-        iterator: str | None = await self._iterator()
+        iterator = None if self.at_end else await self._iterator()
         while iterator is not None:
             while len(self._ready) >= AHEAD:
                 self._room.clear()

@@ -150,6 +150,19 @@ class KeepsFrames(Protocol):
         """Forget the task's frames before `number`, which checkpoints hold; the last one stays in any case."""
 
 
+BEGIN, END = ["", 0], ["SHARD_END", 0]
+"""Positions in a split that may end: before its first record, and once it has been read to its end."""
+
+
+def is_end(position: Position) -> bool:
+    """True if nothing is left to be read there.
+
+    >>> is_end(END), is_end(BEGIN), is_end(None), is_end(17)
+    (True, False, False, False)
+    """
+    return isinstance(position, list | tuple) and list(position[:2]) == END
+
+
 class Part(Protocol):
     """One split of a topic that is split by ranges of its keys' hashes. `parents` are those that it came from."""
 

@@ -3,7 +3,7 @@
 Everything that is wrong is told at once, before anything is made.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ from flowkit.clock import Clock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
 from flowkit.sink import Destination, Sink, SinkTask, destination
-from flowkit.source import Part, Sharded
+from flowkit.source import Part
 from flowkit.worker.live import task_name
+from flowkit.worker.shards import Shards, Streams
 
 log = structlog.get_logger("flowkit.worker")
 
@@ -30,6 +31,8 @@ class Slice:
     count: int
     owns: Callable[[bytes], bool] | None = None
     """True for the keys that are the task's own; None: by their hash among `count`, as Kafka has it."""
+    shard: Part | None = None
+    """Of a stream."""
 
 
 class Topics(Protocol):
@@ -52,6 +55,8 @@ class Wiring:
         """By internal topic: the tasks that send into it, as they call themselves."""
         self.destinations: dict[str, Destination] = {}
         """By name, where outlets lead that are not on the broker: known from `check` on, opened by the worker."""
+        self.shards: Shards | None = None
+        """Which tasks there are, where topics are streams."""
         self.expected: Mapping[str, int] | None = None
         """How many partitions each group must have, if the app begins with a savepoint."""
 
@@ -93,8 +98,8 @@ class Wiring:
         Raises ConfigError if partition counts do not fit each other, or a file would have several writers; nothing is
         made then.
         """
-        if isinstance(broker, Sharded):
-            await self._connect_to_shards(broker, broker.create)
+        if isinstance(broker, Streams):
+            await self._connect_to_shards(broker)
             return
         found = {name: await broker.partitions(name) for name in sorted(self._names())}
         wanted: dict[str, int] = {}
@@ -134,61 +139,45 @@ class Wiring:
                 part = Slice(group, partition, counts[group.name])
                 self.slices[task_name(self.app, group, partition)] = part
 
-    async def _connect_to_shards(self, broker: Sharded, create: Callable[..., Awaitable[None]]) -> None:
-        """The same for a broker whose topics are split by ranges of hashes: tasks are numbered as the splits are."""
-        names = self._names()
-        shards = {name: await broker.shards(name) for name in sorted(names)}
+    async def _connect_to_shards(self, broker: Streams) -> None:
+        """The same for a broker whose topics are streams."""
+        letters = None if self.app.dead_letters.name in self.binds else self.app.dead_letters.name
+        self.shards = Shards(self.app, self.plan, broker)
+        found = await self.shards.connect(sorted(self._names()), letters)
         internal = {topic.name for topic in self.plan.internals}
-        problems = [
-            f"no stream {name!r}: make it (a stream costs money, so flowkit does not)"
-            for name, found in shards.items()
-            if not found and name not in internal and name != self.app.dead_letters.name
-        ]
-        letters = self.app.dead_letters.name
-        if not shards.get(letters) and letters not in self.binds:
-            problems.append(f"dead letters lead nowhere: --bind {letters}=URL, or make a stream {letters!r}")
+        for name, outlet in self._outlets().items():
+            if name not in self.destinations and found.get(name):
+                url = broker.output(name, internal=name in internal)
+                self.destinations[name] = destination(url, fields_of(outlet.element))
+        await self.refresh()
+
+    async def refresh(self) -> bool:
+        """Look which tasks there are now; True if that has changed, which it does only where topics are streams."""
+        if self.shards is None or not await self.shards.look():
+            return False
+        self.slices = {}
         for group in self.plan.groups:
-            if len(group.topics) > 1:
-                told = ", ".join(topic.name for topic in group.topics)
-                problems.append(
-                    f"group {group.name}: reads the streams {told}, whose shards are split on their own, so that keys "
-                    "do not stay together: send them on by group_by, through a stream of flowkit's own"
-                )
-            if group.broadcast_topics:
-                told = ", ".join(topic.name for topic in group.broadcast_topics)
-                problems.append(f"group {group.name}: {told}: a stream cannot be broadcast yet")
-        if problems:
-            raise ConfigError(*problems)
-        for group in self.plan.groups:
-            for topic in group.topics:
-                if isinstance(topic, Internal) and not shards[topic.name]:
-                    count = max(len(self._open(shards, sender)) for sender in self.plan.senders(topic))
-                    await create(topic.name, max(1, count), internal=True)
-                    shards[topic.name] = await broker.shards(topic.name)
-            for part in self._open(shards, group):
-                owns = None if part is None or part.is_all else part.owns
+            running = self.shards.running[group.name]
+            for part in running:
                 number = 0 if part is None else part.number
-                name = task_name(self.app, group, number)
-                self.slices[name] = Slice(group, number, len(self._open(shards, group)), owns)
+                owns = None if part is None or part.is_all else part.owns
+                self.slices[task_name(self.app, group, number)] = Slice(group, number, len(running), owns, part)
         self.senders = {
-            topic.name: [f"{g.name}/{s.partition}" for g in self.plan.senders(topic) for s in self._slices_of(g)]
+            topic.name: [
+                f"{part.group.name}/{part.partition}"
+                for part in self.slices.values()
+                if part.group in self.plan.senders(topic)
+            ]
             for topic in self.plan.internals
         }
-        for name in self._sent_to(shards):
-            url = broker.output(name, internal=name in internal)
-            self.destinations[name] = destination(url, fields_of(self._outlets()[name].element))
+        return True
 
-    def _open(self, shards: Mapping[str, Sequence[Part]], group: Group) -> list[Part | None]:
-        """The open splits of a group's topic; [None] if it has none."""
-        if not group.topics:
-            return [None]
-        return [part for part in shards[group.topics[0].name] if not part.closed]
-
-    def _slices_of(self, group: Group) -> list[Slice]:
-        return [part for part in self.slices.values() if part.group is group]
-
-    def _sent_to(self, shards: Mapping[str, Sequence[Part]]) -> list[str]:
-        return [name for name in self._outlets() if name not in self.destinations and shards.get(name)]
+    def is_eldest(self, part: Slice) -> bool:
+        """True if no other child of a shard's parents has a lower number, as far as they are there still."""
+        assert self.shards is not None
+        assert part.shard is not None
+        parents = set(part.shard.parents)
+        return part.partition == min(n.number for n in self.shards.all[part.group.name] if parents & set(n.parents))
 
     def _outlets(self) -> dict[str, Outlet[Any]]:
         """All that the tasks write, dead letters among them."""

@@ -8,7 +8,7 @@ import pytest
 
 from flowkit.aws import AwsOptions, open_client
 from tests.aws.servers import aws_environment
-from tests.aws.workers import Fleet, check
+from tests.aws.workers import Fleet, check, merge, split
 
 
 def dead(place: Path) -> list[str]:
@@ -53,4 +53,37 @@ async def test_on_another_machine_it_goes_on_from_the_frames_in_s3(ministack: st
         fleet.start("c", "--checkpoints", f"s3://{bucket}/checkpoints")
         check(await fleet.until(900), 900)
         assert fleet.stop("c") == 0
+    assert dead(tmp_path) == []
+
+
+@pytest.fixture
+def resharding(kinesalite: str, ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Streams on kinesalite, which splits shards as Kinesis does; all else on ministack."""
+    environ = {**aws_environment(ministack_url), "AWS_ENDPOINT_URL_KINESIS": kinesalite}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    return environ
+
+
+@pytest.mark.parametrize("hop", [False, True], ids=["straight", "re-keyed"])
+async def test_resharding_moves_state_with_its_keys(resharding: dict[str, str], tmp_path: Path, hop: bool) -> None:
+    environ = {**resharding, **({"KINESIS_APP_HOP": "1"} if hop else {})}
+    async with Fleet(tmp_path, environ, shards=2) as fleet:
+        stream = f"{fleet.name}-in"
+        fleet.start("a")
+        fleet.start("b")
+        await fleet.put(range(200))
+        await fleet.until(200)
+        await split(fleet.streams, stream, 0)
+        await fleet.put(range(200, 400))
+        await fleet.until(400)
+        fleet.kill("a")
+        await split(fleet.streams, stream, 1)
+        await fleet.put(range(400, 600))
+        fleet.start("a")
+        await fleet.until(600)
+        await merge(fleet.streams, stream, 3, 4)  # the halves that lie beside each other
+        await fleet.put(range(600, 800))
+        check(await fleet.until(800), 800)
+        assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
     assert dead(tmp_path) == []

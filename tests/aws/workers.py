@@ -122,3 +122,27 @@ def check(found: dict[str, list[tuple[int, int]]], count: int, keys: int = 20) -
         assert list(dict.fromkeys(rows)) == [(number, place) for place, number in enumerate(numbers, 1)], f"k{n}"
         again += len(rows) - len(numbers)
     return again
+
+
+async def split(streams: KinesisStreams, stream: str, number: int) -> None:
+    """Split a shard in the middle, and wait until that is done."""
+    shards = {shard.number: shard for shard in await streams.shards(stream, fresh=True)}
+    shard = shards[number]
+    middle = str((shard.first + shard.last) // 2 + 1)
+    await streams.client.split_shard(StreamName=stream, ShardToSplit=shard.id, NewStartingHashKey=middle)
+    await _until_more(streams, stream, len(shards) + 2)
+
+
+async def merge(streams: KinesisStreams, stream: str, one: int, other: int) -> None:
+    """Merge two shards, and wait until that is done."""
+    shards = {shard.number: shard for shard in await streams.shards(stream, fresh=True)}
+    await streams.client.merge_shards(
+        StreamName=stream, ShardToMerge=shards[one].id, AdjacentShardToMerge=shards[other].id
+    )
+    await _until_more(streams, stream, len(shards) + 1)
+
+
+async def _until_more(streams: KinesisStreams, stream: str, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(await streams.shards(stream, fresh=True)) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
