@@ -15,7 +15,7 @@ from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim, EndsForOthers, KeepsFrames, open_broker
+from flowkit.source import Claim, EndsForOthers, KeepsFrames, PlacesByHome, open_broker
 from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
@@ -124,6 +124,8 @@ class Worker:
             await self.wiring.connect(self.broker)
             if isinstance(self.broker, EndsForOthers):
                 self.broker.writes = self.wiring.topics
+            if isinstance(self.broker, PlacesByHome):
+                self.broker.home = self.home
             await self._begin()
             self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
             stack.enter_context(LoopWatch(self.options.stall_after).running())
@@ -325,6 +327,8 @@ class Worker:
         pause = min(1.0, limit / 4)
         while True:
             self._write_health()
+            if isinstance(self.broker, PlacesByHome):
+                self.home.note({name: owned.commit for name, owned in self.owned.items() if owned.ready})
             for meter in self.meters.values():
                 meter.look()
             before = time.monotonic()
