@@ -159,6 +159,11 @@ class KafkaBroker:
         await self._group.tell(offsets_of(positions))
         return placing
 
+    async def shared_out(self) -> None:
+        """Return once the group has shared out the tasks since the last `place`."""
+        assert self._group is not None
+        await self._group.news.wait()
+
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Nothing is lost in silence: whose task another worker has opened is fenced at its next commit."""
         return []

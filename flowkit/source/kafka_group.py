@@ -97,6 +97,8 @@ class KafkaGroup:
         self.assigned: set[str] | None = None
         """The tasks of this worker; None before the first round, and while it is no member."""
         self.generation = -1
+        self.news = asyncio.Event()
+        """Set by a round, until the next `place`."""
         self._tasks: list[str] = []
         self._held: set[str] = set()
         self._alive_at = 0.0
@@ -118,7 +120,8 @@ class KafkaGroup:
             group_instance_id=None if self.home is None else self.home.instance(),
             enable_auto_commit=False,
             session_timeout_ms=self.ttl_ms,
-            heartbeat_interval_ms=max(100, self.ttl_ms // 4),
+            # By its heartbeats a member hears that there is a round: one who leaves is missed until then.
+            heartbeat_interval_ms=max(100, min(1_000, self.ttl_ms // 4)),
             rebalance_timeout_ms=self.ttl_ms,
             # Without a call of `place` for as long it leaves: a loop that stands still must not keep its tasks.
             max_poll_interval_ms=max(30_000, 3 * self.ttl_ms),
@@ -142,6 +145,7 @@ class KafkaGroup:
     async def place(self, tasks: Sequence[str], held: set[str]) -> Placing:
         """What has to be claimed and released, by the last round."""
         self._tasks, self._held = list(tasks), set(held)
+        self.news.clear()
         if not self._member:
             return Placing({}, [])
         await self._look()
@@ -235,6 +239,7 @@ class KafkaGroup:
         self.assigned, self._giving_up = set(assigned.tasks), set(assigned.releases)
         self.generation = self._consumer._coordinator.generation  # noqa: SLF001
         self._alive_at = time.monotonic()
+        self.news.set()
         log.info("tasks shared out", group=self.group, generation=self.generation, ours=len(self.assigned))
 
 

@@ -172,10 +172,13 @@ class Home(Protocol):
 
 
 @runtime_checkable
-class PlacesByHome(Protocol):
-    """A broker that knows a worker again by its disk, and places tasks where their state is."""
+class PlacesByGroup(Protocol):
+    """A broker whose group knows a worker again by its disk, and shares tasks out where their state is."""
 
     home: Home | None
+
+    async def shared_out(self) -> None:
+        """Return once the tasks have been shared out anew since the last `place`."""
 
 
 @runtime_checkable
