@@ -19,6 +19,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import structlog
@@ -49,10 +50,20 @@ class Member(msgspec.Struct, array_like=True):
 
 
 class Assigned(msgspec.Struct, array_like=True):
-    """What the leader tells a worker: its tasks, and those that it has to give up so that others can have them."""
+    """What the leader tells a worker: its tasks, and those that it has to give up so that others can have them.
+
+    `worker`: whom it tells. `among`: of all tasks that were shared out, a sum (`sum_of`).
+    """
 
     tasks: list[str]
     releases: list[str] = []
+    worker: str = ""
+    among: int = 0
+
+
+def sum_of(tasks: Sequence[str]) -> int:
+    """A number by which other tasks are known to be others."""
+    return crc32("\n".join(sorted(tasks)).encode())
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -76,7 +87,7 @@ def assign(members: Mapping[str, Member]) -> dict[str, Assigned]:
     for name, id_ in names.items():
         claims, releases = share(tasks, list(names), name, list(leases.values()), 0, disks)
         kept = {task for task, lease in leases.items() if lease.owner == name} - set(releases)
-        given[id_] = Assigned(sorted(kept | set(claims)), releases)
+        given[id_] = Assigned(sorted(kept | set(claims)), releases, members[id_].worker, sum_of(tasks))
     return given
 
 
@@ -230,7 +241,9 @@ class KafkaGroup:
         """What this worker says of itself when it joins: it holds what it was given, whether it runs yet or not."""
         held = self._held | (self.assigned or set())
         disk = {} if self.home is None else self.home.newest()
-        return Member(self.worker, self._tasks, sorted(held), self.generation, dict(disk))
+        # The broker keeps what all members say in one record: only what matters.
+        disk = {task: disk[task] for task in self._tasks if task in disk and task not in held}
+        return Member(self.worker, self._tasks, sorted(held), self.generation, disk)
 
     def gave(self, assigned: Assigned) -> None:
         """A round is over. It may end while we leave, which waits for it."""
@@ -238,6 +251,10 @@ class KafkaGroup:
             return
         self.assigned, self._giving_up = set(assigned.tasks), set(assigned.releases)
         self.generation = self._consumer._coordinator.generation  # noqa: SLF001
+        if assigned.worker not in (self.worker, "") and assigned.among != sum_of(self._tasks):
+            # We came into our predecessor's place, and our app is not the one that it ran.
+            self.assigned &= set(self._tasks)
+            self._consumer._coordinator.request_rejoin()  # noqa: SLF001
         self._alive_at = time.monotonic()
         self.news.set()
         log.info("tasks shared out", group=self.group, generation=self.generation, ours=len(self.assigned))

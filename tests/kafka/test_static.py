@@ -5,10 +5,11 @@ Sessions last longer than a test may take: whoever waits for one to run out fail
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,12 @@ APP = str(Path(__file__).with_name("checkpoint_app.py"))
 class Member:
     """A worker without its work: it takes and lets go of tasks as it is told."""
 
-    def __init__(self, group: KafkaGroup) -> None:
-        self.group = group
+    def __init__(self, group: KafkaGroup, tasks: list[str]) -> None:
+        self.group, self.tasks = group, tasks
         self.held: set[str] = set()
 
     async def turn(self) -> None:
-        tasks = [f"{self.group.group}/g/0", f"{self.group.group}/g/1"]
-        claims, releases = await self.group.place(tasks, self.held)
+        claims, releases = await self.group.place(self.tasks, self.held)
         self.held = (self.held | set(claims)) - set(releases)
 
     @property
@@ -73,16 +73,18 @@ async def join(kafka_address: str, name: str, tmp_path: Path) -> AsyncIterator[J
         await topics.create(name, 2)
     async with AsyncExitStack() as stack:
 
-        async def joined(disk: str, notes: dict[int, int] | None = None) -> Member:
+        async def joined(disk: str, notes: dict[int, int] | None = None, numbers: Sequence[int] = (0, 1)) -> Member:
             (tmp_path / disk).mkdir(exist_ok=True)
             home = StateHome(tmp_path / disk)
             for task in notes or {}:
                 home.begin(f"{name}/g/{task}", "")
             home.note({f"{name}/g/{task}": number for task, number in (notes or {}).items()})
-            group = KafkaGroup(address, name, f"{name}/{disk}", [name], SESSION_MS, home)
-            await group.start([f"{name}/g/0", f"{name}/g/1"])
+            worker = f"{name}/{disk}-{os.urandom(3).hex()}"
+            group = KafkaGroup(address, name, worker, [name], SESSION_MS, home)
+            tasks = [f"{name}/g/{number}" for number in numbers]
+            await group.start(tasks)
             stack.push_async_callback(group.stop)
-            return Member(group)
+            return Member(group, tasks)
 
         yield joined
 
@@ -131,6 +133,19 @@ async def test_what_the_dead_one_was_to_give_up_its_successor_does(join: Join) -
     await ada.die()
     again = await join("ada")
     await turns([again, bob], lambda: (again.numbers, bob.numbers) == ([0], [1]))
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [1, 2], [1]])
+async def test_one_who_comes_back_with_other_tasks_has_them_shared_out(join: Join, numbers: list[int]) -> None:
+    ada = await join("ada")
+    await turns([ada], lambda: ada.numbers == [0, 1])
+    await ada.die()
+    again = await join("ada", numbers=numbers)
+    await turns([again], lambda: again.numbers == numbers)
+    generation = again.group.generation
+    until = time.monotonic() + 1.5
+    await turns([again], lambda: time.monotonic() > until)
+    assert (again.numbers, again.group.generation - generation) in [(numbers, 0), (numbers, 1)]
 
 
 async def test_one_who_leaves_is_gone_at_once(join: Join) -> None:
