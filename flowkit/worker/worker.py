@@ -5,9 +5,10 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -207,7 +208,7 @@ class Worker:
 
     async def _pause(self, seconds: float) -> None:
         """For so long, unless it is to stop, or the tasks have been shared out anew."""
-        waits = [asyncio.create_task(self._stopping.wait(), name="stopping")]
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._stopping.wait(), name="stopping")]
         if isinstance(self.broker, PlacesByGroup):
             waits.append(asyncio.create_task(self.broker.shared_out(), name="shared out"))
         try:
@@ -415,7 +416,7 @@ def _nothing() -> None:
     return None
 
 
-async def _cancelled(jobs: "list[asyncio.Task[None]]") -> None:
+async def _cancelled(jobs: "Sequence[asyncio.Task[Any]]") -> None:
     for job in jobs:
         job.cancel()
     await asyncio.wait(jobs)
