@@ -73,14 +73,19 @@ async def join(kafka_address: str, name: str, tmp_path: Path) -> AsyncIterator[J
         await topics.create(name, 2)
     async with AsyncExitStack() as stack:
 
-        async def joined(disk: str, notes: dict[int, int] | None = None, numbers: Sequence[int] = (0, 1)) -> Member:
+        async def joined(
+            disk: str,
+            notes: dict[int, int] | None = None,
+            numbers: Sequence[int] = (0, 1),
+            session_ms: int = SESSION_MS,
+        ) -> Member:
             (tmp_path / disk).mkdir(exist_ok=True)
             home = StateHome(tmp_path / disk)
             for task in notes or {}:
                 home.begin(f"{name}/g/{task}", "")
             home.note({f"{name}/g/{task}": number for task, number in (notes or {}).items()})
             worker = f"{name}/{disk}-{os.urandom(3).hex()}"
-            group = KafkaGroup(address, name, worker, [name], SESSION_MS, home)
+            group = KafkaGroup(address, name, worker, [name], session_ms, home)
             tasks = [f"{name}/g/{number}" for number in numbers]
             await group.start(tasks)
             stack.push_async_callback(group.stop)
@@ -161,6 +166,21 @@ async def test_one_who_is_idle_for_too_long_is_gone_and_comes_back(join: Join) -
     ada.held.clear()
     await turns([ada, bob], lambda: len(ada.held) == len(bob.held) == 1)
     assert not ada.group._consumer._coordinator.fenced
+
+
+async def test_one_whose_session_has_run_out_comes_back_as_itself(join: Join) -> None:
+    from aiokafka import TopicPartition
+
+    ada = await join("ada", session_ms=1_500)
+    await turns([ada], lambda: ada.numbers == [0, 1])
+    await ada.group._consumer._coordinator._stop_heartbeat_task()
+    bob = await join("bob")
+    await turns([bob], lambda: bob.numbers == [0, 1])
+    ada.held.clear()
+    instance = ada.group.home.instance()  # type: ignore[union-attr]
+    await ada.group.tell({TopicPartition(ada.group.group, 0): 1})
+    await turns([ada, bob], lambda: len(ada.held) == len(bob.held) == 1)
+    assert ada.group.home.instance() == instance  # type: ignore[union-attr]
 
 
 async def test_of_two_with_one_disk_the_younger_has_it_and_the_older_is_a_newcomer(join: Join, tmp_path: Path) -> None:
@@ -264,3 +284,33 @@ async def test_a_worker_goes_on_at_once_in_its_place_and_leaves_at_once(
             two = crew.flowkit("two", *words("a" if number == signal.SIGKILL else "b"), env=env)
             await counted(broker, name, 5, two)
             assert await outputs(broker, f"{name}-out") == {"k": 5}
+
+
+async def test_two_workers_with_copies_of_one_disk_do_each_event_once(
+    kafka_address: str, name: str, tmp_path: Path
+) -> None:
+    env = {"CHECKPOINT_APP": name, "FLOWKIT_LEASE_TTL": str(SESSION_MS), "PYTHONWARNINGS": "default"}
+    address = f"kafka://{kafka_address}"
+    async with KafkaBroker(KafkaAddress.parse(address, {}), SystemClock()) as broker:
+        for topic in (f"{name}-in", f"{name}-out"):
+            await broker.create(topic, 1)
+        with crew_in(tmp_path) as crew:
+            older = crew.flowkit("older", "worker", APP, "--broker", address, "--state", str(tmp_path / "a"), env=env)
+            await put(broker, name, 3)
+            await counted(broker, name, 3, older)
+            shutil.copytree(tmp_path / "a", tmp_path / "b")
+            younger = crew.flowkit(
+                "younger", "worker", APP, "--broker", address, "--state", str(tmp_path / "b"), env=env
+            )
+            for total in range(4, 40):
+                await put(broker, name, 1)
+                await counted(broker, name, total, older)
+            older.heard("another worker has joined under this one's instance id")
+            younger.heard("task opened")
+            await put(broker, name, 1)
+            await counted(broker, name, 40, younger)
+            assert await outputs(broker, f"{name}-out") == {"k": 40}
+            assert not younger.logs("another worker has joined")
+            for worker in (older, younger):
+                worker.send(signal.SIGTERM)
+                assert worker.wait() == 0, worker.said()
