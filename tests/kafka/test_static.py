@@ -25,8 +25,9 @@ from flowkit.source.kafka_topics import KafkaTopics
 from flowkit.worker.state_home import StateHome
 from tests.integration.processes import Process, crew_in
 
-SESSION_MS = 30_000
-SOON = 10.0
+SESSION_MS = 180_000
+SOON = 60.0
+"""Much, for a machine that has other things to do; much less than a session."""
 APP = str(Path(__file__).with_name("checkpoint_app.py"))
 
 
@@ -51,15 +52,13 @@ class Member:
         await self.group.stop()
 
 
-async def turns(members: list[Member], until: Callable[[], bool]) -> float:
-    """The seconds that it takes."""
-    began = time.monotonic()
+async def turns(members: list[Member], until: Callable[[], bool]) -> None:
+    """They take turns until then, which must be soon."""
     async with asyncio.timeout(SOON):
         while not until():
             for member in members:
                 await member.turn()
             await asyncio.sleep(0.02)
-    return time.monotonic() - began
 
 
 Join = Callable[..., Any]
@@ -108,7 +107,7 @@ async def test_one_who_died_is_back_in_its_place_without_a_round(join: Join) -> 
     before = bob.group.generation
     await ada.die()
     again = await join("ada")
-    assert await turns([again, bob], lambda: again.numbers == [0]) < 2
+    await turns([again, bob], lambda: again.numbers == [0])
     for _ in range(10):
         await turns([again, bob], lambda: True)
     assert (again.group.generation, bob.group.generation) == (before, before)
@@ -156,7 +155,7 @@ async def test_one_who_comes_back_with_other_tasks_has_them_shared_out(join: Joi
 async def test_one_who_leaves_is_gone_at_once(join: Join) -> None:
     ada, bob = await shared(join)
     await ada.group.stop()
-    assert await turns([bob], lambda: bob.numbers == [0, 1]) < SOON
+    await turns([bob], lambda: bob.numbers == [0, 1])
 
 
 async def test_one_who_is_idle_for_too_long_is_gone_and_comes_back(join: Join) -> None:
@@ -245,13 +244,12 @@ async def outputs(broker: KafkaBroker, topic: str) -> dict[str, int]:
     return found
 
 
-async def counted(broker: KafkaBroker, name: str, total: int, process: Process) -> float:
-    """When (monotonic seconds) all of `total` events were counted."""
+async def counted(broker: KafkaBroker, name: str, total: int, process: Process) -> None:
+    """Until all of `total` events have been counted, which must be soon."""
     async with asyncio.timeout(SOON):
         while sum((await outputs(broker, f"{name}-out")).values()) < total:
             assert process.popen.poll() is None, process.said()
             await asyncio.sleep(0.02)
-    return time.monotonic()
 
 
 async def put(broker: KafkaBroker, name: str, count: int) -> None:
@@ -302,14 +300,14 @@ async def test_two_workers_with_copies_of_one_disk_do_each_event_once(
             younger = crew.flowkit(
                 "younger", "worker", APP, "--broker", address, "--state", str(tmp_path / "b"), env=env
             )
-            for total in range(4, 40):
+            for total in range(4, 20):
                 await put(broker, name, 1)
                 await counted(broker, name, total, older)
             older.heard("another worker has joined under this one's instance id")
             younger.heard("task opened")
             await put(broker, name, 1)
-            await counted(broker, name, 40, younger)
-            assert await outputs(broker, f"{name}-out") == {"k": 40}
+            await counted(broker, name, 20, younger)
+            assert await outputs(broker, f"{name}-out") == {"k": 20}
             assert not younger.logs("another worker has joined")
             for worker in (older, younger):
                 worker.send(signal.SIGTERM)
