@@ -123,7 +123,7 @@ async def test_outputs_whose_frame_never_came_never_count(cluster: Cluster) -> N
     await first.commit(frame(1), outputs(1))
     await lose_the_end(cluster, first)
 
-    async def stands_still(_frame: Frame) -> Any:
+    async def stands_still(frame: Frame) -> list[Any]:
         raise KafkaError
 
     first._send_frame = stands_still  # type: ignore[method-assign]

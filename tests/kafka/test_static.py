@@ -176,10 +176,10 @@ async def test_one_whose_session_has_run_out_comes_back_as_itself(join: Join) ->
     bob = await join("bob")
     await turns([bob], lambda: bob.numbers == [0, 1])
     ada.held.clear()
-    instance = ada.group.home.instance()  # type: ignore[union-attr]
+    instance = ada.group.home.instance()
     await ada.group.tell({TopicPartition(ada.group.group, 0): 1})
     await turns([ada, bob], lambda: len(ada.held) == len(bob.held) == 1)
-    assert ada.group.home.instance() == instance  # type: ignore[union-attr]
+    assert ada.group.home.instance() == instance
 
 
 async def test_of_two_with_one_disk_the_younger_has_it_and_the_older_is_a_newcomer(join: Join, tmp_path: Path) -> None:
