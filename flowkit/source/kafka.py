@@ -27,7 +27,7 @@ from flowkit.source.kafka_tasks import TaskProducer, offsets_of
 from flowkit.source.kafka_topics import KafkaTopics
 from flowkit.source.placement import Placing
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
-from flowkit.source.seam import Output
+from flowkit.source.seam import Home, Output
 from flowkit.store import Frame
 
 KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
@@ -51,6 +51,7 @@ class KafkaBroker:
         self._group: KafkaGroup | None = None
         self._owned: dict[str, TaskProducer] = {}
         self.writes: Mapping[str, int] = {}
+        self.home: Home | None = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -135,14 +136,14 @@ class KafkaBroker:
         for topic, count in counts.items():
             if await self._topics.partitions(topic) != count:
                 await self._topics.create(topic, count, KEPT)
-        self._group = KafkaGroup(self.address, worker.partition("/")[0], worker, sorted(counts), ttl_ms)
+        self._group = KafkaGroup(self.address, worker.partition("/")[0], worker, sorted(counts), ttl_ms, self.home)
         await self._group.start(tasks)
 
     async def heartbeat(self, worker: str) -> None:
         """Nothing: the group's member sends its own, and `place` shows that the worker is alive."""
 
     async def leave(self, worker: str) -> None:
-        """Leave the group, if `worker` is the one that joined: a dead one cannot be made to."""
+        """Leave the group, if `worker` is the one that joined; a dead one's place is taken by who joins at its home."""
         if self._group is not None and self._group.worker == worker:
             for task in list(self._owned):
                 await self._let_go(task)
@@ -157,6 +158,11 @@ class KafkaBroker:
             positions |= producer.positions
         await self._group.tell(offsets_of(positions))
         return placing
+
+    async def shared_out(self) -> None:
+        """Return once the group has shared out the tasks since the last `place`."""
+        assert self._group is not None
+        await self._group.news.wait()
 
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Nothing is lost in silence: whose task another worker has opened is fenced at its next commit."""

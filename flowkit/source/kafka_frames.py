@@ -7,7 +7,7 @@
 A frame is written within the transaction of its commit, in as many records as the broker's limit on one asks for.
 Without transactions (at least once) an owner begins with a claim, which has no parts: what owners of a lower epoch
 write behind it never counts. Nor does a frame that does not follow the one before it, by its number and by the id of
-its parent.
+its parent. With transactions, one that has outputs begins with a claim, which says nothing but that it has begun.
 """
 
 import re
@@ -62,7 +62,7 @@ def parts_of(frame: Frame, epoch: int, state: str) -> Iterator[bytes]:
 
 
 def claim_of(epoch: int) -> bytes:
-    """The record by which an owner begins, where no transaction fences those before it."""
+    """The record by which an owner begins, or a transaction with outputs."""
     return _encode(Part(epoch, 0, b"", b"", "", 0, 0, b""))
 
 

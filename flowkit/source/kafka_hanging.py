@@ -3,11 +3,14 @@
 A coordinator that is shut down together with the leaders that it has to tell writes down that a transaction is
 complete, and tells nobody (seen with 4.4: one node, stopped in good order). What was written stays open for readers of
 committed records, for ever as it seems; but the next transaction of the same producer ends it too, whatever it was.
-So a task whose last commit hangs would open one commit behind, do the same again, and both would count.
+So a task whose last commit hangs would open one commit behind, do the same again, and both would count. The same was
+seen of a transaction that timed out while a killed node started again: outputs of which there was no frame hung, and
+were committed by the next transaction.
 
 The way out: to enter every partition that the task may have written to into a transaction with nothing in it, and end
-that. Its markers end what hangs there. A frame is sent after all outputs of its commit: if it is there, everything is,
-and it is committed. If not, nobody can have asked for the commit, and it is aborted.
+that. Its markers end what hangs there. A claim is sent before all outputs of a commit, so that the changelog tells by
+itself whether something hangs, and its frame after all: if it is there, everything is, and it is committed. If not,
+nobody can have asked for the commit, and it is aborted.
 """
 
 import asyncio

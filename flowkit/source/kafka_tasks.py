@@ -161,6 +161,9 @@ class TaskProducer:
         else:
             await producer.begin_transaction()
             groups = group_outputs(outputs).items()
+            if groups:
+                # What hangs is seen by the changelog, even if the frame never came (`kafka_hanging`).
+                await _all([[await producer.send(self.topic, claim_of(self.epoch), partition=self.partition)]])
             await _all([await self._send(topic, partition, *columns) for (topic, partition), columns in groups])
             # After all the others: where the frame is, there everything is that the commit consists of.
             records = await self._send_frame(frame)

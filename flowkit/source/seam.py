@@ -158,6 +158,29 @@ class EndsForOthers(Protocol):
     """The topics that the app's tasks write to, with their partitions."""
 
 
+class Home(Protocol):
+    """The disk of a worker, as far as placement is concerned."""
+
+    def instance(self) -> str:
+        """Whose it is: the same for all workers that use it one after the other; no other disk has it."""
+
+    def other_instance(self) -> None:
+        """Be another one's from now on: this disk is a copy, and a worker on the other one is alive."""
+
+    def newest(self) -> Mapping[str, int]:
+        """By task whose state is there: the number of its last commit, about."""
+
+
+@runtime_checkable
+class PlacesByGroup(Protocol):
+    """A broker whose group knows a worker again by its disk, and shares tasks out where their state is."""
+
+    home: Home | None
+
+    async def shared_out(self) -> None:
+        """Return once the tasks have been shared out anew since the last `place`."""
+
+
 @runtime_checkable
 class SendsEarly(Protocol):
     """A broker that can be content with at least once: then outputs need not wait for their commit."""

@@ -93,6 +93,11 @@ class Ownership:
         """True while it is open and not failing."""
         return self.live is not None and self.live.opened
 
+    @property
+    def commit(self) -> int:
+        """The number of the last commit of its state, once it is `ready`."""
+        return 0 if self.live is None else self.live.task.store.number
+
     async def hold(self) -> None:
         """Claim the task and run it until it is handed over, lost or dropped.
 

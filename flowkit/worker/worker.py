@@ -5,9 +5,10 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -15,7 +16,7 @@ from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim, EndsForOthers, KeepsFrames, open_broker
+from flowkit.source import Claim, EndsForOthers, KeepsFrames, PlacesByGroup, open_broker
 from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
@@ -124,6 +125,8 @@ class Worker:
             await self.wiring.connect(self.broker)
             if isinstance(self.broker, EndsForOthers):
                 self.broker.writes = self.wiring.topics
+            if isinstance(self.broker, PlacesByGroup):
+                self.broker.home = self.home
             await self._begin()
             self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
             stack.enter_context(LoopWatch(self.options.stall_after).running())
@@ -201,8 +204,17 @@ class Worker:
                 raise
             except FlowkitError as error:
                 log.warning("the broker does not answer; trying again", error=str(error))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), min(1.0, third))
+            await self._pause(min(1.0, third))
+
+    async def _pause(self, seconds: float) -> None:
+        """For so long, unless it is to stop, or the tasks have been shared out anew."""
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._stopping.wait(), name="stopping")]
+        if isinstance(self.broker, PlacesByGroup):
+            waits.append(asyncio.create_task(self.broker.shared_out(), name="shared out"))
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancelled(waits)
 
     async def _renew(self) -> None:
         try:
@@ -325,6 +337,8 @@ class Worker:
         pause = min(1.0, limit / 4)
         while True:
             self._write_health()
+            if isinstance(self.broker, PlacesByGroup):
+                self.home.note({name: owned.commit for name, owned in self.owned.items() if owned.ready})
             for meter in self.meters.values():
                 meter.look()
             before = time.monotonic()
@@ -402,7 +416,7 @@ def _nothing() -> None:
     return None
 
 
-async def _cancelled(jobs: "list[asyncio.Task[None]]") -> None:
+async def _cancelled(jobs: "Sequence[asyncio.Task[Any]]") -> None:
     for job in jobs:
         job.cancel()
     await asyncio.wait(jobs)

@@ -2,12 +2,13 @@
 
     python -m tests.benchmarks.kafka_recovery [--keys 1000000] [--partitions 4] [--guarantee "at least once"]
 
-A worker fills a table; then workers are killed, one after the other, and each time another one goes on: in the same
-directory, in another one beside it (started at the kill, or a member already), from the frames in Kafka alone, and from
-a checkpoint in a directory, the latter two with no state left on disk. Time is from the kill to the first output, in
-the last of the partitions, of an event that came after it; what a dead member's time-out (FLOWKIT_LEASE_TTL) takes is
-told beside it. Each output's count must be the one before plus one: nothing lost and, exactly once, nothing twice.
-Times are by the clock, those of the parts from the new worker's log: a loaded machine is slower.
+A worker fills a table; then workers are killed, one after the other, and each time another one goes on: in place (in
+the same directory, where it is the member that it was and waits for nobody's time-out), in another one beside it
+(started at the kill, or a member already), from the frames in Kafka alone, and from a checkpoint in a directory, the
+latter two with no state left on disk. Time is from the kill to the first output, in the last of the partitions, of an
+event that came after it; a dead member's time-out (FLOWKIT_LEASE_TTL) is told beside it. Each output's count must be
+the one before plus one: nothing lost and, exactly once, nothing twice. Times are by the clock, those of the parts from
+the new worker's log: a loaded machine is slower.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from tests.integration.processes import Crew, Process, crew_in
 from tests.kafka.real import Kafka
 
 APP = Path(__file__).with_name("kafka_app.py")
-TTL_MS, AIM = 6_000, 3.0
+TTL_MS, AIM, AIM_IN_PLACE = 6_000, 3.0, 2.0
 A_SECOND, TURN = 500, 0.02
 """Events while workers die; put each so many seconds."""
 
@@ -242,8 +243,9 @@ async def recover(
 
 def tell(one: Recovery) -> None:
     waited, ttl = min(one.timeout, one.took), TTL_MS / 1000
+    beyond = "without waiting for" if one.took < ttl / 2 else f"{one.took - ttl:+.2f} s beyond"
     print(
-        f"{one.what:<40} {one.took:>6.2f} s: {one.took - ttl:+.2f} s beyond a time-out of {ttl:.0f} s, "
+        f"{one.what:<40} {one.took:>6.2f} s: {beyond} a time-out of {ttl:.0f} s, "
         f"{one.took - waited:.2f} s after tasks were shared out; {one.cpu:.2f} s of CPU in the new worker{one.note}\n"
         f"    s since the kill: {one.parts}, outputs {one.took:.2f}",
         flush=True,
@@ -261,8 +263,8 @@ async def measure(setting: Setting, crew: Crew) -> bool:
             f"{setting.keys:,} keys with {setting.note} bytes of noise each in {setting.partitions} tasks, "
             f"{setting.guarantee}; filled in "
             f"{time.monotonic() - began:.0f} s; {A_SECOND} events a second while workers die; session time-out "
-            f"{TTL_MS / 1000:.0f} s (aim: under {AIM:.0f} s beyond it with local state); load average "
-            f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            f"{TTL_MS / 1000:.0f} s (aims: in place under {AIM_IN_PLACE:.0f} s in all, else under {AIM:.0f} s beyond "
+            f"it with local state); load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
             flush=True,
         )
         outputs = Outputs(setting)
@@ -287,7 +289,7 @@ async def kills(setting: Setting, crew: Crew, outputs: Outputs, worker: Process)
         pass
 
     one, worker = await recover(
-        "restarted in the same directory", outputs, worker, lambda: setting.start(crew, "b", "state-a"), nothing
+        "restarted in place (the same directory)", outputs, worker, lambda: setting.start(crew, "b", "state-a"), nothing
     )
     tell(one)
     one, worker = await recover(
