@@ -1,0 +1,450 @@
+"""A worker that meets any misfortune at any step of its commits, and any second one after it, against a plain model.
+
+The app has what a commit is made of: a table, outputs to a topic, events by another key with windows, hand-offs to
+sinks, and calls of an async function that are under way when the commit is cut. Exactly once, all that is seen is the
+model's. At least once, what is derived from a task's own input still is; what others were sent may come again.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowkit import App, Closed, Count, Record, Tumbling
+from flowkit.clock import VirtualClock
+from flowkit.codec import Codec, encode_key
+from flowkit.errors import FlowkitError
+from flowkit.options import Guarantee, WorkerOptions
+from flowkit.source import EndsForOthers, KeepsFrames, SendsEarly, partition_of
+from flowkit.source.seam import Broker
+from flowkit.store import Host, open_host
+from flowkit.table import Mode
+from flowkit.worker import LiveTask, random_ids
+from flowkit.worker.state_home import StateHome
+from flowkit.worker.wiring import Wiring
+from tests.depth import examples
+from tests.matrix import matrix
+from tests.model.world import Kept, play
+from tests.worker.ledger import Cluster, Fault, Killed, LedgerBroker, Mistake, Script, Trouble
+
+PARTITIONS = 2
+
+# --- the app ----------------------------------------------------------------------------------------------------------
+
+
+class Event(Record):
+    key: str
+    at: int
+    value: int
+
+
+class Told(Record, frozen=True):
+    key: str
+    n: int
+
+
+class Sum(Record):
+    value: int
+    start: int
+    n: int
+
+
+def app_of(guarantee: Guarantee, gate: asyncio.Event) -> App:
+    """Its calls end while `gate` is open."""
+    app = App("steps", guarantee=guarantee)
+    events = app.topic("events", Event, key="key", time="at", out_of_order=5)
+    told, asked = app.topic("told", Told, key="key"), app.sink("asked", Told)
+    sums, closed = app.topic("sums", Sum, key="value"), app.sink("closed", Sum)
+    seen = app.table("seen", str, int)
+    by_value = app.table("by-value", of=events.group_by("value"), by="value", window=Tumbling(10), n=Count())
+
+    @app.each(events, tables=[seen], sinks=[told])
+    def tell(event: Event) -> Told:
+        seen[event.key] += 1
+        return Told(event.key, seen[event.key])
+
+    async def ask(event: Event) -> Told:
+        await gate.wait()
+        return Told(event.key, 100 * event.value + event.at)
+
+    @app.each(events.map_async(ask), sinks=[asked])
+    def answer(found: Told) -> Told:
+        return found
+
+    @app.each(by_value.closed, sinks=[closed])
+    def close(w: Closed[int, Any]) -> Sum:
+        return Sum(w.key, w.start, w.value.n)
+
+    @app.each(by_value.closed, sinks=[sums])
+    def send(w: Closed[int, Any]) -> Sum:
+        return Sum(w.key, w.start, w.value.n)
+
+    return app
+
+
+EVENTS = [Event(f"k{n % 5}", n + n % 4, n % 3) for n in range(40)]
+LAST = [Event(key, 100, 9) for key in ("k0", "k1", "k2", "k3", "k4")]
+"""They close the windows before them, and stay in one that is open."""
+
+
+class Seen(Record):
+    """All that can be seen of a run, by partition where there is one."""
+
+    told: list[list[Told]]
+    asked: list[list[Told]]
+    sums: list[list[Sum]]
+    closed: list[list[Sum]]
+    seen: dict[str, int]
+    open: dict[tuple[int, int, int], int]
+    positions: dict[str, int]
+
+
+def model() -> Seen:
+    """What comes of the events if nothing ever goes wrong: they are looked at one after the other."""
+    told: list[list[Told]] = [[] for _ in range(PARTITIONS)]
+    asked: list[list[Told]] = [[] for _ in range(PARTITIONS)]
+    sums: list[list[Sum]] = [[] for _ in range(PARTITIONS)]
+    seen: Counter[str] = Counter()
+    windows: Counter[tuple[int, int]] = Counter()
+    for event in [*EVENTS, *LAST]:
+        at = home(event.key)
+        seen[event.key] += 1
+        told[at].append(Told(event.key, seen[event.key]))
+        asked[at].append(Told(event.key, 100 * event.value + event.at))
+        windows[event.at - event.at % 10, event.value] += 1
+    for (start, value), n in sorted(windows.items()):
+        if start < 90:
+            sums[home(value)].append(Sum(value, start, n))
+    opened = {(value, start, start + 10): n for (start, value), n in windows.items() if start >= 90}
+    ends = {f"events[{n}]": len(told[n]) for n in range(PARTITIONS)}
+    return Seen(told, asked, sums, sums, dict(seen), opened, ends)
+
+
+def home(key: Any) -> int:
+    """The partition of a key."""
+    return partition_of(encode_key(key), PARTITIONS)
+
+
+# --- the worker -------------------------------------------------------------------------------------------------------
+
+
+class World:
+    """One worker's tasks on a cluster, opened again whenever they fail. With `lose`, a disk never comes back."""
+
+    def __init__(
+        self,
+        path: Path,
+        host: Host,
+        guarantee: Guarantee,
+        script: Script,
+        *,
+        lose: bool,
+        mistake: Mistake | None = None,
+    ) -> None:
+        self.path, self.host, self.script, self.lose = path, host, script, lose
+        self.guarantee: Guarantee = guarantee
+        self.cluster = Cluster(mistake)
+        self.broker = LedgerBroker(self.cluster, script, guarantee)
+        self.gate = asyncio.Event()
+        self.app = app_of(guarantee, self.gate)
+        self.wiring = Wiring(
+            self.app, self.app.plan(rekey=True), {"asked": "a-{partition}", "closed": "c-{partition}"}, PARTITIONS
+        )
+        self.clock = VirtualClock()
+        self.homes: dict[str, StateHome] = {}
+        self.places: dict[str, str] = {}
+        self.kept: dict[tuple[str, str], list[bytes]] = defaultdict(list)
+        self.tasks: dict[str, LiveTask] = {}
+        self.opened = 0
+        self.ids = random_ids(1)
+
+    async def play(self) -> Seen:
+        """Events come in two parts; each time calls are under way for a while, through commits."""
+        await self.wiring.connect(self.broker)
+        self.broker.writes = self.wiring.topics
+        try:
+            for part in (EVENTS[:20], EVENTS[20:], LAST):
+                self.gate.clear()
+                self._put(part)
+                await self._settle()
+                self.gate.set()
+                await self._settle()
+            return self._look()
+        finally:
+            for task in self.tasks.values():
+                await task.close()
+
+    def _put(self, events: Sequence[Event]) -> None:
+        encode = Codec("json", Event).encode
+        self.cluster.put("events", [(encode_key(event.key), encode(event), event.at) for event in events])
+
+    async def _settle(self) -> None:
+        moved = True
+        while moved:
+            moved = False
+            for name in self.wiring.slices:
+                moved = await self._turn(name) or moved
+
+    async def _turn(self, name: str) -> bool:
+        """Let a task do what there is to do; True if there was anything. If it fails, it goes."""
+        try:
+            if name not in self.tasks:
+                await self._watched(self._open(name))
+            return await self._watched(self._work(self.tasks[name]))
+        except (FlowkitError, Killed, asyncio.CancelledError):
+            await self._drop(name)
+            return True
+
+    async def _watched(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do it, and kill whoever waits for an answer that never comes."""
+        job = asyncio.create_task(work)
+        hangs = asyncio.create_task(self.script.hangs.wait())
+        await asyncio.wait({job, hangs}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            self.script.hangs.clear()
+            assert self.script.hanging is not None
+            self.script.hanging.cancel()
+        hangs.cancel()
+        return await job
+
+    async def _open(self, name: str) -> None:
+        self.opened += 1
+        assert self.opened < 30, f"{name} is opened again and again"
+        home = self.homes.setdefault(name, StateHome(self.path / name.replace("/", "-"), self.host))
+        place = home.begin(name, self.places.get(name, ""))
+        claim = await self.broker.claim(name, str(place))
+        self.places[name] = str(place)
+        part = self.wiring.slices[name]
+        outlets = [outlet.name for outlet in part.group.outlets if outlet.name in self.app.sinks]
+        sinks: dict[str, Any] = {outlet: Kept(self.kept[outlet, name]) for outlet in outlets}
+        task = LiveTask(
+            self.app,
+            part.group,
+            part.partition,
+            part.count,
+            broker=self.broker,
+            topics=self.wiring.topics,
+            senders=self.wiring.senders,
+            sinks={
+                out.name: Kept(self.kept[out.name, name]) for out in part.group.outlets if out.name in self.app.sinks
+            },  # type: ignore[misc]
+            store=home.open(name, place, claim, lambda number: self.broker.frames(name, number)),
+            epoch=claim.epoch,
+            clock=self.clock,
+            options=WorkerOptions(),
+            new_id=self.ids,
+            hook=partial(self.script.pass_by, name),
+        )
+        await task.open()
+        self.tasks[name] = task
+
+    async def _drop(self, name: str) -> None:
+        task = self.tasks.pop(name, None)
+        if task is not None:
+            with contextlib.suppress(Killed, FlowkitError, asyncio.CancelledError):
+                await task.close()
+        if self.lose and name in self.homes:
+            shutil.rmtree(self.homes[name].root, ignore_errors=True)
+            self.places.pop(name, None)
+
+    async def _work(self, task: LiveTask) -> bool:
+        before = task.task.store.number
+        found = await task.fetch(7)
+        while await task.step():
+            found = True
+        if task.waits_for_calls and self.gate.is_set():
+            await task.wait_for_calls(1_000)
+            found = True
+        if found:
+            await task.task.commit()
+            await task.task.settled()
+        return found or task.task.store.number > before
+
+    # Looking
+
+    def _look(self) -> Seen:
+        def sent(topic: str, type_: Any) -> list[list[Any]]:
+            decode = Codec("json", type_).decode
+            shown = [self.cluster.committed(topic, n) for n in range(PARTITIONS)]
+            return [[decode(entry.value) for entry in each if entry.value is not None] for each in shown]
+
+        def kept(sink: str, group: str, type_: Any) -> list[list[Any]]:
+            decode = Codec("json", type_).decode
+            return [[decode(x) for x in self.kept.get((sink, f"steps/{group}/{n}"), [])] for n in range(PARTITIONS)]
+
+        tables: dict[str, dict[Any, Any]] = {"seen": {}, "by-value": {}}
+        positions: dict[str, int] = {}
+        for task in self.tasks.values():
+            positions |= task.task.store.meta["positions"]
+            for name, state in task.engine.states.items():
+                state.set_mode(Mode.READ)
+                for key, entry in state.scan():
+                    tables[name][key if name == "seen" else (key, entry.start, entry.end)] = entry.value
+        internal = "steps.events.by-value"
+        for n in range(PARTITIONS):
+            assert (
+                positions.pop(f"{internal}[{n}]")
+                == self.cluster.shown(internal, n)
+                == len(self.cluster.topics[internal][n])
+            )
+        return Seen(
+            sent("told", Told),
+            kept("asked", "seen", Told),
+            sent("sums", Sum),
+            kept("closed", "by-value", Sum),
+            tables["seen"],
+            {key: value.n for key, value in tables["by-value"].items()},
+            positions,
+        )
+
+
+# --- every step and misfortune ----------------------------------------------------------------------------------------
+
+WRITES: tuple[Fault, ...] = ("before", "after", "late", "fenced", "fenced after", "hang")
+READS: tuple[Fault, ...] = ("before", "hang")
+AROUND = ("cut", "prepared", "decided", "resolved", "delivered")
+"""Steps of a task's own."""
+
+GROUPS = ("seen", "by-value")
+GUARANTEES: tuple[Guarantee, ...] = ("exactly once", "at least once")
+
+
+def troubles(guarantee: Guarantee) -> list[Trouble]:
+    """Every step of either group's tasks under this guarantee, with all that it may meet."""
+    sent = ("begin", "outputs", "frame", "end") if guarantee == "exactly once" else ("outputs", "frame", "send")
+    found = [Trouble(group, step, fault) for group in GROUPS for step in ("claim", *sent) for fault in WRITES]
+    found += [Trouble(group, step, fault) for group in GROUPS for step in ("last_commit", "frames") for fault in READS]
+    found += [Trouble(topic, "fetch", fault) for topic in ("events", "by-value") for fault in READS]
+    found += [Trouble(group, step, "kill") for group in GROUPS for step in AROUND]
+    return [*found, *(Trouble(group, "end", "unshown") for group in GROUPS if guarantee == "exactly once")]
+
+
+MODEL = model()
+
+
+async def played(
+    path: Path,
+    host: Host,
+    guarantee: Guarantee,
+    troubles: Sequence[Trouble],
+    *,
+    lose: bool,
+    mistake: Mistake | None = None,
+) -> World:
+    """A run that meets all of them, held against the model."""
+    planned = list(troubles)
+    if any(trouble.step == "frames" for trouble in planned):  # they are asked for only where the disk is gone
+        lose = True
+        if planned[0].step == "frames":
+            planned[:1] = [planned[0]._replace(step="decided", fault="kill"), planned[0]._replace(passed=0)]
+    place = path / f"run-{os.urandom(4).hex()}"
+    place.mkdir()
+    world = World(place, host, guarantee, Script(planned), lose=lose, mistake=mistake)
+    try:
+        async with asyncio.timeout(30):
+            found = await world.play()
+    finally:
+        shutil.rmtree(place)
+    compare(found, guarantee)
+    return world
+
+
+def compare(found: Seen, guarantee: Guarantee) -> None:
+    """Nothing lost, and nothing twice but what at least once allows."""
+    if guarantee == "exactly once":
+        assert found == MODEL
+        return
+    # What comes of a task's own input, and leaves with its frames, is exact all the same.
+    assert (found.seen, found.positions, found.asked) == (MODEL.seen, MODEL.positions, MODEL.asked)
+    for got, wanted in zip(found.told, MODEL.told, strict=True):
+        assert set(got) == set(wanted)
+        assert Counter(got) >= Counter(wanted)
+    for sums, closed, known in zip(found.sums, found.closed, MODEL.closed, strict=True):
+        counts = {(each.value, each.start): each.n for each in known}
+        assert [(each.value, each.start) for each in closed] == list(counts)
+        assert {(each.value, each.start) for each in sums} == counts.keys()
+        assert all(each.n >= counts[each.value, each.start] for each in (*sums, *closed))
+    assert found.open.keys() == MODEL.open.keys()
+    assert all(n >= MODEL.open[window] for window, n in found.open.items())
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Host]:
+    async with open_host() as shared:
+        yield shared
+
+
+def the_fourth(trouble: Trouble) -> Trouble:
+    """It strikes in the middle of things: tasks are claimed only once each unless something goes wrong."""
+    return trouble._replace(passed=1 if trouble.step in ("claim", "last_commit") else 3)
+
+
+ALL = [(guarantee, trouble) for guarantee in GUARANTEES for trouble in troubles(guarantee)]
+
+
+def test_the_double_fits_the_seam() -> None:
+    broker = LedgerBroker(Cluster(), Script([]), "at least once")
+    checked: Broker = broker
+    assert isinstance(checked, KeepsFrames)
+    assert isinstance(checked, SendsEarly)
+    assert isinstance(checked, EndsForOthers)
+
+
+@pytest.mark.parametrize(
+    ("case", "lose"), matrix(ALL, (False, True), quick=lambda case, lose: lose == ALL.index(case) % 2)
+)
+async def test_any_misfortune_at_any_step_changes_nothing(
+    case: tuple[Guarantee, Trouble], lose: bool, tmp_path: Path, host: Host
+) -> None:
+    guarantee, trouble = case
+    world = await played(tmp_path, host, guarantee, [the_fourth(trouble)], lose=lose)
+    assert not world.script.troubles, "it never struck"
+    assert world.opened > 4
+    if guarantee == "exactly once" and trouble.fault == "late" and trouble.step != "claim":
+        assert world.cluster.refused, "what came late was not refused"
+
+
+@st.composite
+def two_troubles(draw: st.DrawFn) -> tuple[Guarantee, list[Trouble]]:
+    guarantee = draw(st.sampled_from(GUARANTEES))
+    any_trouble = st.sampled_from(troubles(guarantee))
+    first, second = draw(any_trouble), draw(any_trouble)
+    return guarantee, [first._replace(passed=draw(st.integers(0, 6))), second._replace(passed=draw(st.integers(0, 2)))]
+
+
+@examples(600, quick=60)  # there are some 4,000 pairs
+@given(case=two_troubles(), lose=st.booleans())
+def test_any_two_misfortunes_change_nothing(case: tuple[Guarantee, list[Trouble]], lose: bool) -> None:
+    async def go() -> None:
+        with tempfile.TemporaryDirectory() as path:
+            async with open_host() as host:
+                await played(Path(path), host, *case, lose=lose)
+
+    play(go())
+
+
+FOUND_BY: dict[Mistake, tuple[Guarantee, list[Trouble]]] = {
+    "nobody is fenced": ("exactly once", [Trouble("seen", "frame", "late", 3)]),
+    "open transactions count": ("exactly once", [Trouble("seen", "frame", "before", 3)]),
+    "outputs by themselves": ("exactly once", [Trouble("seen", "end", "before", 3)]),
+    "frame forgotten": ("exactly once", [Trouble("seen", "decided", "kill", 3)]),
+}
+"""A cluster that is wrong in one way, and what shows it."""
+
+
+@pytest.mark.parametrize("mistake", FOUND_BY)
+async def test_a_cluster_that_makes_a_mistake_is_found_out(mistake: Mistake, tmp_path: Path, host: Host) -> None:
+    guarantee, troubles = FOUND_BY[mistake]
+    await played(tmp_path, host, guarantee, troubles, lose=True)
+    with pytest.raises(AssertionError):
+        await played(tmp_path, host, guarantee, troubles, lose=True, mistake=mistake)
