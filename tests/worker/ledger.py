@@ -193,7 +193,8 @@ class Cluster:
 
         So it is for readers: behind what is open they see nothing.
         """
-        epoch, found = 0, []
+        epoch = 0
+        found: list[Kept] = []
         for kept in self.changelogs.get(task, []):
             if kept.within is not None and kept.within.state != "committed":
                 if kept.within.state == "aborted":

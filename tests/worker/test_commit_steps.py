@@ -200,7 +200,7 @@ class World:
         try:
             if name not in self.tasks:
                 await self._watched(self._open(name))
-            return await self._watched(self._work(self.tasks[name]))
+            return bool(await self._watched(self._work(self.tasks[name])))
         except (FlowkitError, Killed, asyncio.CancelledError):
             await self._drop(name)
             return True
@@ -235,9 +235,7 @@ class World:
             broker=self.broker,
             topics=self.wiring.topics,
             senders=self.wiring.senders,
-            sinks={
-                out.name: Kept(self.kept[out.name, name]) for out in part.group.outlets if out.name in self.app.sinks
-            },  # type: ignore[misc]
+            sinks=sinks,
             store=home.open(name, place, claim, lambda number: self.broker.frames(name, number)),
             epoch=claim.epoch,
             clock=self.clock,
@@ -422,7 +420,7 @@ def two_troubles(draw: st.DrawFn) -> tuple[Guarantee, list[Trouble]]:
     return guarantee, [first._replace(passed=draw(st.integers(0, 6))), second._replace(passed=draw(st.integers(0, 2)))]
 
 
-@examples(600, quick=60)  # there are some 4,000 pairs
+@examples(600, quick=50)  # there are some 4,000 pairs
 @given(case=two_troubles(), lose=st.booleans())
 def test_any_two_misfortunes_change_nothing(case: tuple[Guarantee, list[Trouble]], lose: bool) -> None:
     async def go() -> None:
