@@ -201,7 +201,7 @@ class World:
             if name not in self.tasks:
                 await self._watched(self._open(name))
             return bool(await self._watched(self._work(self.tasks[name])))
-        except (FlowkitError, Killed, asyncio.CancelledError):
+        except (FlowkitError, Killed):
             await self._drop(name)
             return True
 
@@ -209,13 +209,18 @@ class World:
         """Do it, and kill whoever waits for an answer that never comes."""
         job = asyncio.create_task(work)
         hangs = asyncio.create_task(self.script.hangs.wait())
-        await asyncio.wait({job, hangs}, return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
-            self.script.hangs.clear()
-            assert self.script.hanging is not None
-            self.script.hanging.cancel()
-        hangs.cancel()
-        return await job
+        try:
+            await asyncio.wait({job, hangs}, return_when=asyncio.FIRST_COMPLETED)
+            if hangs.done():
+                self.script.hangs.clear()
+                assert self.script.hanging is not None
+                self.script.hanging.cancel()
+                await asyncio.wait({job})
+        finally:
+            hangs.cancel()
+        if job.cancelled():
+            raise Killed("it hung")
+        return job.result()
 
     async def _open(self, name: str) -> None:
         self.opened += 1
