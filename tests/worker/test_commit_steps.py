@@ -354,7 +354,7 @@ async def played(
     place.mkdir()
     world = World(place, host, guarantee, Script(planned), lose=lose, mistake=mistake)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             found = await world.play()
     finally:
         shutil.rmtree(place)
