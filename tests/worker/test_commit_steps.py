@@ -116,7 +116,7 @@ def two_troubles(draw: st.DrawFn) -> tuple[Guarantee, list[Trouble]]:
     return guarantee, [first._replace(passed=draw(st.integers(0, 6))), second._replace(passed=draw(st.integers(0, 2)))]
 
 
-@examples(600, quick=50)  # there are some 12,000 pairs
+@examples(600, quick=40)  # there are some 12,000 pairs
 @given(case=two_troubles(), lose=st.booleans())
 def test_any_two_misfortunes_change_nothing(case: tuple[Guarantee, list[Trouble]], lose: bool) -> None:
     async def go() -> None:
