@@ -111,6 +111,10 @@ class KafkaBroker:
         """At most `limit` records from `offset` on, or from the oldest that is left."""
         return await self._topics.read(topic, partition, offset, limit)
 
+    async def delete(self, topics: Sequence[str]) -> None:
+        """Delete topics with all that is in them."""
+        await self._topics.delete(topics)
+
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`."""
         await self._topics.delete_before(topic, partition, offset)

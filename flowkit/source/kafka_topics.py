@@ -197,6 +197,19 @@ class KafkaTopics:
 
         await self._try(f"deleting records of topic {topic!r}", delete)
 
+    async def delete(self, topics: Sequence[str]) -> None:
+        """Delete topics with all that is in them; those that do not exist are none the less gone."""
+
+        async def delete() -> None:
+            answer = await self._admin.delete_topics(list(topics), timeout_ms=self.address.timeout_ms)
+            for topic, code, *_ in answer.topic_error_codes:
+                error = kafka.for_code(code)
+                if error not in (kafka.NoError, kafka.UnknownTopicOrPartitionError):
+                    raise error(topic)
+
+        if topics:
+            await self._try(f"deleting topics {', '.join(topics)}", delete)
+
     # --- within -------------------------------------------------------------------------------------------------------
 
     async def _partitions_of(self, topic: str) -> list[Any]:

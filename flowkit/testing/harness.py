@@ -20,9 +20,9 @@ from flowkit.codec import Codec, encode_key, field_getter
 from flowkit.errors import UnsavedChange
 from flowkit.options import WorkerOptions
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.source import MemoryBroker, MemoryStore
 from flowkit.store import open_store
 from flowkit.table import AnyTable, Mode, State
+from flowkit.testing.places import place_of
 from flowkit.worker import (
     ClockMark,
     Finished,
@@ -86,7 +86,9 @@ class MemorySink:
 class Harness:
     """A running app under test. Made by `harness`."""
 
-    def __init__(self, app: App, *, seed: int | None, partitions: int, crashes: float, start_ms: int) -> None:
+    def __init__(
+        self, app: App, *, seed: int | None, partitions: int, crashes: float, start_ms: int, broker: str | None = None
+    ) -> None:
         self.app = app
         self.clock = StillClock(start_ms)
         self.crashed = 0
@@ -97,7 +99,7 @@ class Harness:
         self._seeded, self._crashes = seed is not None, crashes if seed is not None else 0.0
         self._partitions = partitions
         self._plan = app.plan(rekey=partitions > 1)
-        self._broker = MemoryBroker(self.clock, MemoryStore())
+        self._place = place_of(broker, self.clock, app.guarantee)
         self._tasks: dict[str, LiveTask] = {}
         self._disks: dict[str, list[bytes]] = {}
         self._kept: dict[tuple[str, str, int], list[bytes]] = {}
@@ -116,11 +118,10 @@ class Harness:
     # Life
 
     async def _open(self) -> None:
-        await self._broker.open()
         named = [*self.app.topics.values(), self.app.dead_letters, *self._plan.internals]
         topics = {topic.name: self._partitions for topic in named}
-        for topic in named:
-            await self._broker.create(topic.name, self._partitions)
+        tasks = {f"{self.app.name}/{g.name}": self._partitions if g.topics else 1 for g in self._plan.groups}
+        await self._place.open(topics, tasks)
         for group in self._plan.groups:
             count = self._partitions if group.topics else 1
             for partition in range(count):
@@ -129,7 +130,7 @@ class Harness:
 
     async def _open_task(self, group: Group, partition: int, count: int, topics: dict[str, int]) -> None:
         name = task_name(self.app, group, partition)
-        claim = await self._broker.claim(name, "memory", worker="harness")
+        claim = await self._place.broker.claim(name, "memory")
         sinks: dict[str, Any] = {
             sink.name: MemorySink(self._kept.setdefault((sink.name, group.name, partition), []))
             for sink in group.outlets
@@ -140,7 +141,7 @@ class Harness:
             group,
             partition,
             count,
-            broker=self._broker,
+            broker=self._place.broker,
             topics=topics,
             senders=self._senders(),
             sinks=sinks,
@@ -168,7 +169,7 @@ class Harness:
     async def _close(self) -> None:
         for task in self._tasks.values():
             await task.close()
-        await self._broker.close()
+        await self._place.close()
 
     # Driving
 
@@ -187,7 +188,7 @@ class Harness:
             of = key if key is not None or getter is None or raw else getter(value)
             data = value if isinstance(value, bytes) and raw else codec.encode(value)
             rows.append((None if of is None else encode_key(of), data, self.clock.now_ms() if time is None else time))
-        await self._broker.put(topic.name, rows)
+        await self._place.put(topic.name, rows)
         await self.settle()
 
     async def advance(self, ms: int, *, event_time: bool = True) -> None:
@@ -249,6 +250,7 @@ class Harness:
                 for task in list(self._tasks.values()):
                     moved = await self._work(task) or moved
                 if not moved:
+                    await self._place.look()
                     return
             except SimulatedCrash:
                 self.crashed += 1
@@ -337,8 +339,7 @@ class Harness:
         """Everything sent to a topic or sink so far, in order (by partition, where there are several)."""
         codec = Codec(outlet.codec, outlet.element)
         if isinstance(outlet, Topic):
-            logs = self._broker.store.topics[outlet.name]
-            return [codec.decode(value) for log in logs for value in log.columns[1] if value is not None]
+            return [codec.decode(value) for value in self._place.sent(outlet.name) if value is not None]
         kept = [values for (name, _, _), values in sorted(self._kept.items()) if name == outlet.name]
         return [codec.decode(value) for values in kept for value in values]
 
@@ -382,16 +383,34 @@ def _nothing() -> None:
 
 @asynccontextmanager
 async def harness(
-    app: App, *, seed: int | None = None, partitions: int = 1, crashes: float = 0.05, start_ms: int = 0
+    app: App,
+    *,
+    seed: int | None = None,
+    partitions: int = 1,
+    crashes: float = 0.05,
+    start_ms: int = 0,
+    broker: str | None = None,
 ) -> AsyncIterator[Harness]:
     """Run `app` in a test.
 
     With `seed`, batches and firings are cut at random, some events go the careful way at random, and each step of a
     commit crashes with probability `crashes`; without, everything goes smoothly. The clock starts at `start_ms` (ms)
     and moves only by `advance`.
+
+    The broker is one in memory, unless `broker` or else FLOWKIT_TEST_BROKER names a real one: `kafka://HOST:PORT`,
+    `embedded://DIR`. The test stays as it is, all of `Harness` works there, and what comes out is the same:
+
+        async with harness(app, broker="kafka://localhost:9092") as h: ...
+        FLOWKIT_TEST_BROKER=kafka://localhost:9092 pytest
+
+    Topics, transactions and fences are the real ones then. Time stays virtual, for it is the harness that says what
+    time it is; the state of tasks stays in memory. Topics are made for this one harness, under names of their own
+    (`flowkit-test-….NAME`), and deleted from Kafka at its end. What only a broker knows may differ: Kafka's offsets
+    count marks of transactions, in topics that the app itself writes, and it takes no records of more than an hour
+    from now. Raises ConfigError for what is no broker, BrokerError if it is not there.
     """
     async with AsyncExitStack() as stack:
-        running = Harness(app, seed=seed, partitions=partitions, crashes=crashes, start_ms=start_ms)
+        running = Harness(app, seed=seed, partitions=partitions, crashes=crashes, start_ms=start_ms, broker=broker)
         running._look_at_resources = await stack.enter_async_context(resources(app, running.clock))
         stack.push_async_callback(running._close)
         await running._open()
