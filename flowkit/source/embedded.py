@@ -193,6 +193,10 @@ class EmbeddedBroker:
         """The tasks whose name begins with `prefix` and that were ever claimed, by name."""
         return await self._reader.run(ledger.leases, prefix)
 
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+        return max((int(lease.task.removeprefix(tasks)) + 1 for lease in await self.leases(tasks)), default=0)
+
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Prolong the worker's leases. The answer: which of the tasks it does not own any more."""
         return await self._writer.run(ledger.renew, worker, tasks, self._clock.now_ms())

@@ -18,9 +18,10 @@ import anyio
 from flowkit.clock import Clock
 from flowkit.errors import Fenced, OutcomeUnknown
 from flowkit.options import Guarantee, OutOfRange, Start
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
-from flowkit.source.kafka_frames import changelog_of, open_changelog
+from flowkit.source.kafka_frames import open_changelog
 from flowkit.source.kafka_group import KafkaGroup
 from flowkit.source.kafka_reader import KafkaReaders, KafkaSource
 from flowkit.source.kafka_tasks import TaskProducer, offsets_of
@@ -167,6 +168,10 @@ class KafkaBroker:
         if self._group is None or self._group.assigned is None or prefix in self._group.assigned:
             return []
         return [Lease(prefix, "another worker", ANOTHER, 0, "")]
+
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+        return await self._topics.partitions(changelog_of(f"{tasks}0")[0])
 
     # --- tasks ---
 

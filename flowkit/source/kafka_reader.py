@@ -13,7 +13,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
 
-from flowkit.errors import BrokerError, InputError
+from flowkit.errors import BrokerError, InputError, TopicGone
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kafka_arrivals import Arrivals
 from flowkit.source.kafka_batch import KafkaBatch
@@ -231,7 +231,7 @@ class KafkaReader:
     async def fetch(self, max_records: int) -> KafkaBatch | None:
         """The next records, at most `max_records`; None if there are none for now.
 
-        Raises InputError if the position is out of range and must not be, or if the topic is gone; BrokerError for
+        Raises InputError if the position is out of range and must not be, TopicGone if the topic is; BrokerError for
         what does not pass by itself. A broker that is away is waited for.
         """
         if self.at_end:
@@ -290,4 +290,4 @@ class KafkaReader:
         except BrokerError:
             return  # away, which is another thing
         if gone:
-            raise InputError(f"topic {topic!r} at {self._readers.url} was deleted while it was read")
+            raise TopicGone(f"topic {topic!r} at {self._readers.url} was deleted while it was read")

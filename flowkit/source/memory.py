@@ -202,6 +202,10 @@ class MemoryBroker:
         """The tasks whose name begins with `prefix` and that were ever claimed, by name."""
         return [lease for task, lease in sorted(self.store.leases.items()) if task.startswith(prefix)]
 
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+        return max((int(lease.task.removeprefix(tasks)) + 1 for lease in await self.leases(tasks)), default=0)
+
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Prolong the worker's leases. The answer: which of the tasks it does not own any more."""
         lost = []

@@ -101,8 +101,14 @@ class Claim(Protocol):
 class Broker(Protocol):
     """A system that holds topics, places tasks, and decides whether a commit counts."""
 
+    async def topics(self) -> Mapping[str, int]:
+        """The number of partitions by topic."""
+
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 if it does not exist."""
+
+    async def end_offsets(self, topic: str) -> Sequence[int]:
+        """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic."""
 
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a topic. Raises ConfigError if it exists with another number of partitions.

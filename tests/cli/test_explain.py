@@ -55,7 +55,7 @@ def test_the_flow_is_told_from_source_to_sink(place: Place) -> None:
 
 
 EXPECTED = """\
-app shop
+app shop: exactly once
 
 group seen: one task for each partition of sales
   topic sales: Sale, keyed by user, time at, up to 5 s out of order
