@@ -284,9 +284,7 @@ def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
         yield Finding("note", f"topic {name!r}: is not at {url} yet: flowkit topics create {name} --broker {url}")
     for topic in {topic.name: topic for group in groups for topic in group.patterns}.values():
         if not any(topic.stands_for(name) for name in known):
-            yield Finding(
-                "note", f"topic {topic.name!r}: nothing at {url} matches its pattern yet: a worker waits for it"
-            )
+            yield Finding("note", f"topic {topic.name!r}: nothing at {url} matches it yet: a worker waits")
     for group in groups:
         counts = {name: known[name] for name in known if (t := group.input_of(name)) is not None and t in group.topics}
         if len(set(counts.values())) > 1:

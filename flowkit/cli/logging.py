@@ -18,9 +18,9 @@ from flowkit.errors import ConfigError
 
 LEVELS = ("debug", "info", "warning", "error")
 NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-OURS = ("FLOWKIT_", "AWS_")
+PREFIXES = ("FLOWKIT_", "AWS_")
 SECRETS = ("PASSWORD", "TOKEN", "SECRET", "STORE_KEY", "SECRET_ACCESS_KEY")
-"""What the names of variables begin and end with that hold secrets; with _FILE behind it, the name of a file with one."""
+"""What the names of variables begin and end with that hold secrets; with _FILE behind it, the name of such a file."""
 
 
 def set_up_logs(level: str | None, default: str, *, repeats: int | None = None) -> "Logs":
@@ -111,7 +111,7 @@ class Libraries(logging.Handler):
                 facts["exception"] = redacted("".join(traceback.format_exception(*record.exc_info)).rstrip())
             log = _structlog().get_logger(record.name)
             getattr(log, _name_of(record.levelno))(words, **facts)
-        except Exception:
+        except Exception:  # noqa: BLE001  a library must not fail because of what it says
             self.handleError(record)
 
 
@@ -126,7 +126,7 @@ def redacted(text: str) -> str:
     """
     for name, value in os.environ.items():
         what = name.removesuffix("_FILE")
-        if value and what.startswith(OURS) and what.endswith(SECRETS):
+        if value and what.startswith(PREFIXES) and what.endswith(SECRETS):
             secret = value
             if what != name:
                 try:

@@ -133,7 +133,7 @@ class Harness:
             await self._begun()
 
     async def _begun(self) -> None:
-        """Until the first commits are through: they say what tasks have begun with, and all that matches later is new."""
+        """Until the first commits are through: they tell what tasks begin with, and all that matches later is new."""
         while True:
             try:
                 for task in self._tasks.values():

@@ -385,7 +385,7 @@ async def _open_heads(
             if topic.name not in sources:
                 continue
             given = sources[topic.name]
-            named = [(topic.name, given)] if isinstance(given, FileSource) else await given.sources()
+            named = await given.sources() if hasattr(given, "sources") else [(topic.name, given)]
             for name, source in named:
                 for number in await source.splits():
                     await _open_head(feed, engine, topic, name, source, number, meta, batch_size)
