@@ -245,7 +245,8 @@ class App:
             if wide.pattern is not None and plain.pattern is None and wide.stands_for(plain.name):
                 raise ConfigError(
                     f"topic {plain.name!r} matches the pattern {wide.pattern.pattern!r} of {wide.name!r}, so its "
-                    f"records would come by that, too: let it leave them out, as (?!{re.escape(plain.name)}$) before it does"
+                    f"records would come by that, too: let it leave them out (begin it with "
+                    f"(?!{re.escape(plain.name)}$))"
                 )
 
     def sink(self, name: str, type_: type[T], *, key: Getter[T] = None, codec: CodecName = "json") -> Sink[T]:

@@ -125,6 +125,7 @@ class Topic(Events[T_co], Outlet[T_co]):
         return topic == self.name if self.pattern is None else self.pattern.fullmatch(topic) is not None
 
     def emit(self, value: T_co, *, key: Any = None, time: int | None = None) -> None:  # type: ignore[misc]
+        """As `Outlet.emit`. Raises ConfigError as well, if it has a pattern: which of its topics would that be?"""
         if self.pattern is not None:
             raise ConfigError(no_place(self))
         super().emit(value, key=key, time=time)

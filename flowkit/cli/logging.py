@@ -105,14 +105,13 @@ class Libraries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            words = redacted(record.getMessage())
-            facts: dict[str, Any] = {"logger": record.name}
-            if record.exc_info and record.exc_info[0] is not None:
-                facts["exception"] = redacted("".join(traceback.format_exception(*record.exc_info)).rstrip())
-            log = _structlog().get_logger(record.name)
-            getattr(log, _name_of(record.levelno))(words, **facts)
-        except Exception:  # noqa: BLE001  a library must not fail because of what it says
-            self.handleError(record)
+            words = record.getMessage()
+        except Exception:  # noqa: BLE001  a library must not fail because it misspells what it says
+            words = str(record.msg)
+        facts: dict[str, Any] = {"logger": record.name}
+        if record.exc_info and record.exc_info[0] is not None:
+            facts["exception"] = redacted("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        getattr(_structlog().get_logger(), _name_of(record.levelno))(redacted(words), **facts)
 
 
 def _name_of(level: int) -> str:

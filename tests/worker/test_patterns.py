@@ -80,7 +80,8 @@ def test_a_pattern_that_cannot_be_is_told() -> None:
 
 def test_the_whole_name_must_match() -> None:
     orders = App("shop").topic("orders", Order, pattern=r"orders\.(eu|us)")
-    assert [name for name in ("orders.eu", "orders.us", "orders", "orders.eus", "my.orders.eu") if orders.stands_for(name)] == ["orders.eu", "orders.us"]  # fmt: skip
+    for name in ("orders.eu", "orders.us", "orders", "orders.eus", "my.orders.eu"):
+        assert orders.stands_for(name) == (name in ("orders.eu", "orders.us"))
 
 
 async def test_nothing_can_be_sent_to_a_pattern() -> None:
