@@ -131,8 +131,8 @@ class Matched:
         start: Start = "earliest" if known and topic.start == "latest" else topic.start
         source: Source = self.broker.source(name, start=start, out_of_range=topic.out_of_range)
         try:
-            reader: Any = await source.open(number, self.feed.positions.get(split_name))
             end = (await self.broker.end_offsets(name))[number]
+            reader: Any = await source.open(number, self.feed.positions.get(split_name))
         except GONE as error:
             log.warning("topic that was found is not there", task=self.task, found=name, error=str(error))
             self.finder.lost(topic.name, name)

@@ -146,7 +146,7 @@ def test_a_topic_that_goes_is_left_and_one_of_another_size_is_refused(
                 assert await asyncio.to_thread(worker.wait) == 0
                 assert worker.logs("task failed") == []
                 said = [json.loads(line) for line in worker.said().splitlines()]  # what aiokafka says is JSON, too
-                print({line.get("logger"): line for line in said})
+                assert "aiokafka.cluster" in {line.get("logger") for line in said}
                 again = start(crew, name, url, 1)  # the odd one is no reason not to start again
                 await asyncio.to_thread(again.heard, "topic not read: its number of partitions")
                 await shop.feed("eu", 10)
