@@ -179,7 +179,9 @@ def _splits(
         rows = [(name, *_told(row), True) for name, row in saved["splits"]["splits"].items()]
     found, counting = [], []
     for name, high, idle, ended, holds in rows:
-        topic = group.input_of(name.rpartition("[")[0])
+        of = name.rpartition("[")[0]
+        # In a bounded run a pattern is read from files under its own name.
+        topic = group.input_of(of) or next((topic for topic in group.patterns if topic.name == of), None)
         out_of_order = 0 if topic is None else topic.out_of_order
         split = SplitFacts(name, None if high == MIN_TIME else high, out_of_order, idle, ended, heard=heard.get(name))
         split.idle_after = None if topic is None else topic.idle_after
