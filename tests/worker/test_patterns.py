@@ -229,11 +229,15 @@ class World:
         )
         await self.live.open()
 
-    async def work(self) -> None:
-        """All that there is, and a commit."""
+    async def handle(self) -> None:
+        """All that there is."""
         await self.live.fetch(100)
         while await self.live.step() or await self.live.fetch(100):
             pass
+
+    async def work(self) -> None:
+        """All that there is, and a commit."""
+        await self.handle()
         await self.live.task.commit()
         await self.live.task.settled()
 
@@ -336,6 +340,20 @@ async def test_a_failure_replays_the_joining_too() -> None:
         await world.broker.put("orders.eu", [row("a", 9_000)])
         await world.work()
         assert await world.told() == [("a", 1_000, 1), ("a", 2_000, 2), ("b", 2_000, 1)]
+        assert world.live.counters.dead == 1
+
+
+async def test_what_was_late_before_a_topic_was_joined_is_late_when_it_comes_again() -> None:
+    async with a_world() as world:
+        await world.broker.put("orders.eu", [row("a", 100)])
+        await world.work()
+        await world.broker.put("orders.eu", [row("a", 1_200), row("a", 500)])
+        await world.handle()
+        await world.make("orders.us")
+        await world.broker.put("orders.eu", [row("bad", 1_300)])
+        await world.handle()
+        await world.work()
+        assert await world.told() == [("a", 1_000, 1), ("a", 500, -1)]
         assert world.live.counters.dead == 1
 
 
