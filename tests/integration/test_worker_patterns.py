@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from flowkit import App
 from flowkit.worker import Worker, WorkerView, read_health
+from tests.integration.test_savepoint import _quick, carry_over, take
 from tests.integration.workers import (
     Event,
     Total,
@@ -19,6 +20,8 @@ from tests.integration.workers import (
     topics_in,
     working,
 )
+
+__all__ = ["_quick"]  # the fixture of the tests of savepoints
 
 
 def adding_up() -> App:
@@ -131,3 +134,28 @@ async def test_every_task_reads_all_of_a_pattern_that_feeds_a_broadcast_table(tm
         for partition in range(2):
             path = tmp_path / f"out-{partition}.jsonl"
             await eventually(lambda path=path: [r["total"] for r in lines(path)] == [7], "it is used")  # type: ignore[misc]
+
+
+async def test_an_app_goes_on_from_a_savepoint_with_topics_that_came_since(tmp_path: Path) -> None:
+    old, new, saved = tmp_path / "old", tmp_path / "new", tmp_path / "old" / "saved"
+    old.mkdir()
+    new.mkdir()
+    refresh = {"topic_refresh": 50}
+    async with topics_in(old, **{"in.eu": 1}) as broker, topics_in(new, **{"in.eu": 1, "in.us": 1}) as other:
+        kept = {"checkpoints": str(old / "kept"), "checkpoint_interval": 3_600_000}
+        async with working(adding_up(), old, binds=out_in(old), **kept, **refresh):
+            await put(broker, "in.eu", an_event(1))
+            await eventually(lambda: totals(old) == [("k", 1)], "the first topic is read")
+            await broker.create("in.us", 1)
+            await put(broker, "in.us", an_event(2))
+            await eventually(lambda: totals(old) == [("k", 1), ("k", 3)], "the second topic is read")
+            manifest = await take(old, "adding")
+        assert manifest.seals[0].positions == {"in.eu[0]": 1, "in.us[0]": 1}
+        for topic in ("in.eu", "in.us"):
+            await carry_over(broker, other, topic)
+            await put(other, topic, an_event(10))
+        await other.create("in.asia", 1)
+        await put(other, "in.asia", an_event(100))
+        async with working(adding_up(), new, binds=out_in(new), from_savepoint=str(saved), **refresh):
+            await eventually(lambda: len(totals(new)) == 3, "it goes on")
+        assert totals(new)[-1] == ("k", 123)
