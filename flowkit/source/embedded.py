@@ -123,7 +123,9 @@ class EmbeddedBroker:
         """Forget the records before `offset`; their room in the file is used again."""
         await self._writer.run(logs.delete_before, self.url, topic, partition, offset)
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> LogSource:
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> LogSource:
         """The topic as the worker reads it."""
         return LogSource(self, topic, start=start, out_of_range=out_of_range)
 

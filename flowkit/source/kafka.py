@@ -115,9 +115,11 @@ class KafkaBroker:
         """Forget the records before `offset`."""
         await self._topics.delete_before(topic, partition, offset)
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> KafkaSource:
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> KafkaSource:
         """The topic as the worker reads it."""
-        return self._readers.source(topic, start=start, out_of_range=out_of_range)
+        return self._readers.source(topic, start=start, out_of_range=out_of_range, shared=shared)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once any task's partition has records, or after `timeout_ms`; the answer is a mark for `seen`."""

@@ -39,7 +39,10 @@ class BoundedTopics:
             await self._readers.open()
             self._names = [self.topic] if self.topic else await self._matching()
         return [
-            (name, BoundedTopic(self._readers, self._readers.source(name, start=self._start, until_end=True)))
+            (
+                name,
+                BoundedTopic(self._readers, self._readers.source(name, start=self._start, until_end=True, shared=True)),
+            )
             for name in self._names
         ]
 

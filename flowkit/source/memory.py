@@ -111,7 +111,9 @@ class MemoryBroker:
             del column[:count]
         log.start += count
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> LogSource:
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> LogSource:
         """The topic as the worker reads it."""
         return LogSource(self, topic, start=start, out_of_range=out_of_range)
 

@@ -119,8 +119,13 @@ class Broker(Protocol):
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`."""
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> Source:
-        """The topic as a worker reads it: from `start` without a position, and `out_of_range` if it is not there."""
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> Source:
+        """The topic as a worker reads it: from `start` without a position, and `out_of_range` if it is not there.
+
+        `shared`: several tasks of the worker read the same partitions.
+        """
 
     async def claim(self, task: str, state: str) -> Claim:
         """Become the task's owner: fences every earlier owner. `state` is where this owner keeps the task's state."""

@@ -153,8 +153,9 @@ class LiveTask:
         for topic in self.group.inputs:
             if topic.pattern is not None:
                 continue
-            source = self.broker.source(topic.name, start=topic.start, out_of_range=topic.out_of_range)
-            numbers: Sequence[int] = [self.partition] if topic in self.group.topics else await source.splits()
+            shared = topic not in self.group.topics
+            source = self.broker.source(topic.name, start=topic.start, out_of_range=topic.out_of_range, shared=shared)
+            numbers: Sequence[int] = await source.splits() if shared else [self.partition]
             for number in numbers:
                 split = self._split(topic, number)
                 make_inlet(self.engine, topic, number, source.codec)

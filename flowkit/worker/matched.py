@@ -129,7 +129,8 @@ class Matched:
         """Begin to read a split. If the pattern was `known` before, and the split has not been saved, it is new."""
         split_name = _split_name(name, number)
         start: Start = "earliest" if known and topic.start == "latest" else topic.start
-        source: Source = self.broker.source(name, start=start, out_of_range=topic.out_of_range)
+        shared = topic not in self.group.topics
+        source: Source = self.broker.source(name, start=start, out_of_range=topic.out_of_range, shared=shared)
         try:
             end = (await self.broker.end_offsets(name))[number]
             reader: Any = await source.open(number, self.feed.positions.get(split_name))
