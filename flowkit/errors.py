@@ -4,6 +4,7 @@ FlowkitError
 ├── ConfigError            the app or the command line is wrong; told before anything starts
 │   └── SchemaChanged      stored state does not fit the types that the app declares now
 ├── InputError             an input cannot be read at all (no such file, a directory, no header)
+│   └── TopicGone          a topic was deleted while it was read
 ├── RecordError            one record cannot be used; it becomes a dead letter
 │   ├── DecodeError        its bytes are not what the topic's type says
 │   └── TimeError          it has no usable event time
@@ -47,6 +48,10 @@ class SchemaChanged(ConfigError):
 
 class InputError(FlowkitError):
     """An input cannot be read at all: it is missing, a directory, truncated, or has no usable header."""
+
+
+class TopicGone(InputError):
+    """A topic was deleted while it was read."""
 
 
 class RecordError(FlowkitError):

@@ -26,6 +26,9 @@ finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (2500
 said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
 with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
 
+A topic with a pattern is all topics of the broker that match, which is looked at every FLOWKIT_TOPIC_REFRESH ms (5000):
+what comes is read, what goes is left, with a word in the log. While none matches, the worker waits.
+
 With --checkpoints the state of each task goes there every minute, what is new of it, so that a worker on another
 machine can go on from it, with the frames that the broker keeps (kafka://) from after it. For s3://BUCKET/PREFIX
 credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there.

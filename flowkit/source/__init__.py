@@ -6,8 +6,9 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 
 import typing
 
-from flowkit.source.brokers import bounded_topic, open_broker
+from flowkit.source.brokers import bounded_topics, open_broker
 from flowkit.source.file import FileReader, FileSource
+from flowkit.source.internal import changelog_of, is_internal, may_be_internal
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
@@ -30,6 +31,7 @@ from flowkit.source.seam import (
 
 if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
+    from flowkit.source.kafka_bounded import BoundedTopics as BoundedTopics
 
 __all__ = [
     "AtOffset",
@@ -51,7 +53,10 @@ __all__ = [
     "Reader",
     "SendsEarly",
     "Source",
-    "bounded_topic",
+    "bounded_topics",
+    "changelog_of",
+    "is_internal",
+    "may_be_internal",
     "open_broker",
     "partition_of",
 ]

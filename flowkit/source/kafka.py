@@ -18,9 +18,10 @@ import anyio
 from flowkit.clock import Clock
 from flowkit.errors import Fenced, OutcomeUnknown
 from flowkit.options import Guarantee, OutOfRange, Start
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
-from flowkit.source.kafka_frames import changelog_of, open_changelog
+from flowkit.source.kafka_frames import open_changelog
 from flowkit.source.kafka_group import KafkaGroup
 from flowkit.source.kafka_reader import KafkaReaders, KafkaSource
 from flowkit.source.kafka_tasks import TaskProducer, offsets_of
@@ -119,9 +120,11 @@ class KafkaBroker:
         """Forget the records before `offset`."""
         await self._topics.delete_before(topic, partition, offset)
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> KafkaSource:
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> KafkaSource:
         """The topic as the worker reads it."""
-        return self._readers.source(topic, start=start, out_of_range=out_of_range)
+        return self._readers.source(topic, start=start, out_of_range=out_of_range, shared=shared)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once any task's partition has records, or after `timeout_ms`; the answer is a mark for `seen`."""
@@ -177,6 +180,10 @@ class KafkaBroker:
         if self._group is None or self._group.assigned is None or prefix in self._group.assigned:
             return []
         return [Lease(prefix, "another worker", ANOTHER, 0, "")]
+
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+        return await self._topics.partitions(changelog_of(f"{tasks}0")[0])
 
     # --- tasks ---
 

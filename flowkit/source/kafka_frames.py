@@ -10,7 +10,6 @@ write behind it never counts. Nor does a frame that does not follow the one befo
 its parent. With transactions, one that has outputs begins with a claim, which says nothing but that it has begun.
 """
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +18,7 @@ import cramjam
 import msgspec
 
 from flowkit.errors import StoreCorrupt
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import broker_error, started, stopped
 from flowkit.store import Frame, decode_frame, encode_frame
@@ -44,12 +44,6 @@ class Part(msgspec.Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _part = msgspec.msgpack.Decoder(Part).decode
-
-
-def changelog_of(task: str) -> tuple[str, int]:
-    """The topic and partition of a task's frames."""
-    group, _, partition = task.rpartition("/")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{group}-changelog"), int(partition)
 
 
 def parts_of(frame: Frame, epoch: int, state: str) -> Iterator[bytes]:

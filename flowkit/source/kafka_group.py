@@ -211,7 +211,7 @@ class KafkaGroup:
 
     async def tell(self, offsets: Mapping[Any, int]) -> None:
         """Say how far the tasks are, for lag tools. Nothing depends on it: a failure is no matter."""
-        from aiokafka.errors import KafkaError
+        from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
         from aiokafka.structs import OffsetAndMetadata
 
         told = {part: offset for part, offset in offsets.items() if self._told.get(part) != offset}
@@ -222,6 +222,8 @@ class KafkaGroup:
         try:
             async with asyncio.timeout(1):
                 await commit(None, {part: OffsetAndMetadata(offset, "") for part, offset in told.items()})
+        except UnknownTopicOrPartitionError:
+            self._told |= told  # one is gone, whose position stays: the broker has taken the others
         except (KafkaError, TimeoutError) as error:
             log.debug("offsets not told", group=self.group, error=repr(error))
         else:

@@ -19,8 +19,9 @@ from typing import Any
 
 import structlog
 
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.source.kafka_frames import Part, changelog_of, open_changelog
+from flowkit.source.kafka_frames import Part, open_changelog
 
 _log = structlog.get_logger("flowkit.kafka")
 

@@ -25,9 +25,10 @@ import structlog
 
 from flowkit.errors import Fenced, OutcomeUnknown
 from flowkit.options import Guarantee
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import started, stopped
-from flowkit.source.kafka_frames import Part, changelog_of, claim_of, open_changelog, parts_of
+from flowkit.source.kafka_frames import Part, claim_of, open_changelog, parts_of
 from flowkit.source.kafka_hanging import end_again, hangs
 from flowkit.source.rules import group_outputs
 from flowkit.source.seam import Output

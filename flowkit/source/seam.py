@@ -101,8 +101,14 @@ class Claim(Protocol):
 class Broker(Protocol):
     """A system that holds topics, places tasks, and decides whether a commit counts."""
 
+    async def topics(self) -> Mapping[str, int]:
+        """The number of partitions by topic."""
+
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 if it does not exist."""
+
+    async def end_offsets(self, topic: str) -> Sequence[int]:
+        """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic."""
 
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a topic. Raises ConfigError if it exists with another number of partitions.
@@ -113,8 +119,13 @@ class Broker(Protocol):
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`."""
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> Source:
-        """The topic as a worker reads it: from `start` without a position, and `out_of_range` if it is not there."""
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> Source:
+        """The topic as a worker reads it: from `start` without a position, and `out_of_range` if it is not there.
+
+        `shared`: several tasks of the worker read the same partitions.
+        """
 
     async def claim(self, task: str, state: str) -> Claim:
         """Become the task's owner: fences every earlier owner. `state` is where this owner keeps the task's state."""

@@ -17,7 +17,7 @@ from flowkit.agent import Group, Outlet, Topic
 from flowkit.app import App
 from flowkit.clock import VirtualClock
 from flowkit.codec import Codec, encode_key, field_getter
-from flowkit.errors import UnsavedChange
+from flowkit.errors import ConfigError, UnsavedChange
 from flowkit.options import WorkerOptions
 from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import open_store
@@ -30,6 +30,7 @@ from flowkit.worker import (
     LiveTask,
     Piece,
     Records,
+    TopicFinder,
     Waiting,
     random_ids,
     resources,
@@ -100,6 +101,7 @@ class Harness:
         self._partitions = partitions
         self._plan = app.plan(rekey=partitions > 1)
         self._place = place_of(broker, self.clock, app.guarantee)
+        self._finder = TopicFinder(app, self._plan)
         self._tasks: dict[str, LiveTask] = {}
         self._disks: dict[str, list[bytes]] = {}
         self._kept: dict[tuple[str, str, int], list[bytes]] = {}
@@ -118,7 +120,8 @@ class Harness:
     # Life
 
     async def _open(self) -> None:
-        named = [*self.app.topics.values(), self.app.dead_letters, *self._plan.internals]
+        named = [topic for topic in self.app.topics.values() if topic.pattern is None]
+        named += [self.app.dead_letters, *self._plan.internals]
         topics = {topic.name: self._partitions for topic in named}
         tasks = {f"{self.app.name}/{g.name}": self._partitions if g.topics else 1 for g in self._plan.groups}
         await self._place.open(topics, tasks)
@@ -127,6 +130,19 @@ class Harness:
             for partition in range(count):
                 self._counts[task_name(self.app, group, partition)] = count
                 await self._open_task(group, partition, count, topics)
+        if self._finder.patterns:
+            await self._begun()
+
+    async def _begun(self) -> None:
+        """Until the first commits are through: they tell what tasks begin with, and all that matches later is new."""
+        while True:
+            try:
+                for task in self._tasks.values():
+                    await task.task.settled()
+                return
+            except SimulatedCrash:
+                self.crashed += 1
+                await self._reopen()
 
     async def _open_task(self, group: Group, partition: int, count: int, topics: dict[str, int]) -> None:
         name = task_name(self.app, group, partition)
@@ -151,6 +167,7 @@ class Harness:
             options=self._options,
             new_id=self._new_id,
             hook=self._maybe_crash,
+            finder=self._finder,
         )
         self._tasks[name] = task
         await task.open()
@@ -173,11 +190,16 @@ class Harness:
 
     # Driving
 
-    async def send(self, topic: Topic[T], *values: T | bytes, key: Any = None, time: int | None = None) -> None:
+    async def send(
+        self, topic: Topic[T], *values: T | bytes, key: Any = None, time: int | None = None, name: str | None = None
+    ) -> None:
         """Send values to a topic and let the app handle them. Bytes are sent as they are (to test bad input).
 
-        `key` is taken by the topic's `key=` unless given; `time` (ms) is the broker's timestamp, else the clock's.
+        `key` is taken by the topic's `key=` unless given; `time` (ms) is the broker's timestamp, else the clock's. To
+        a topic with a pattern they go by way of the one called `name`, which is made if need be. Raises ConfigError
+        for one that does not match.
         """
+        name = await self._named(topic, name)
         codec = Codec(topic.codec, topic.type)
         getter: Callable[[Any], Any] | None = (
             field_getter(topic.type, topic.key) if isinstance(topic.key, str) else topic.key
@@ -188,8 +210,19 @@ class Harness:
             of = key if key is not None or getter is None or raw else getter(value)
             data = value if isinstance(value, bytes) and raw else codec.encode(value)
             rows.append((None if of is None else encode_key(of), data, self.clock.now_ms() if time is None else time))
-        await self._place.put(topic.name, rows)
+        await self._place.put(name, rows)
         await self.settle()
+
+    async def _named(self, topic: Topic[Any], name: str | None) -> str:
+        """The broker's topic that stands for `topic`, made if it is the first of its name."""
+        wanted = topic.name if name is None else name
+        if not topic.stands_for(wanted):
+            pattern = "" if topic.pattern is None else f" (pattern {topic.pattern.pattern!r}): give name="
+            raise ConfigError(f"harness: {wanted!r} is no topic that {topic.name!r} stands for{pattern}")
+        if topic.pattern is not None and wanted not in self._finder.found[topic.name]:
+            await self._place.make(wanted, self._partitions)
+            await self._finder.look(self._place.looks)
+        return wanted
 
     async def advance(self, ms: int, *, event_time: bool = True) -> None:
         """Let `ms` pass: the clock moves on, and with it event time, as if every input had gone on meanwhile.

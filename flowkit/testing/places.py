@@ -48,6 +48,13 @@ class Place(Protocol):
 
     async def close(self) -> None: ...
 
+    @property
+    def looks(self) -> Any:
+        """The broker, as who looks for topics asks it."""
+
+    async def make(self, topic: str, partitions: int) -> None:
+        """Make a topic later on."""
+
     async def put(self, topic: str, rows: Sequence[Row]) -> None:
         """Append from outside; returns once it is there."""
 
@@ -83,6 +90,13 @@ class MemoryPlace:
     async def close(self) -> None:
         await self._memory.close()
 
+    @property
+    def looks(self) -> Any:
+        return self._memory
+
+    async def make(self, topic: str, partitions: int) -> None:
+        await self._memory.create(topic, partitions)
+
     async def put(self, topic: str, rows: Sequence[Row]) -> None:
         await self._memory.put(topic, rows)
 
@@ -97,7 +111,7 @@ class RealPlace:
     """A broker by its URL: one connection for the tasks, and one for who looks from outside."""
 
     def __init__(self, url: str, guarantee: Guarantee) -> None:
-        self._prefix = f"flowkit-test-{os.urandom(4).hex()}."
+        self.prefix = self._prefix = f"flowkit-test-{os.urandom(4).hex()}."
         # Of a broker nothing is virtual: it waits by the system's clock.
         self._outside: Any = open_broker(url, SystemClock(), guarantee)
         self._inside: Any = open_broker(url, SystemClock(), guarantee)
@@ -114,16 +128,8 @@ class RealPlace:
             await self._stack.enter_async_context(self._outside)
             self._stack.push_async_callback(self._forget)
             await self._stack.enter_async_context(self._inside)
-            self._topics = dict(topics)
             for topic, partitions in topics.items():
-                # Event times of tests are of long ago, and a broker deletes by them: not what is internal.
-                await self._outside.create(self._prefix + topic, partitions, internal=True)
-                self._seen[topic] = [[] for _ in range(partitions)]
-                source = self._outside.source(self._prefix + topic)
-                opened = [await source.open(number, None) for number in range(partitions)]
-                self._readers[topic] = [WaitingReader(reader, self, topic, n) for n, reader in enumerate(opened)]
-                for reader in opened:
-                    self._stack.push_async_callback(reader.close)
+                await self.make(topic, partitions)
             for group, count in tasks.items():
                 if count > 1:  # one who claims makes room for the tasks up to its own
                     last = f"{self._prefix}{group}/{count - 1}"
@@ -131,6 +137,21 @@ class RealPlace:
         except BaseException:
             await self._stack.aclose()
             raise
+
+    async def make(self, topic: str, partitions: int) -> None:
+        # Event times of tests are of long ago, and a broker deletes by them: not what is internal.
+        await self._outside.create(self._prefix + topic, partitions, internal=True)
+        self._topics[topic] = partitions
+        self._seen[topic] = [[] for _ in range(partitions)]
+        source = self._outside.source(self._prefix + topic)
+        opened = [await source.open(number, None) for number in range(partitions)]
+        self._readers[topic] = [WaitingReader(reader, self, topic, n) for n, reader in enumerate(opened)]
+        for reader in opened:
+            self._stack.push_async_callback(reader.close)
+
+    @property
+    def looks(self) -> Any:
+        return self.broker
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -205,16 +226,17 @@ class WaitingReader:
                 f"{self._topic}[{self._split}]: holds records up to offset {end}, but after {PATIENCE_S} s readers are "
                 f"shown none from {self.offset} on: is a transaction left open there?"
             ) from None
-        return None if not parts else parts[0] if len(parts) == 1 else Several(parts)
+        return Several(parts, self._place.prefix) if parts else None
 
     async def close(self) -> None:
         await self._reader.close()
 
 
 class Several:
-    """Batches that follow each other, as one."""
+    """Batches that follow each other, as one, of a topic whose name begins with `prefix` only at the broker."""
 
-    def __init__(self, parts: Sequence[Batch]) -> None:
+    def __init__(self, parts: Sequence[Batch], prefix: str) -> None:
+        self._prefix = prefix
         self._at = [(part, n) for part in parts for n in range(len(part))]
         self.values: Sequence[bytes | None] = [value for part in parts for value in part.values]
         self.keys: Sequence[bytes | None] | None = [key for part in parts for key in part.keys or ()]
@@ -233,7 +255,7 @@ class Several:
 
     def where(self, index: int) -> str:
         part, n = self._at[index]
-        return part.where(n)
+        return part.where(n).removeprefix(self._prefix)
 
 
 class WaitingSource:
@@ -265,6 +287,19 @@ class NamedApart:
         self._broker, self._prefix, self._place = broker, prefix, place
         self.guarantee: Guarantee = broker.guarantee if isinstance(broker, SendsEarly) else "exactly once"
 
+    async def topics(self) -> dict[str, int]:
+        found = (await self._broker.topics()).items()
+        return {name.removeprefix(self._prefix): count for name, count in found if name.startswith(self._prefix)}
+
+    async def end_offsets(self, topic: str) -> Any:
+        return await self._broker.end_offsets(self._prefix + topic)
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        return cast("tuple[int, int]", await self._broker.bounds(self._prefix + topic, partition))
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int) -> Any:
+        return await self._broker.read(self._prefix + topic, partition, offset, limit)
+
     async def partitions(self, topic: str) -> int:
         return cast(int, await self._broker.partitions(self._prefix + topic))
 
@@ -274,8 +309,10 @@ class NamedApart:
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         await self._broker.delete_before(self._prefix + topic, partition, offset)
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> WaitingSource:
-        source = self._broker.source(self._prefix + topic, start=start, out_of_range=out_of_range)
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> WaitingSource:
+        source = self._broker.source(self._prefix + topic, start=start, out_of_range=out_of_range, shared=shared)
         return WaitingSource(source, self._place, topic)
 
     async def claim(self, task: str, state: str) -> Claim:

@@ -14,7 +14,7 @@ import structlog
 
 from flowkit.app import App
 from flowkit.clock import SystemClock
-from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
+from flowkit.errors import BrokerError, ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, EndsForOthers, KeepsFrames, PlacesByGroup, open_broker
 from flowkit.stopping import Stop, stop_with_parent
@@ -85,6 +85,8 @@ class Worker:
         """What it hears of savepoints, where there are checkpoints."""
         self.beginning: Beginning | None = None
         """The savepoint that tasks without commits begin with."""
+        self.waits_for = ""
+        """Why it has not begun to work."""
         self._begun: str | None = None
         self._stopping = asyncio.Event()
         self._fatal: BaseException | None = None
@@ -122,7 +124,8 @@ class Worker:
             await stack.enter_async_context(self.broker)
             if options.from_savepoint:
                 self.beginning = await self._read_savepoint(stack, options.from_savepoint)
-            await self.wiring.connect(self.broker)
+            if not await self._connect():
+                return
             if isinstance(self.broker, EndsForOthers):
                 self.broker.writes = self.wiring.topics
             if isinstance(self.broker, PlacesByGroup):
@@ -132,6 +135,10 @@ class Worker:
             stack.enter_context(LoopWatch(self.options.stall_after).running())
             await self._join()
             watches = [asyncio.create_task(self._watch(), name="watchdog")]
+            finder = self.wiring.finder
+            if finder.patterns:
+                looking = finder.watch(self.broker, self.options.topic_refresh)
+                watches.append(asyncio.create_task(looking, name="topics"))
             if self.savepoints is not None:
                 await self.savepoints.look()
                 watches.append(asyncio.create_task(self.savepoints.watch(lambda: self.owned), name="savepoints"))
@@ -143,6 +150,27 @@ class Worker:
                 (self.state / NAME).unlink(missing_ok=True)
         if self._fatal is not None:
             raise self._fatal
+
+    async def _connect(self) -> bool:
+        """Find out which tasks there are; False if it is stopped while no topic matches a pattern yet."""
+        connected = await self.wiring.connect(self.broker)
+        while not connected:
+            if not self.waits_for:
+                patterns = {topic.name: topic.pattern.pattern for topic in self.wiring.finder.patterns if topic.pattern}
+                log.info("no topic matches yet, so the number of tasks is not known: waiting", patterns=patterns)
+                self.waits_for = f"no topic matches yet: {', '.join(map(repr, patterns.values()))}"
+            self._write_health()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), min(5.0, self.options.topic_refresh / 1000))
+            if self._stopping.is_set():
+                (self.state / NAME).unlink(missing_ok=True)
+                return False
+            try:
+                connected = await self.wiring.connect(self.broker)
+            except BrokerError as error:
+                log.warning("the broker does not answer; trying again", error=str(error))
+        self.waits_for = ""
+        return True
 
     async def _check_storage(self, storage: Storage) -> None:
         try:
@@ -284,6 +312,7 @@ class Worker:
             checkpoints=checkpoints,
             drain=self._drain_of(name),
             begin=None if claim.number else begin,
+            finder=self.wiring.finder,
         )
 
     def _drain_of(self, name: str) -> TaskDrain | None:

@@ -14,9 +14,10 @@ import pytest
 
 from flowkit.clock import SystemClock
 from flowkit.errors import StoreCorrupt
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.source.kafka_frames import PART_BYTES, changelog_of
+from flowkit.source.kafka_frames import PART_BYTES
 from flowkit.store import Frame, SpaceChange
 from tests.integration.processes import Process, crew_in
 from tests.store.s3_server import own_bucket, s3_environment, s3_server

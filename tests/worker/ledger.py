@@ -262,8 +262,25 @@ class LedgerBroker:
         self.writes: Mapping[str, int] = {}
         self._epochs: dict[str, int] = {}
 
+    async def topics(self) -> Mapping[str, int]:
+        return {name: len(logs) for name, logs in self.cluster.topics.items()}
+
     async def partitions(self, topic: str) -> int:
         return len(self.cluster.topics.get(topic, ()))
+
+    async def end_offsets(self, topic: str) -> list[int]:
+        return [len(log) for log in self.cluster.topics[topic]]
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        return 0, len(self.cluster.topics[topic][partition])
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int) -> Any:
+        """For patterns, of which there are none here."""
+        raise NotImplementedError
+
+    async def ran(self, tasks: str) -> int:
+        """For patterns, of which there are none here."""
+        raise NotImplementedError
 
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         self.cluster.topics[topic] = [[] for _ in range(partitions)]
