@@ -89,7 +89,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     `live_objects` table values are kept decoded in memory, a table; what the stores of all tasks keep of the rest takes
     `store_memory` bytes, and their compaction may write `compaction_rate` bytes a second. Topics that are missing are
     made with `partitions`. Where `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`), each task's
-    state is published there every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`.
+    state is published there every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`. A
+    broker that is away when the worker starts is waited for, at most `broker_patience` ms; one that refuses it is not.
     """
 
     commit_every: int = 5_000
@@ -105,6 +106,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: str = ""
     checkpoint_interval: int = 60_000
     from_savepoint: str = ""
+    broker_patience: int = 60_000
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> Self:

@@ -54,4 +54,6 @@ def what_is_wrong(state: Path, max_age_ms: int) -> str:
         return str(error)
     if found.stalled:
         return f"worker {found.pid} makes no progress: {', '.join(found.stalled)}"
-    return "" if found.ready else f"worker {found.pid} is not ready yet: tasks are being opened"
+    if found.ready:
+        return ""
+    return f"worker {found.pid} is not ready{f': {found.broker}' if found.broker else ' yet: tasks are being opened'}"

@@ -197,6 +197,15 @@ class KafkaTopics:
 
         await self._try(f"deleting records of topic {topic!r}", delete)
 
+    async def notes(self, group: str) -> set[str]:
+        """What the members of a consumer group have noted beside their offsets (see `KafkaGroup.tell`)."""
+
+        async def ask() -> set[str]:
+            found = await self._admin.list_consumer_group_offsets(group)
+            return {note for told in found.values() for note in told.metadata.split(",")}
+
+        return await self._try(f"asking for the offsets of group {group!r}", ask)
+
     # --- within -------------------------------------------------------------------------------------------------------
 
     async def _partitions_of(self, topic: str) -> list[Any]:
@@ -237,7 +246,8 @@ class KafkaTopics:
                     last = error
                 await anyio.sleep(RETRY_SECONDS)
         if isinstance(last, UNCONNECTED):
-            raise BrokerError(f"{self.url}: {doing}: {await why_not(self.address)}") from last
+            why = await why_not(self.address)
+            raise type(why)(f"{self.url}: {doing}: {why}") from last
         raise broker_error(self.address, doing, last)
 
 
