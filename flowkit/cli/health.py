@@ -56,4 +56,7 @@ def what_is_wrong(state: Path, max_age_ms: int) -> str:
         return f"worker {found.pid} makes no progress: {', '.join(found.stalled)}"
     if found.ready:
         return ""
-    return f"worker {found.pid} is not ready{f': {found.broker}' if found.broker else ' yet: tasks are being opened'}"
+    why = [f"task {task}: {why}" for task, why in found.failing.items()]
+    if found.broker or why:
+        return f"worker {found.pid} is not ready: {'; '.join(why) or found.broker}"
+    return f"worker {found.pid} is not ready yet: tasks are being opened"

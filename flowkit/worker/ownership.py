@@ -23,7 +23,6 @@ from flowkit.errors import (
     ConfigError,
     Fenced,
     FlowkitError,
-    InputError,
     StoreCorrupt,
     StoreError,
 )
@@ -108,8 +107,7 @@ class Ownership:
     async def hold(self) -> None:
         """Claim the task and run it until it is handed over, lost or dropped.
 
-        Raises what nobody but a person can mend: ConfigError, SchemaChanged, StoreCorrupt, and an InputError that comes
-        again at the next try.
+        Raises what nobody but a person can mend: ConfigError, SchemaChanged, StoreCorrupt.
         """
         try:
             await self._hold()
@@ -128,7 +126,7 @@ class Ownership:
     async def _hold(self) -> None:
         wait = FIRST_WAIT
         place: Path | None = None
-        used = unreadable = False
+        used = False
         while not self._leaving.is_set():
             started = time.monotonic()
             try:
@@ -148,15 +146,13 @@ class Ownership:
                 return
             except Exception as error:
                 await self._check_ours()
-                if time.monotonic() - started > LONG:
-                    wait, unreadable = FIRST_WAIT, False
                 if isinstance(error, StoreCorrupt) and used and place is not None:
                     # Another worker has had it meanwhile: from what is there nothing may lead to where it is now.
                     self._before, place = str(place), None
-                elif isinstance(error, ConfigError | StoreCorrupt) or (unreadable and isinstance(error, InputError)):
+                elif isinstance(error, ConfigError | StoreCorrupt):
                     raise
-                unreadable = isinstance(error, InputError)
                 away = isinstance(error, BrokerError | CommitError)  # which passes, and nobody has to do anything
+                wait = FIRST_WAIT if time.monotonic() - started > LONG else wait
                 wait = min(wait, LONGEST_AWAY if away else LONGEST_WAIT)
                 self.failing = str(error) or type(error).__name__
                 (log.warning if away else log.error)(
