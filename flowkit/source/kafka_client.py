@@ -95,11 +95,24 @@ async def stopped(client: Any) -> None:
             except AWAY as error:  # what failed in its background is raised once more
                 stopping = False
                 log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
+            except asyncio.CancelledError:  # a task of the client's own, which it cancels and then waits for
+                if scope.cancel_called or _is_cancelled():
+                    raise
+                stopping = False
         if stopping and not scope.cancelled_caught:
             return
-        with anyio.move_on_after(STOP_SECONDS):
-            await _let_go(client)
+        with anyio.move_on_after(STOP_SECONDS) as scope:
+            try:
+                await _let_go(client)
+            except asyncio.CancelledError:
+                if scope.cancel_called or _is_cancelled():
+                    raise
         await _inner(client).close()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _let_go(client: Any) -> None:

@@ -41,8 +41,8 @@ from flowkit.errors import OutcomeUnknown
 from flowkit.source import kafka as kafka_module
 from flowkit.source import kafka_tasks
 from flowkit.source.kafka_frames import changelog_of
+from flowkit.worker import Worker, read_health
 from flowkit.worker import ownership as ownership_module
-from flowkit.worker import read_health
 from tests.cli.conftest import place
 from tests.cli.place import Place
 from tests.kafka.jars import need_kafka
@@ -112,13 +112,15 @@ async def test_a_broker_that_comes_late_goes_away_and_comes_back(
     """Once for less than the session, and once for longer than session and transactions last."""
     need_kafka()
     monkeypatch.setattr(kafka_tasks, "TRANSACTION_MS", 3_000)
-    monkeypatch.setattr(ownership_module, "FIRST_WAIT", 3.0)
+    monkeypatch.setattr(ownership_module, "FIRST_WAIT", 4.0)
     kafka, state = Kafka(tmp_path / "kafka"), tmp_path / "state"
     url = f"kafka://{kafka.bootstrap}?timeout_ms=3000"
     try:
         async with thread_that_lasts() as call:
             with capture_logs() as logs:
-                async with at_work(counting(name), url, state, lease_ttl=2_000, partitions=2):
+                async with at_work(
+                    counting(name), url, state, lease_ttl=2_000, commit_interval=1_000, partitions=2
+                ) as worker:
                     await until(lambda: said(logs, "the broker is away"), "told")
                     await call(kafka.start)
                     await until(lambda: said(logs, "worker started"), "started")
@@ -131,7 +133,9 @@ async def test_a_broker_that_comes_late_goes_away_and_comes_back(
                         await traffic.feed(200)
                         assert await traffic.all_counted() < 12
 
+                        before = has_read(worker)
                         await traffic.feed(200)
+                        await until(lambda: has_read(worker) > before, "read, and not committed yet")
                         await call(kafka.kill)
                         await until(lambda: len([e for e in said(logs, "task failed") if e["wait"] == 4]) >= 2, "tried")
                         await until(lambda: said(logs, "the broker does not answer"), "told")
@@ -147,6 +151,12 @@ async def test_a_broker_that_comes_late_goes_away_and_comes_back(
             assert [entry for entry in logs if entry["log_level"] == "error"] == []
     finally:
         kafka.kill()
+
+
+def has_read(worker: Worker) -> int:
+    """How far the tasks have read; 0 while one is not open."""
+    lives = [owned.live for owned in worker.owned.values()]
+    return sum(sum(live.feed.positions.values()) for live in lives if live is not None and live.opened)
 
 
 async def test_a_node_that_is_killed_and_one_that_is_stopped_lose_nothing(
