@@ -28,6 +28,9 @@ log = structlog.get_logger("flowkit.kafka")
 
 FOREVER = 2**63 - 1
 
+POLL_MS = 30_000
+"""A worker whose loop does not turn for so long, or for three sessions, leaves the group."""
+
 ANSWER_MS = 5_000
 """A round lasts as long as the session of a dead member: its answer may come so much later."""
 
@@ -110,7 +113,7 @@ class KafkaGroup:
             heartbeat_interval_ms=max(100, self.ttl_ms // 4),
             rebalance_timeout_ms=self.ttl_ms,
             # Without a call of `place` for as long it leaves: a loop that stands still must not keep its tasks.
-            max_poll_interval_ms=max(30_000, 3 * self.ttl_ms),
+            max_poll_interval_ms=max(POLL_MS, 3 * self.ttl_ms),
             partition_assignment_strategy=[_assignor(self)],
         )
         self._consumer = await started(consumer, self.address)

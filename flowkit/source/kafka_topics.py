@@ -29,6 +29,8 @@ T = TypeVar("T")
 UNCONNECTED = (kafka.KafkaConnectionError, kafka.NodeNotReadyError, OSError)
 """What says only that there is no connection, so that the servers are asked why."""
 
+TRIES = 3
+"""So often a question can be asked before the cluster counts as away: a connection may be half open, the next is not."""
 RETRY_SECONDS = 0.1
 REFUSED = (
     kafka.InvalidPartitionsError,
@@ -58,7 +60,7 @@ class KafkaTopics:
 
     async def open(self) -> None:
         """Connect. Raises BrokerError, saying why, if that fails."""
-        self._admin = await started(AIOKafkaAdminClient(**self.address.client_options()), self.address)
+        self._admin = await started(AIOKafkaAdminClient(**_asking(self.address)), self.address)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -289,10 +291,15 @@ async def _read(address: KafkaAddress, part: Any, offset: int, end: int, limit: 
 
 def _consumer(address: KafkaAddress, isolation: Isolation) -> Any:
     return AIOKafkaConsumer(
-        **address.client_options(),
+        **_asking(address),
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",
         isolation_level=isolation,
         fetch_max_wait_ms=100,
     )
+
+
+def _asking(address: KafkaAddress) -> dict[str, Any]:
+    """Options of a client for short questions."""
+    return {**address.client_options(), "request_timeout_ms": max(address.timeout_ms // TRIES, 500)}

@@ -12,12 +12,26 @@ import flowkit
 from flowkit.cli.health import what_is_wrong
 from flowkit.cli.outcome import WRONG, code_of
 from flowkit.errors import ConfigError
+from flowkit.source import kafka as kafka_module
+from flowkit.source import kafka_tasks
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_frames import changelog_of
 from flowkit.store import Frame
 from flowkit.worker import Worker
 from flowkit.worker.restoring import Frames
-from tests.kafka.traffic import KEYS, Event, Traffic, at_work, counting, open_broker, said, until, values, worker_of
+from tests.kafka.traffic import (
+    KEYS,
+    Event,
+    Traffic,
+    at_work,
+    counting,
+    open_broker,
+    said,
+    until,
+    until_told,
+    values,
+    worker_of,
+)
 
 
 @pytest.fixture
@@ -91,18 +105,18 @@ async def test_an_internal_topic_that_is_deleted_stops_the_worker(
 async def test_a_changelog_that_is_deleted_stops_the_worker_and_keeps_it_from_starting(
     url: str, broker: KafkaBroker, traffic: Traffic, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flowkit.source import kafka_tasks
-
-    monkeypatch.setattr(kafka_tasks, "TRANSACTION_MS", 2_000)
+    monkeypatch.setattr(kafka_tasks, "TRANSACTION_MS", 1_000)
+    monkeypatch.setattr(kafka_module, "GONE_MS", 50)
     worker = worker_of(counting(name), url, tmp_path)
     job = asyncio.create_task(worker.run())
     await traffic.feed(50)
     await traffic.all_counted()
     changelog, _ = changelog_of(f"{name}/totals/0")
-    notes = broker._topics.notes
-    async with asyncio.timeout(10):
-        while changelog not in await notes(name):
-            await asyncio.sleep(0.05)
+
+    async def noted() -> bool:
+        return changelog in await broker._topics.notes(name)
+
+    await until_told(noted, "it is noted where the commits are")
     await delete(broker, changelog)
     await traffic.feed(50)
     gone = f"topic '{changelog}' at {url} was deleted: it is the changelog of tasks that have worked"
@@ -151,9 +165,10 @@ async def test_offsets_that_are_gone_are_left_to_the_policy(
         return told
 
     async def until_found(wanted: dict[str, list[int]]) -> None:
-        async with asyncio.timeout(30):
-            while await found() != wanted:
-                await asyncio.sleep(0.05)
+        async def is_found() -> bool:
+            return await found() == wanted
+
+        await until_told(is_found, str(wanted))
 
     async def let_them_go() -> None:
         for policy in partitions:

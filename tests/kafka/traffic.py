@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,6 +151,16 @@ async def thread_that_lasts() -> AsyncIterator[Callable[..., Any]]:
 def said(logs: list[Any], event: str) -> list[Any]:
     """The logs whose event begins so."""
     return [log for log in logs if log["event"].startswith(event)]
+
+
+async def until_told(ask: Callable[[], Awaitable[Any]], what: str, seconds: float = 30.0) -> Any:
+    """Ask, over the network, again and again until there is something true, and give that."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := await ask():
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.05)
 
 
 async def until(check: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
