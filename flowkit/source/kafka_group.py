@@ -189,6 +189,8 @@ class KafkaGroup:
             raise broker_error(self.address, f"group {self.group!r}", error) from error
         silent = time.monotonic() - self._heard_at
         if silent > (self.ttl_ms + (ANSWER_MS if self._joins else 0)) / 1000:
+            if not self._joins:  # the membership is over, and its connections may be half open: others are made
+                await self._drop()
             raise BrokerError(
                 f"{self.address.url}: group {self.group!r}: its coordinator has not answered for {silent:.0f} s, "
                 f"longer than the session of {self.ttl_ms / 1000:g} s: other workers may have taken the tasks"

@@ -30,7 +30,7 @@ UNCONNECTED = (kafka.KafkaConnectionError, kafka.NodeNotReadyError, OSError)
 """What says only that there is no connection, so that the servers are asked why."""
 
 TRIES = 3
-"""So often a question can be asked before the cluster counts as away: a connection may be half open, the next is not."""
+"""So often a question is asked before the cluster counts as away: one connection may be half open."""
 RETRY_SECONDS = 0.1
 REFUSED = (
     kafka.InvalidPartitionsError,
@@ -54,7 +54,7 @@ class KafkaTopics:
         self.address, self.url = address, address.url
         self._admin: Any = None
         self._producer: Any = None
-        self._askers: dict[Isolation, Any] = {}
+        self._askers: dict[Isolation, _Asker] = {}
         self._lock = anyio.Lock()
         self._turn = 0
 
@@ -64,7 +64,7 @@ class KafkaTopics:
 
     async def close(self) -> None:
         """Close every connection."""
-        clients = [*self._askers.values(), self._producer, self._admin]
+        clients = [*(asker.client for asker in self._askers.values()), self._producer, self._admin]
         self._askers, self._producer, self._admin = {}, None, None
         for client in clients:
             if client is not None:
@@ -228,8 +228,21 @@ class KafkaTopics:
         async def ask() -> Any:
             async with self._lock:
                 if isolation not in self._askers:
-                    self._askers[isolation] = await started(_consumer(self.address, isolation), self.address)
-            return await getattr(self._askers[isolation], method)(about)
+                    client = await started(_consumer(self.address, isolation), self.address)
+                    self._askers[isolation] = _Asker(client)
+                asker = self._askers[isolation]
+            asker.users += 1
+            try:
+                return await getattr(asker.client, method)(about)
+            except BaseException:
+                # aiokafka gives up together with its connection's own time-out, and so keeps one that is half open.
+                if self._askers.get(isolation) is asker:
+                    del self._askers[isolation]
+                raise
+            finally:
+                asker.users -= 1
+                if not asker.users and self._askers.get(isolation) is not asker:
+                    await stopped(asker.client)
 
         return await self._try("asking for offsets", ask)
 
@@ -251,6 +264,13 @@ class KafkaTopics:
             why = await why_not(self.address)
             raise type(why)(f"{self.url}: {doing}: {why}") from last
         raise broker_error(self.address, doing, last)
+
+
+class _Asker:
+    """A client that is asked about offsets; the last of its users closes it, once it has failed one of them."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.users = client, 0
 
 
 async def _create(

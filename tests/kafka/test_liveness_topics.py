@@ -184,7 +184,8 @@ async def test_offsets_that_are_gone_are_left_to_the_policy(
             await until_found(first)
             if running:
                 # What has come between two looks of the worker, and is gone at the second.
-                consumer = worker.broker._readers._consumer  # type: ignore[attr-defined]
+                assert isinstance(worker.broker, KafkaBroker)
+                consumer = worker.broker._readers._consumer
                 parts = [part for part in consumer.assignment() if part.topic != f"{name}-out"]
                 consumer.pause(*parts)
                 await asyncio.sleep(0.2)  # a fetch that is under way ends, with nothing
