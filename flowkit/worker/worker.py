@@ -219,6 +219,7 @@ class Worker:
             await self.broker.leave(before)
         self.home.sign(self.id)
         await self.broker.join(self.id, self._session, list(self.wiring.slices))
+        self._loop_watch.longest = 0.0  # what was loaded before blocked no session
         tasks = len(self.wiring.slices)
         log.info("worker started", app=self.app.name, worker=self.id, tasks=tasks, broker=self.broker_url)
 

@@ -17,7 +17,7 @@ from flowkit.source import kafka_tasks
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_frames import changelog_of
 from flowkit.store import Frame
-from flowkit.worker import Worker
+from flowkit.worker import Worker, ownership
 from flowkit.worker.restoring import Frames
 from tests.kafka.traffic import (
     KEYS,
@@ -32,6 +32,11 @@ from tests.kafka.traffic import (
     values,
     worker_of,
 )
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "FIRST_WAIT", 0.2)
 
 
 @pytest.fixture

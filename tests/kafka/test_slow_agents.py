@@ -119,7 +119,7 @@ def test_an_agent_that_blocks_the_loop_beyond_the_session_is_told_fenced_and_don
     """Two workers do not take the event from each other for ever: who was blocked has a longer session after that."""
     url, app = f"kafka://{kafka_address}", tmp_path / "blocking.py"
     app.write_text(BLOCKING)
-    env = {"NAME": name, "SECONDS": "3", "FLOWKIT_LEASE_TTL": "1000", "FLOWKIT_COMMIT_INTERVAL": "50"}
+    env = {"NAME": name, "SECONDS": "2.5", "FLOWKIT_LEASE_TTL": "1000", "FLOWKIT_COMMIT_INTERVAL": "50"}
 
     async def story() -> list[object]:
         async with open_broker(url) as broker:
@@ -141,7 +141,7 @@ def test_an_agent_that_blocks_the_loop_beyond_the_session_is_told_fenced_and_don
                 assert lost, [each.said() for each in both]
                 longer = [e for each in both for e in each.logs("the event loop was blocked beyond the session")]
                 assert longer[0]["session_ms"] == 1000
-                assert longer[0]["longer_ms"] >= 5_000
+                assert max(entry["longer_ms"] for entry in longer) >= 4_000
                 begun = sum(each.out.read_text().count("begins") for each in both)
                 assert 2 <= begun <= 4, "not for ever"
                 return found

@@ -55,7 +55,7 @@ def counting(name: str, *, hop: bool = False, **how: Any) -> flowkit.App:
 
 def worker_of(app: flowkit.App, url: str, state: Path, kind: type[Worker] = Worker, **options: Any) -> Worker:
     """A worker with quick options; `options` are fields of WorkerOptions."""
-    given = {"commit_interval": 50, "lease_ttl": 3_000, "grace": 5_000, **options}
+    given = {"commit_interval": 50, "lease_ttl": 1_800, "grace": 5_000, **options}
     return kind(app, url, state, options=WorkerOptions(**given))
 
 
