@@ -25,6 +25,7 @@ FlowkitError
 │   ├── Fenced             another owner has taken the task over
 │   └── OutcomeUnknown     the broker did not say whether the commit counts: open the task again
 ├── BrokerError            the broker cannot be reached, refuses us, or cannot do what was asked
+│   └── BrokerRefused      it knows us, or not, and does not let us: trying again would not help
 ├── LookupFailed           a lookup got no answer that counts
 └── Stalled                the watchdog saw no progress
 """
@@ -136,6 +137,10 @@ class OutcomeUnknown(CommitError):
 
 class BrokerError(FlowkitError):
     """A broker cannot be reached, refuses us, or cannot do what was asked; the message names its address."""
+
+
+class BrokerRefused(BrokerError):
+    """A broker is there, and does not let us: to try again would not help, so nobody waits for it."""
 
 
 class LookupFailed(FlowkitError):

@@ -90,7 +90,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     `store_memory` bytes, and their compaction may write `compaction_rate` bytes a second. Topics that are missing are
     made with `partitions`; every `topic_refresh` ms it is looked which topics match the patterns of the app. Where
     `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`), each task's state is published there
-    every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`.
+    every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`. A broker that is away when
+    the worker starts is waited for, at most `broker_patience` ms; one that refuses it is not.
     """
 
     commit_every: int = 5_000
@@ -107,6 +108,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: str = ""
     checkpoint_interval: int = 60_000
     from_savepoint: str = ""
+    broker_patience: int = 60_000
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> Self:

@@ -38,6 +38,9 @@ state and positions from there. The flag may stay: what has begun goes on, whate
 every task has begun. An app that has commits of its own, or another number of partitions, is refused. An output file
 that is there goes on as of the savepoint, and what stands behind is cut off; one that is not begins empty.
 
+A broker that is away at the start is waited for, FLOWKIT_BROKER_PATIENCE ms (60000); one that refuses the worker is
+not. While it is away later, the worker says so, is not ready (`flowkit health`), and goes on by itself afterwards.
+
 With --http it serves /healthz, /readyz, /metrics (Prometheus), /flow, /tables and /why as JSON. PORT alone is on
 127.0.0.1; any other address needs a token in FLOWKIT_HTTP_TOKEN (Authorization: Bearer …), but for the first two. With
 the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT (or FLOWKIT_OTEL=1) set it sends traces.

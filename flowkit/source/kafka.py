@@ -16,7 +16,7 @@ from typing import Any, Self
 import anyio
 
 from flowkit.clock import Clock
-from flowkit.errors import Fenced, OutcomeUnknown
+from flowkit.errors import ConfigError, Fenced, OutcomeUnknown
 from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
@@ -36,6 +36,12 @@ KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1
 
 SHOWN_MS = 10
 """How often it is asked whether readers are shown a commit yet."""
+
+GONE_LOOKS, GONE_MS = 5, 400
+"""How often it is asked, and how long between, whether a topic that a broker does not know is gone."""
+
+NOT_SHOWN_MS = 15_000
+"""A commit that readers are not shown within so long may never be: the end of its transaction is lost, or held up."""
 
 ANOTHER = 2**63 - 1
 """The epoch under which another worker has a task, as far as the group tells: it tells no number."""
@@ -65,8 +71,12 @@ class KafkaBroker:
 
     async def open(self) -> None:
         """Connect."""
-        await self._topics.open()
-        await self._readers.open()
+        try:
+            await self._topics.open()
+            await self._readers.open()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Let go of everything; what a task had begun and not committed never counts."""
@@ -133,18 +143,29 @@ class KafkaBroker:
     # --- placement ---
 
     async def join(self, worker: str, ttl_ms: int, tasks: Sequence[str] = ()) -> None:
-        """Become a member of the app's group, which shares out `tasks`; their changelogs are made if need be."""
-        if self._group is not None:
-            await self._group.stop()
+        """Become a member of the app's group, which shares out `tasks`; their changelogs are made if need be.
+
+        Raises ConfigError if one has been there before and is gone.
+        """
+        group = self._group
+        if group is not None:
+            await group.stop()
         counts: dict[str, int] = {}
         for task in tasks:
             topic, partition = changelog_of(task)
             counts[topic] = max(counts.get(topic, 0), partition + 1)
+        app = worker.partition("/")[0]
+        found = await self._topics.topics()
+        missing = counts.keys() - found.keys()
+        for topic in missing & await self._topics.notes(app) if missing else ():
+            raise changelog_gone(topic, self.url)
         for topic, count in counts.items():
-            if await self._topics.partitions(topic) != count:
+            if found.get(topic) != count:
                 await self._topics.create(topic, count, KEPT)
-        self._group = KafkaGroup(self.address, worker.partition("/")[0], worker, sorted(counts), ttl_ms, self.home)
-        await self._group.start(tasks)
+        if group is None or group.worker != worker:
+            group = self._group = KafkaGroup(self.address, app, worker, sorted(counts), ttl_ms, self.home)
+        group.ttl_ms = ttl_ms
+        await group.start(tasks)
 
     async def heartbeat(self, worker: str) -> None:
         """Nothing: the group's member sends its own, and `place` shows that the worker is alive."""
@@ -160,10 +181,14 @@ class KafkaBroker:
         """What `worker`, which runs the tasks `held`, has to claim and to release, so that all `tasks` are shared."""
         assert self._group is not None
         placing = await self._group.place(tasks, held)
-        positions: dict[str, Any] = {}
+        offsets: dict[Any, int] = {}
+        notes: dict[Any, str] = {}
         for producer in self._owned.values():
-            positions |= producer.positions
-        await self._group.tell(offsets_of(positions))
+            read = offsets_of(producer.positions)
+            offsets |= read
+            for part in read:
+                notes[part] = f"{notes[part]},{producer.topic}" if part in notes else producer.topic
+        await self._group.tell(offsets, notes)
         return placing
 
     async def shared_out(self) -> None:
@@ -195,8 +220,12 @@ class KafkaBroker:
         """
         self._check_ours(task)
         await self._let_go(task)
+        topic, partition = changelog_of(task)
         if self._group is None:  # else `join` has made them all
-            await self._make_changelog(task)
+            if not await self._topics.partitions(topic):
+                await self._topics.create(topic, partition + 1, KEPT)
+        elif await self._gone(topic):
+            raise changelog_gone(topic, self.url)
         producer = TaskProducer(self.address, task, state, self.guarantee)
         try:
             last = await producer.start(self.writes)
@@ -207,10 +236,13 @@ class KafkaBroker:
         self._owned[task] = producer
         return Claimed(producer.epoch, *producer.last, "" if last is None else last.state)
 
-    async def _make_changelog(self, task: str) -> None:
-        topic, partition = changelog_of(task)
-        if not await self._topics.partitions(topic):
-            await self._topics.create(topic, partition + 1, KEPT)
+    async def _gone(self, topic: str) -> bool:
+        """Whether a topic that was there is gone: no broker says so that has only not heard of it yet."""
+        for _ in range(GONE_LOOKS):
+            if await self._topics.partitions(topic):
+                return False
+            await self._clock.sleep(GONE_MS)
+        return True
 
     def _check_ours(self, task: str) -> None:
         if self._group is not None and not self._group.is_ours(task):
@@ -227,18 +259,27 @@ class KafkaBroker:
             await self._let_go(task)
 
     async def last_commit(self, task: str) -> tuple[int, bytes | None]:
-        """Number and id of the last commit of `task` that counts (0, None: none yet)."""
+        """Number and id of the last commit of `task` that counts (0, None: none yet).
+
+        Raises OutcomeUnknown if our own last one is not shown to readers for too long.
+        """
         owned = self._owned.get(task)
         if owned is not None and not owned.commits:
             return owned.last  # nobody can have committed between our claim and our first commit
         if not await self._topics.partitions(changelog_of(task)[0]):
             return 0, None
+        until = self._clock.now_ms() + NOT_SHOWN_MS
         while True:
             async with open_changelog(self.address, task) as log:
                 _, last = await log.last(fenced=self.guarantee == "exactly once")
             # A cluster says that a commit is done a moment before readers are shown it.
             if owned is None or (last is not None and last.number >= owned.last[0]):
                 return (0, None) if last is None else (last.number, last.commit_id)
+            if self._clock.now_ms() > until:
+                raise OutcomeUnknown(
+                    f"task {task}: commit {owned.last[0]} is not shown to readers within {NOT_SHOWN_MS / 1000:g} s: a "
+                    "transaction in its changelog does not end"
+                )
             await self._clock.sleep(SHOWN_MS)
 
     async def commit(
@@ -279,3 +320,12 @@ class KafkaBroker:
             async with open_changelog(self.address, task) as log:
                 offset = await log.offset_of(number)
         await self._topics.delete_before(*changelog_of(task), offset)
+
+
+def changelog_gone(topic: str, url: str) -> ConfigError:
+    """Without its changelog nobody knows what counts: to make it anew would be to begin anew, in silence."""
+    return ConfigError(
+        f"topic {topic!r} at {url} was deleted: it is the changelog of tasks that have worked, and says which of their "
+        "commits count. Bring it back; or, to begin anew, start the app under another name (or delete the consumer "
+        "group that has its name)"
+    )

@@ -10,6 +10,7 @@ write behind it never counts. Nor does a frame that does not follow the one befo
 its parent. With transactions, one that has outputs begins with a claim, which says nothing but that it has begun.
 """
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -79,8 +80,8 @@ class Whole(msgspec.Struct):
 class Changelog:
     """Reads one partition of a changelog. Made by `open_changelog`."""
 
-    def __init__(self, consumer: Any, where: Any, start: int, end: int) -> None:
-        self.consumer, self.where, self.start, self.end = consumer, where, start, end
+    def __init__(self, consumer: Any, where: Any, start: int, end: int, address: KafkaAddress) -> None:
+        self.consumer, self.where, self.start, self.end, self.address = consumer, where, start, end, address
         self.name = f"{where.topic}[{where.partition}]"
 
     async def last(self, *, fenced: bool = True) -> tuple[int, Part | None]:
@@ -150,7 +151,12 @@ class Changelog:
         self.consumer.seek(self.where, first)
         begun, epoch = first, 0
         data: list[bytes] = []
-        while await self.consumer.position(self.where) < self.end:
+        at, moved = first, time.monotonic()
+        while (now_at := await self.consumer.position(self.where)) < self.end:
+            if now_at > at:
+                at, moved = now_at, time.monotonic()
+            elif time.monotonic() - moved > self.address.timeout_ms / 1000:  # aiokafka would wait for ever
+                raise broker_error(self.address, f"reading {self.name} at offset {at} of {self.end}", None)
             records = await self.consumer.getmany(self.where, timeout_ms=1000)
             for record in records.get(self.where, ()):
                 try:
@@ -193,7 +199,7 @@ async def open_changelog(address: KafkaAddress, task: str, *, committed: bool = 
         consumer.assign([where])
         start = (await consumer.beginning_offsets([where]))[where]
         end = (await consumer.end_offsets([where]))[where]
-        yield Changelog(consumer, where, start, end)
+        yield Changelog(consumer, where, start, end, address)
     except KafkaError as error:
         raise broker_error(address, f"reading {where.topic}[{where.partition}]", error) from error
     finally:

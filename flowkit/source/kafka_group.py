@@ -24,6 +24,7 @@ from zlib import crc32
 import msgspec
 import structlog
 
+from flowkit.errors import BrokerError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import broker_error, started, stopped
 from flowkit.source.kafka_static import made_static
@@ -34,6 +35,12 @@ from flowkit.source.seam import Home
 log = structlog.get_logger("flowkit.kafka")
 
 FOREVER = 2**63 - 1
+
+POLL_MS = 30_000
+"""A worker whose loop does not turn for so long, or for three sessions, leaves the group."""
+
+ANSWER_MS = 5_000
+"""A round lasts as long as the session of a dead member: its answer may come so much later."""
 
 
 class Member(msgspec.Struct, array_like=True):
@@ -113,6 +120,12 @@ class KafkaGroup:
         self._tasks: list[str] = []
         self._held: set[str] = set()
         self._alive_at = 0.0
+        self._heard_at = 0.0
+        """When (monotonic seconds) the group's coordinator last answered anything."""
+        self._joins = 0
+        """Requests to join that are under way: they are answered when the round is over."""
+        self._sure_ms = ttl_ms
+        """A session that the cluster has granted before."""
         self._giving_up: set[str] = set()
         self._consumer: Any = None
         self._member = False
@@ -120,12 +133,14 @@ class KafkaGroup:
         self._told: dict[Any, int] = {}
 
     async def start(self, tasks: Sequence[str]) -> None:
-        """Become a member."""
+        """Become a member; or again, maybe with another `ttl_ms`: what it held before it says to hold."""
         from aiokafka import AIOKafkaConsumer
 
         self._tasks, self._member = list(tasks), True
+        options = self.address.client_options()
+        options["request_timeout_ms"] = max(self.address.timeout_ms, self.ttl_ms + ANSWER_MS)
         consumer = AIOKafkaConsumer(
-            **self.address.client_options(),
+            **options,
             client_id=self.worker,
             group_id=self.group,
             group_instance_id=None if self.home is None else self.home.instance(),
@@ -135,13 +150,30 @@ class KafkaGroup:
             heartbeat_interval_ms=max(100, min(1_000, self.ttl_ms // 4)),
             rebalance_timeout_ms=self.ttl_ms,
             # Without a call of `place` for as long it leaves: a loop that stands still must not keep its tasks.
-            max_poll_interval_ms=max(30_000, 3 * self.ttl_ms),
+            max_poll_interval_ms=max(POLL_MS, 3 * self.ttl_ms),
             partition_assignment_strategy=[_assignor(self)],
         )
         self._consumer = await started(consumer, self.address)
         if self.home is not None:
             made_static(consumer)
+        self._listen(consumer._coordinator)  # noqa: SLF001  it says nowhere when it was answered
         consumer.subscribe(self.topics)  # after the start, which else waits for the round: a dead member's time
+
+    def _listen(self, coordinator: Any) -> None:
+        """See when the coordinator answers: aiokafka goes on asking in silence, whatever becomes of it."""
+        ask, self._heard_at, self._joins = coordinator._send_req, time.monotonic(), 0  # noqa: SLF001
+
+        async def heard(request: Any) -> Any:
+            joins = type(request).__name__.startswith(("Join", "Sync"))
+            self._joins += joins
+            try:
+                answer = await ask(request)
+            finally:
+                self._joins -= joins
+            self._heard_at = time.monotonic()
+            return answer
+
+        coordinator._send_req = heard  # noqa: SLF001
 
     async def stop(self) -> None:
         """Leave: the others share out what it had, at once."""
@@ -175,12 +207,19 @@ class KafkaGroup:
 
         Raises BrokerError with what went wrong in its background.
         """
-        from aiokafka.errors import KafkaError
+        from aiokafka.errors import InvalidSessionTimeoutError, KafkaError
 
         if self._consumer is None:  # to begin anew did not work the last time
             await self.start(self._tasks)
         try:
             await self._consumer.getmany(timeout_ms=0)
+        except InvalidSessionTimeoutError:
+            if self.ttl_ms == self._sure_ms:
+                raise
+            log.warning("the cluster grants no such session", asked_ms=self.ttl_ms, back_to_ms=self._sure_ms)
+            self.ttl_ms = self._sure_ms
+            await self._drop()
+            await self.start(self._tasks)
         except KafkaError as error:
             if getattr(self._consumer._coordinator, "fenced", False):  # noqa: SLF001
                 await self._give_way()
@@ -191,6 +230,14 @@ class KafkaGroup:
                 await self._drop()
                 await self.start(self._tasks)
             raise broker_error(self.address, f"group {self.group!r}", error) from error
+        silent = time.monotonic() - self._heard_at
+        if silent > (self.ttl_ms + (ANSWER_MS if self._joins else 0)) / 1000:
+            if not self._joins:  # the membership is over, and its connections may be half open: others are made
+                await self._drop()
+            raise BrokerError(
+                f"{self.address.url}: group {self.group!r}: its coordinator has not answered for {silent:.0f} s, "
+                f"longer than the session of {self.ttl_ms / 1000:g} s: other workers may have taken the tasks"
+            )
 
     async def _give_way(self) -> None:
         """Another worker lives under our instance id: it has our place. Let go of all, and be somebody else."""
@@ -209,8 +256,11 @@ class KafkaGroup:
         self.assigned, self.generation = set(), -1  # what we hold is theirs, whatever they have told by now
         await self.start(self._tasks)
 
-    async def tell(self, offsets: Mapping[Any, int]) -> None:
-        """Say how far the tasks are, for lag tools. Nothing depends on it: a failure is no matter."""
+    async def tell(self, offsets: Mapping[Any, int], notes: Mapping[Any, str]) -> None:
+        """Say how far the tasks are, for lag tools, and note where they have their commits.
+
+        No position depends on it: a failure is no matter.
+        """
         from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
         from aiokafka.structs import OffsetAndMetadata
 
@@ -221,7 +271,8 @@ class KafkaGroup:
         commit = self._consumer._coordinator._do_commit_offsets  # noqa: SLF001
         try:
             async with asyncio.timeout(1):
-                await commit(None, {part: OffsetAndMetadata(offset, "") for part, offset in told.items()})
+                noted = {part: OffsetAndMetadata(offset, notes.get(part, "")) for part, offset in told.items()}
+                await commit(None, noted)
         except UnknownTopicOrPartitionError:
             self._told |= told  # one is gone, whose position stays: the broker has taken the others
         except (KafkaError, TimeoutError) as error:

@@ -137,6 +137,8 @@ class WorkerView:
             return ""
         if health.failing:
             return "; ".join(f"task {name}: {why}" for name, why in health.failing.items())
+        if health.broker:
+            return health.broker
         opening = [view.name for view in self.tasks() if not view.ready]
         if opening:
             return f"tasks are being opened: {', '.join(opening)}"

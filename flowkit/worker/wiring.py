@@ -90,7 +90,7 @@ class Wiring:
             return [f"--bind {name}: {problem}" for problem in error.problems]
         return []
 
-    async def connect(self, broker: Topics) -> bool:
+    async def connect(self, broker: Topics, *, again: bool = False) -> bool:
         """Find the topics, make those that are missing, and tell which tasks there are.
 
         False if it cannot be told yet how many tasks there are, since nothing matches a pattern; nothing is made then.
@@ -124,7 +124,13 @@ class Wiring:
         for name, count in found.items():
             if not count:
                 found[name] = wanted.get(name, self.default)
-                await broker.create(name, found[name], internal=name in internal)
+                try:
+                    await broker.create(name, found[name], internal=name in internal)
+                except ConfigError:
+                    if again or not await broker.partitions(name):
+                        raise
+                    # Someone else has made it, and who was asked had not heard of that yet: all is reckoned anew.
+                    return await self.connect(broker, again=True)
                 log.info("topic made", topic=name, partitions=found[name])
         self.topics = {name: found[name] for name in (*self._written(), self.app.dead_letters.name) if name in found}
         self.senders = {

@@ -214,7 +214,7 @@ async def test_one_who_is_thrown_out_while_it_tells_offsets_throws_nobody_out(jo
     twin = await join("twin")
     await turns([twin, bob], lambda: twin.numbers == [0])
     for offset in (1, 2):
-        await ada.group.tell({TopicPartition(ada.group.group, 0): offset})
+        await ada.group.tell({TopicPartition(ada.group.group, 0): offset}, {})
     await turns([ada, bob, twin], lambda: ada.held == set())
     assert twin.numbers == [0]
     assert not twin.group._consumer._coordinator.fenced
