@@ -13,6 +13,7 @@ from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, say
 from flowkit.cli.show import columns, count, iso, size
 from flowkit.cli.store import KeyFile, Target, keys_of
 from flowkit.errors import ConfigError, StoreCorrupt
+from flowkit.source import open_storage
 from flowkit.store import (
     CURRENT,
     Checkpoint,
@@ -22,7 +23,6 @@ from flowkit.store import (
     Problem,
     Storage,
     folder_of,
-    open_storage,
     tasks_in,
 )
 

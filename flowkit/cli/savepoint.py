@@ -16,7 +16,8 @@ from flowkit.cli.outcome import OK, out, say
 from flowkit.cli.show import count, size
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, FlowkitError, StoreError
-from flowkit.store import Storage, check_storage_url, open_storage
+from flowkit.source import check_storage_url, open_storage
+from flowkit.store import Storage
 from flowkit.worker import Manifest, Parts, Request, Requests, check_place, read_manifest
 
 LOOK_SECONDS = 0.3

@@ -25,6 +25,7 @@ from flowkit.source.seam import (
     SendsEarly,
     Source,
 )
+from flowkit.source.storages import check_storage_url, open_storage
 
 if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
@@ -48,6 +49,8 @@ __all__ = [
     "SendsEarly",
     "Source",
     "bounded_topic",
+    "check_storage_url",
     "open_broker",
+    "open_storage",
     "partition_of",
 ]

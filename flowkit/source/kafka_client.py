@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import anyio
@@ -69,6 +70,15 @@ async def started(client: Client, address: KafkaAddress) -> Client:
         reason = _reason(error, address) if refused else await why_not(address)
         raise BrokerError(f"{address.url} cannot be used: {reason}") from None
     return client
+
+
+async def all_sent(futures: Iterable[Awaitable[Any]]) -> list[Any]:
+    """What became of all that was sent; the first failure is raised once each has been heard."""
+    told = await asyncio.gather(*futures, return_exceptions=True)
+    for error in told:
+        if isinstance(error, BaseException):
+            raise error
+    return told
 
 
 async def stopped(client: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any, Self
 import pytest
 
 from flowkit.errors import ConfigError, StoreError
-from flowkit.store import check_storage_url, open_storage, tasks_in
+from flowkit.source import check_storage_url, open_storage
+from flowkit.store import tasks_in
 from flowkit.store.s3 import S3Place, S3Storage, open_s3
 from tests.store.s3_server import own_bucket
 
@@ -32,8 +33,13 @@ def test_a_url_says_where_and_how(url: str, environ: dict[str, str], place: S3Pl
 
 
 WRONG: list[tuple[str, list[str]]] = [
-    ("", ["checkpoints: no place is named; use file:///DIR, a path, or s3://BUCKET/PREFIX"]),
-    ("ftp://x/y", ["checkpoints ftp://…: unknown scheme 'ftp'; use file:///DIR, a path, or s3://BUCKET/PREFIX"]),
+    ("", ["checkpoints: no place is named; use file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC"]),
+    (
+        "ftp://x/y",
+        [
+            "checkpoints ftp://…: unknown scheme 'ftp'; use file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC"
+        ],
+    ),
     ("file://x/y", ["checkpoints 'file://x/y': a file URL names no host: write file:///x/y"]),
     ("s3://", ["checkpoints s3://: '' is no name of a bucket; write s3://BUCKET/PREFIX"]),
     (
