@@ -133,7 +133,7 @@ class BlobTopic:
         """Write records that mean nothing by themselves; their offsets, -1 where the cluster does not say."""
         if self._producer is None:
             options = {**self.address.client_options(), "acks": "all", "enable_idempotence": True}
-            making = AIOKafkaProducer(**options, max_batch_size=2**20, max_request_size=REQUEST_BYTES)
+            making = AIOKafkaProducer(**options, max_batch_size=self.limit, max_request_size=REQUEST_BYTES)
             self._producer = await started(making, self.address)
         producer = self._producer
         try:

@@ -91,6 +91,11 @@ async def stopped(client: Any) -> None:
             except AWAY as error:  # what failed in its background is raised once more
                 stopping = False
                 log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
+        # A producer that is fenced tells it to who sends, and once more to who waits for the end of the transaction:
+        # where nobody does, asyncio would complain.
+        waiter = getattr(getattr(client, "_txn_manager", None), "_transaction_waiter", None)
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
         if stopping and not scope.cancelled_caught:
             return
         with anyio.move_on_after(STOP_SECONDS):
