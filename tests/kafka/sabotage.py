@@ -22,6 +22,7 @@ from aiokafka import errors as kafka
 from flowkit.cli import main
 from flowkit.source import kafka_frames, kafka_group, kafka_tasks
 from flowkit.source.kafka import KafkaBroker
+from flowkit.source.kafka_client import all_sent
 from flowkit.source.rules import group_outputs
 from flowkit.store import Frame, LsmStore, read_store
 from flowkit.worker import live, task
@@ -129,7 +130,7 @@ def frame_before_outputs() -> None:
         producer = self._open_producer()
         await producer.begin_transaction()
         for (topic, partition), columns in group_outputs(outputs).items():
-            await kafka_tasks.all_sent(await self._send(topic, partition, *columns))
+            await all_sent(await self._send(topic, partition, *columns))
         await producer.commit_transaction()
         return offset
 

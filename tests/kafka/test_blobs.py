@@ -319,7 +319,7 @@ async def values(topics: KafkaTopics, topic: str, partition: int) -> dict[bytes,
     """What compaction will leave of a partition."""
     _, end = await topics.bounds(topic, partition)
     batch = await topics.read(topic, partition, 0, end)
-    return dict(zip(batch.keys, batch.values, strict=True))
+    return {key or b"": value for key, value in zip(batch.keys or (), batch.values, strict=True)}
 
 
 async def test_of_what_is_deleted_nothing_is_left_when_the_topic_is_compacted(
