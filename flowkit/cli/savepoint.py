@@ -70,7 +70,10 @@ def savepoint(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="URL", show_default=False, help="Where to: file:///DIR, a path, or s3://BUCKET/PREFIX."
+            "--to",
+            metavar="URL",
+            show_default=False,
+            help="Where to: file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC/PREFIX.",
         ),
     ],
     stop: Annotated[bool, typer.Option("--stop", help="The workers end once it is taken.")] = False,

@@ -90,7 +90,7 @@ def worker(
             metavar="URL",
             envvar="FLOWKIT_CHECKPOINTS",
             show_default=False,
-            help="Publish the state there: file:///DIR, a path, or s3://BUCKET/PREFIX.",
+            help="Publish the state there: file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC.",
         ),
     ] = None,
     checkpoint_interval: Annotated[

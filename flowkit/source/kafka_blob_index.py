@@ -6,6 +6,7 @@ been decided.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from flowkit.errors import StoreCorrupt
 from flowkit.source.kafka_blob_readers import Readers, StuckError
 from flowkit.source.kafka_blob_records import DRAFT, FORMAT, Head, Layout, decode_head, decode_key, decode_layout
 
-TRIES = 5
-"""So often what is in the way is ended; each may take as long as the cluster may take for an answer."""
+LOOK_S = 1.5
+"""When nothing has come for so long, it is seen whether a transaction is in the way."""
 
 
 class Entry(NamedTuple):
@@ -49,27 +50,29 @@ class Index:
                 self._position, end = await self.readers.bounds(self.partition)
             else:
                 end = await self.readers.end(self.partition)
-            for _ in range(TRIES):
-                if self._position >= end:
-                    return
-                try:
-                    await self._read(end)
-                except StuckError as stuck:
-                    await self._unblock(self.partition, stuck.offset, end)
-            if self._position < end:
-                raise TimeoutError(f"partition {self.partition} cannot be read on from offset {self._position}")
+            until = time.monotonic() + 2 * self.readers.patience
+            while self._position < end:
+                before = self._position
+                if await self._read(end):
+                    await self._unblock(self.partition, self._position, end)
+                if self._position > before:
+                    until = time.monotonic() + 2 * self.readers.patience
+                elif time.monotonic() > until:
+                    raise StuckError(before)
 
-    async def _read(self, end: int) -> None:
+    async def _read(self, end: int) -> bool:
+        """Read on; whether a transaction is in the way."""
         async with self.readers.reader() as reader:
             try:
-                async for records in reader.read(self.partition, self._position, end):
+                async for records in reader.read(self.partition, self._position, end, LOOK_S):
                     for record in records:
                         self._take(record)
                         self._position = record.offset + 1
-                self._position = reader.position
             except StuckError:
                 self._position = max(self._position, reader.position)
-                raise
+                return await reader.stable(self.partition) <= self._position
+            self._position = reader.position
+            return False
 
     def _take(self, record: Any) -> None:
         try:

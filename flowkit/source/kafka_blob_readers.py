@@ -16,14 +16,13 @@ from flowkit.source.kafka_client import started, stopped
 
 MOST = 4
 """So many at a time."""
-FETCH_BYTES = 4 * 2**20
+FETCH_BYTES = 2 * 2**20
+"""At a time. What is fetched ahead at the end of a blob is for nothing."""
 WAIT_MS = 20
 """So long a broker may hold back an answer when there is nothing new."""
-STUCK_S = 1.5
-"""Readers of committed records that get nothing for so long, though something is there, are held up."""
 
 
-class StuckError(Exception):
+class StuckError(TimeoutError):
     """Nothing comes, though there is something: at `offset`."""
 
     def __init__(self, offset: int) -> None:
@@ -36,6 +35,8 @@ class Readers:
 
     def __init__(self, address: KafkaAddress, topic: str) -> None:
         self.address, self.topic = address, topic
+        self.patience = address.timeout_ms / 1000
+        """So long (s) a cluster may take for what it can answer."""
         self._turns = asyncio.Semaphore(MOST)
         self._idle: list[Any] = []
         self._asker: Any = None
@@ -107,20 +108,29 @@ class Stretch:
         self.position = 0
         """The offset of what comes next; behind the markers of transactions, too."""
 
-    async def read(self, partition: int, offset: int, end: int) -> AsyncIterator[list[Any]]:
-        """Records from `offset` to `end` or somewhat farther, some at a time. Raises StuckError."""
+    async def stable(self, partition: int) -> int:
+        """How far a partition can be read: to where the oldest transaction begins that is open."""
+        part = TopicPartition(self.topic, partition)
+        found: int = (await self.consumer.end_offsets([part]))[part]
+        return found
+
+    async def read(self, partition: int, offset: int, end: int, patience: float) -> AsyncIterator[list[Any]]:
+        """Records from `offset` to `end` or somewhat farther, some at a time.
+
+        Raises StuckError if for `patience` (s) none comes.
+        """
         part = TopicPartition(self.topic, partition)
         if self.consumer.assignment() != {part}:
             self.consumer.assign([part])
         self.consumer.seek(part, offset)
         self.consumer.resume(part)
-        self.position, stuck_at = offset, asyncio.get_running_loop().time() + STUCK_S
+        self.position, stuck_at = offset, asyncio.get_running_loop().time() + patience
         while self.position < end:
             found = await self.consumer.getmany(part, timeout_ms=100)
             before, self.position = self.position, await self.consumer.position(part)
             now = asyncio.get_running_loop().time()
             if self.position > before:
-                stuck_at = now + STUCK_S
+                stuck_at = now + patience
             elif now > stuck_at:
                 raise StuckError(self.position)
             if records := found.get(part):

@@ -5,6 +5,7 @@ It is made with settings that lose nothing, or refused if its own would.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -122,8 +123,11 @@ class BlobTopic:
         """End the transactions that readers are held up by."""
         folders: set[str] = set()
         async with self.readers.uncommitted() as reader:
-            async for records in reader.read(partition, offset, end):
-                folders.update(key[0] for record in records if len(key := decode_key(record.key)) == 2)
+            async for records in reader.read(partition, offset, end, self.readers.patience):
+                for record in records:
+                    with suppress(ValueError):  # of somebody else: it is told once it is committed
+                        if len(key := decode_key(record.key)) == 2:
+                            folders.add(key[0])
         log.warning("checkpoints are held up by transactions, which are ended", folders=sorted(folders))
         for folder in folders:
             owner = Owner(self.address, self.name, folder, self.index(partition))

@@ -184,8 +184,9 @@ class KafkaBlobs:
             where = layout.of_chunks(self.folder), head.first, head.last
         partition, first, last = where
         parts: dict[int, bytes] = {}
-        async with self.topic.readers.reader() as reader:
-            async for records in reader.read(partition, first, last + 1):
+        readers = self.topic.readers
+        async with readers.reader() as reader:
+            async for records in reader.read(partition, first, last + 1, readers.patience):
                 for record in records:
                     if (n := wanted.get(record.key)) is not None and record.offset <= last and record.value is not None:
                         parts[n] = record.value
