@@ -89,8 +89,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     `live_objects` table values are kept decoded in memory, a table; what the stores of all tasks keep of the rest takes
     `store_memory` bytes, and their compaction may write `compaction_rate` bytes a second. Topics that are missing are
     made with `partitions`. Where `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`,
-    `kafka://HOST:PORT/TOPIC`), each task's
-    state is published there every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`.
+    `kafka://HOST:PORT/TOPIC`), each task's state is published there every `checkpoint_interval` ms. The app begins with
+    the savepoint at `from_savepoint`.
     """
 
     commit_every: int = 5_000

@@ -16,8 +16,8 @@ from flowkit.source.kafka_client import started, stopped
 
 MOST = 4
 """So many at a time."""
-FETCH_BYTES = 2 * 2**20
-"""At a time. What is fetched ahead at the end of a blob is for nothing."""
+FETCH_BYTES = 4 * 2**20
+"""At a time. The more, the fewer answers are waited for; what is fetched ahead at the end of a blob is for nothing."""
 WAIT_MS = 20
 """So long a broker may hold back an answer when there is nothing new."""
 
