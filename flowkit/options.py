@@ -89,9 +89,9 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     `live_objects` table values are kept decoded in memory, a table; what the stores of all tasks keep of the rest takes
     `store_memory` bytes, and their compaction may write `compaction_rate` bytes a second. Topics that are missing are
     made with `partitions`; every `topic_refresh` ms it is looked which topics match the patterns of the app. Where
-    `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`), each task's state is published there
-    every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`. A broker that is away when
-    the worker starts is waited for, at most `broker_patience` ms; one that refuses it is not.
+    `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`, `kafka://HOST:PORT/TOPIC`), each task's
+    state is published there every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`. A
+    broker that is away when the worker starts is waited for, at most `broker_patience` ms; one that refuses it is not.
     """
 
     commit_every: int = 5_000

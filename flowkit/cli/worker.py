@@ -32,6 +32,9 @@ what comes is read, what goes is left, with a word in the log. While none matche
 With --checkpoints the state of each task goes there every minute, what is new of it, so that a worker on another
 machine can go on from it, with the frames that the broker keeps (kafka://) from after it. For s3://BUCKET/PREFIX
 credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there.
+Where there is only Kafka, kafka://HOST:PORT/TOPIC takes the options and secrets that --broker takes; the topic is made,
+compacted and without retention. Workers need the right to write to it, to read its settings, and to the transactional
+ids flowkit-checkpoints/TOPIC/….
 
 With --from it begins with a savepoint (`flowkit savepoint`): an app that has done nothing on this broker yet takes its
 state and positions from there. The flag may stay: what has begun goes on, whatever broke off. All workers need it until
@@ -96,7 +99,7 @@ def worker(
             metavar="URL",
             envvar="FLOWKIT_CHECKPOINTS",
             show_default=False,
-            help="Publish the state there: file:///DIR, a path, or s3://BUCKET/PREFIX.",
+            help="Publish the state there: file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC.",
         ),
     ] = None,
     checkpoint_interval: Annotated[

@@ -28,6 +28,7 @@ from flowkit.source.seam import (
     SendsEarly,
     Source,
 )
+from flowkit.source.storages import check_storage_url, open_storage
 
 if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
@@ -55,8 +56,10 @@ __all__ = [
     "Source",
     "bounded_topics",
     "changelog_of",
+    "check_storage_url",
     "is_internal",
     "may_be_internal",
     "open_broker",
+    "open_storage",
     "partition_of",
 ]

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import anyio
@@ -85,6 +86,15 @@ async def started(client: Client, address: KafkaAddress) -> Client:
     return client
 
 
+async def all_sent(futures: Iterable[Awaitable[Any]]) -> list[Any]:
+    """What became of all that was sent; the first failure is raised once each has been heard."""
+    told = await asyncio.gather(*futures, return_exceptions=True)
+    for error in told:
+        if isinstance(error, BaseException):
+            raise error
+    return told
+
+
 async def stopped(client: Any) -> None:
     """Stop a client, or close it, whatever state it is in; a cancelled caller still lets go of the connections."""
     with anyio.CancelScope(shield=True):
@@ -99,6 +109,11 @@ async def stopped(client: Any) -> None:
                 if scope.cancel_called or _is_cancelled():
                     raise
                 stopping = False
+        # A producer that is fenced tells it to who sends, and once more to who waits for the end of the transaction:
+        # where nobody does, asyncio would complain.
+        waiter = getattr(getattr(client, "_txn_manager", None), "_transaction_waiter", None)
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
         if stopping and not scope.cancelled_caught:
             return
         with anyio.move_on_after(STOP_SECONDS) as scope:

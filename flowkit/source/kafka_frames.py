@@ -50,10 +50,14 @@ _part = msgspec.msgpack.Decoder(Part).decode
 def parts_of(frame: Frame, epoch: int, state: str) -> Iterator[bytes]:
     """The records of one frame. `state` is where its owner, under `epoch`, keeps the task's state."""
     whole = bytes(cramjam.lz4.compress_block(encode_frame(frame)))
-    parts = max(1, -(-len(whole) // PART_BYTES))
-    for part in range(parts):
-        data = whole[part * PART_BYTES : (part + 1) * PART_BYTES]
-        yield _encode(Part(epoch, frame.number, frame.commit_id, frame.parent, state, part, parts, data))
+    parts = cut(whole)
+    for part, data in enumerate(parts):
+        yield _encode(Part(epoch, frame.number, frame.commit_id, frame.parent, state, part, len(parts), data))
+
+
+def cut(whole: bytes, size: int = PART_BYTES) -> list[bytes]:
+    """What fits into a record each; one part at the least."""
+    return [whole[start : start + size] for start in range(0, max(1, len(whole)), size)]
 
 
 def claim_of(epoch: int) -> bytes:

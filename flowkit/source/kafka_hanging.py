@@ -14,7 +14,7 @@ nobody can have asked for the commit, and it is aborted.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -68,15 +68,20 @@ async def end_again(
         commit=number + 1,
         counts=commit,
     )
-    await producer.begin_transaction()
     changelog, partition = changelog_of(task)
     parts = [TopicPartition(topic, n) for topic, count in writes.items() for n in range(count)]
-    for part in [TopicPartition(changelog, partition), *parts]:
-        # aiokafka has no public way to enter a partition without a record.
-        producer._txn_manager.maybe_add_partition_to_txn(part)  # noqa: SLF001
-    await (producer.commit_transaction() if commit else producer.abort_transaction())
+    await end_in(producer, [TopicPartition(changelog, partition), *parts], commit=commit)
     while True:  # the coordinator answers before it has told the partitions
         async with open_changelog(address, task) as stable:
             if stable.end >= end:
                 return
         await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def end_in(producer: Any, parts: Iterable[Any], *, commit: bool) -> None:
+    """End what hangs in some partitions, by a transaction with nothing in it. Raises KafkaError."""
+    await producer.begin_transaction()
+    for part in parts:
+        # aiokafka has no public way to enter a partition without a record.
+        producer._txn_manager.maybe_add_partition_to_txn(part)  # noqa: SLF001
+    await (producer.commit_transaction() if commit else producer.abort_transaction())

@@ -8,6 +8,7 @@ import anyio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from flowkit.errors import BrokerError, ConfigError
 from flowkit.source.kafka_address import KafkaAddress
@@ -109,6 +110,18 @@ class KafkaTopics:
                 lambda: _create(self._admin, self.address, topic, partitions, config, replication),
             )
         check_same_partitions(topic, self.url, found, partitions)
+
+    async def config(self, topic: str) -> dict[str, str]:
+        """The settings of a topic that are in force, the cluster's defaults among them."""
+
+        async def ask() -> dict[str, str]:
+            (answer,) = await self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+            ((code, message, _, _, entries),) = answer.resources
+            if code:
+                raise kafka.for_code(code)(message)
+            return {entry[0]: entry[1] for entry in entries}
+
+        return await self._try(f"asking for the settings of topic {topic!r}", ask)
 
     async def end_offsets(self, topic: str, *, committed: bool = False) -> list[int]:
         """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic.

@@ -16,18 +16,24 @@ from flowkit.app import App
 from flowkit.clock import SystemClock
 from flowkit.errors import BrokerError, ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim, EndsForOthers, KeepsFrames, PlacesByGroup, open_broker
+from flowkit.source import (
+    Claim,
+    EndsForOthers,
+    KeepsFrames,
+    PlacesByGroup,
+    check_storage_url,
+    open_broker,
+    open_storage,
+)
 from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
     Storage,
-    check_storage_url,
     claim_directory,
     folder_of,
     keys_from_environment,
     open_directory,
     open_host,
-    open_storage,
 )
 from flowkit.worker.beginning import Beginning, begun_with
 from flowkit.worker.build import random_ids, tuned_collector

@@ -14,9 +14,9 @@ import pytest
 from flowkit import App, Closed, ConfigError, Count, Record, Sum, Tumbling
 from flowkit.clock import SystemClock, VirtualClock
 from flowkit.errors import StoreError
-from flowkit.source import partition_of
+from flowkit.source import open_storage, partition_of
 from flowkit.source.embedded import EmbeddedBroker
-from flowkit.store import Checkpoints, LsmStore, folder_of, open_storage, tasks_in
+from flowkit.store import Checkpoints, LsmStore, folder_of, tasks_in
 from flowkit.worker import Worker, draining, ownership
 from flowkit.worker.beginning import TaskBeginning, marker_of
 from flowkit.worker.savepoint import Manifest, Parts, Request, Requests, Seal, read_manifest

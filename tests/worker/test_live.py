@@ -5,8 +5,8 @@ from pathlib import Path
 from flowkit import App, Record
 from flowkit.clock import VirtualClock
 from flowkit.options import WorkerOptions
-from flowkit.source import MemoryBroker
-from flowkit.store import open_storage, open_store
+from flowkit.source import MemoryBroker, open_storage
+from flowkit.store import open_store
 from flowkit.worker import LiveTask, random_ids
 from flowkit.worker.draining import Savepoints, TaskDrain
 from flowkit.worker.feed import Idle
