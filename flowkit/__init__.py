@@ -7,6 +7,7 @@ from flowkit.agent import Retry, Sink, Stream, Topic
 from flowkit.app import App
 from flowkit.errors import (
     BrokerError,
+    BrokerRefused,
     CommitError,
     ConfigError,
     DecodeError,
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 __all__ = [
     "App",
     "BrokerError",
+    "BrokerRefused",
     "Change",
     "Closed",
     "CommitError",

@@ -1,6 +1,7 @@
 """The app: a registry of topics, tables, agents and resources. It does no I/O and starts nothing."""
 
 import inspect
+import re
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,6 +24,7 @@ from flowkit.agent import (
     key_type,
     make_plan,
     merge_rows,
+    no_place,
     process_table,
     windows_of,
 )
@@ -199,6 +201,7 @@ class App:
         close_after_idle: int | None = None,
         start: Start | datetime = "earliest",
         out_of_range: OutOfRange = "fail",
+        pattern: str | None = None,
     ) -> Topic[T]:
         """A stream of records of one type.
 
@@ -208,6 +211,10 @@ class App:
         have been silent for so long, the watermark goes on by the clock. `timezone`: what times without offset mean.
         A worker that has no position yet begins at `start`: "earliest", "latest", a time, or offsets by partition. If
         its position is not in the topic any more it fails, or goes on at an end of it, as `out_of_range` says.
+        With `pattern`, a regular expression, it is all topics of the broker whose whole names match, those that are
+        made while a worker runs included; it can only be read. They need equal numbers of partitions, and each
+        partition is a split of its own. A topic that comes later is read from its first record ("latest" is for what
+        was there at the beginning), or from the time that is `start`.
         Raises ConfigError for an unknown field or a name already taken.
         """
         self._new_name(name, "a topic")
@@ -224,10 +231,23 @@ class App:
             close_after_idle=close_after_idle,
             start=start,
             out_of_range=out_of_range,
+            pattern=pattern,
         )
+        self._check_patterns(topic)
         topic.owner = self
         self.topics[name] = topic
         return topic
+
+    def _check_patterns(self, topic: Topic[Any]) -> None:
+        """Raise ConfigError if a topic would be read twice: by its name, and as one of those that match a pattern."""
+        for other in self.topics.values():
+            wide, plain = (topic, other) if topic.pattern is not None else (other, topic)
+            if wide.pattern is not None and plain.pattern is None and wide.stands_for(plain.name):
+                raise ConfigError(
+                    f"topic {plain.name!r} matches the pattern {wide.pattern.pattern!r} of {wide.name!r}, so its "
+                    f"records would come by that, too: let it leave them out (begin it with "
+                    f"(?!{re.escape(plain.name)}$))"
+                )
 
     def sink(self, name: str, type_: type[T], *, key: Getter[T] = None, codec: CodecName = "json") -> Sink[T]:
         """An output that is no topic (a file, a database table, …), bound when the worker starts."""
@@ -554,6 +574,8 @@ class App:
             for what in given:
                 if not isinstance(what, wanted):
                     raise ConfigError(f"@app.{how}: {option}=[{what!r}] is no {option.removesuffix('s')}")
+                if option == "sinks" and isinstance(what, Topic) and what.pattern is not None:
+                    raise ConfigError(f"@app.{how}: sinks=[{what!r}]: {no_place(what)}")
         self._check_own((*sources, *sinks))
         # Whoever is given timers may set them.
         given = [root for root in roots_of(sources) if isinstance(root, Timers) and root not in reads]

@@ -4,6 +4,7 @@ FlowkitError
 ├── ConfigError            the app or the command line is wrong; told before anything starts
 │   └── SchemaChanged      stored state does not fit the types that the app declares now
 ├── InputError             an input cannot be read at all (no such file, a directory, no header)
+│   └── TopicGone          a topic was deleted while it was read
 ├── RecordError            one record cannot be used; it becomes a dead letter
 │   ├── DecodeError        its bytes are not what the topic's type says
 │   └── TimeError          it has no usable event time
@@ -24,6 +25,7 @@ FlowkitError
 │   ├── Fenced             another owner has taken the task over
 │   └── OutcomeUnknown     the broker did not say whether the commit counts: open the task again
 ├── BrokerError            the broker cannot be reached, refuses us, or cannot do what was asked
+│   └── BrokerRefused      it knows us, or not, and does not let us: trying again would not help
 ├── SinkError              a destination refuses us, or is not there; what it was to get is not lost
 ├── LookupFailed           a lookup got no answer that counts
 └── Stalled                the watchdog saw no progress
@@ -48,6 +50,10 @@ class SchemaChanged(ConfigError):
 
 class InputError(FlowkitError):
     """An input cannot be read at all: it is missing, a directory, truncated, or has no usable header."""
+
+
+class TopicGone(InputError):
+    """A topic was deleted while it was read."""
 
 
 class RecordError(FlowkitError):
@@ -132,6 +138,10 @@ class OutcomeUnknown(CommitError):
 
 class BrokerError(FlowkitError):
     """A broker cannot be reached, refuses us, or cannot do what was asked; the message names its address."""
+
+
+class BrokerRefused(BrokerError):
+    """A broker is there, and does not let us: to try again would not help, so nobody waits for it."""
 
 
 class SinkError(FlowkitError):

@@ -88,8 +88,10 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     watchdog speak up and restart the task. `lease_ttl` ms after its last sign of life a worker's tasks are taken over.
     `live_objects` table values are kept decoded in memory, a table; what the stores of all tasks keep of the rest takes
     `store_memory` bytes, and their compaction may write `compaction_rate` bytes a second. Topics that are missing are
-    made with `partitions`. Where `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`), each task's
-    state is published there every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`.
+    made with `partitions`; every `topic_refresh` ms it is looked which topics match the patterns of the app. Where
+    `checkpoints` names a place (`file:///DIR`, a path, `s3://BUCKET/PREFIX`, `kafka://HOST:PORT/TOPIC`), each task's
+    state is published there every `checkpoint_interval` ms. The app begins with the savepoint at `from_savepoint`. A
+    broker that is away when the worker starts is waited for, at most `broker_patience` ms; one that refuses it is not.
     """
 
     commit_every: int = 5_000
@@ -102,9 +104,11 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     store_memory: int = 256 * 2**20
     compaction_rate: int = 2**30
     partitions: int = 1
+    topic_refresh: int = 5_000
     checkpoints: str = ""
     checkpoint_interval: int = 60_000
     from_savepoint: str = ""
+    broker_patience: int = 60_000
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> Self:

@@ -5,7 +5,7 @@ from flowkit.agent.plan import Group, Plan, make_plan
 from flowkit.agent.rekey import Hop, Internal
 from flowkit.agent.spec import AgentSpec
 from flowkit.agent.stream import END, EVENT, Need, Stream
-from flowkit.agent.topic import Getter, Outlet, Sink, Topic, check_name
+from flowkit.agent.topic import Getter, Outlet, Sink, Topic, check_name, no_place
 from flowkit.flow import Retry
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "key_type",
     "make_plan",
     "merge_rows",
+    "no_place",
     "process_table",
     "windows_of",
 ]

@@ -39,6 +39,16 @@ class Group:
         return [*self.topics, *self.broadcast_topics]
 
     @property
+    def patterns(self) -> list[Topic[Any]]:
+        """Those inputs that stand for all topics of the broker which match them."""
+        return [topic for topic in self.inputs if topic.pattern is not None]
+
+    def input_of(self, name: str) -> Topic[Any] | None:
+        """The input that the broker's topic `name` is, or is a part of."""
+        by_name = {topic.name: topic for topic in self.inputs if topic.pattern is None}
+        return by_name.get(name) or next((topic for topic in self.patterns if topic.stands_for(name)), None)
+
+    @property
     def outlets(self) -> list[Outlet[Any]]:
         found: dict[str, Outlet[Any]] = {sink.name: sink for agent in self.agents for sink in agent.sinks}
         found |= {hop.topic.name: hop.topic for hop in self.hops}

@@ -1,5 +1,6 @@
 """Names of what comes in and goes out: topics, which agents can read and write, and sinks, which they only write."""
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Generic, TypeVar, get_args
@@ -77,7 +78,10 @@ class Sink(Outlet[T_co]):
 
 
 class Topic(Events[T_co], Outlet[T_co]):
-    """A named stream of records of one type, in partitions. Made by `app.topic`."""
+    """A named stream of records of one type, in partitions. Made by `app.topic`.
+
+    With a `pattern` it is all topics of the broker whose names match that, whole, and its own name is for people.
+    """
 
     def __init__(
         self,
@@ -94,6 +98,7 @@ class Topic(Events[T_co], Outlet[T_co]):
         close_after_idle: int | None = None,
         start: Start | datetime = "earliest",
         out_of_range: OutOfRange = "fail",
+        pattern: str | None = None,
     ) -> None:
         Events.__init__(self, name, type_)
         Outlet.__init__(self, name, type_, key=key, codec=codec)
@@ -104,15 +109,49 @@ class Topic(Events[T_co], Outlet[T_co]):
         self.start, self.out_of_range = start_of(name, start), out_of_range
         if out_of_range not in get_args(OutOfRange):
             raise ConfigError(f"{name!r}: out_of_range={out_of_range!r}: give 'fail', 'earliest' or 'latest'")
+        self.pattern = None if pattern is None else _compiled(name, pattern)
+        if pattern is not None and isinstance(self.start, Mapping):
+            raise ConfigError(
+                f"{name!r}: start={start!r}: offsets are those of one topic, and {pattern!r} stands for many: give "
+                "'earliest', 'latest' or a time"
+            )
         self.time, self.event_time = time, EventTime(time_unit, timezone)
         self.out_of_order, self.idle_after, self.close_after_idle = out_of_order, idle_after, close_after_idle
 
     __repr__ = Outlet.__repr__
 
+    def stands_for(self, topic: str) -> bool:
+        """True if this is the broker's `topic`, or its pattern matches it."""
+        return topic == self.name if self.pattern is None else self.pattern.fullmatch(topic) is not None
+
+    def emit(self, value: T_co, *, key: Any = None, time: int | None = None) -> None:  # type: ignore[misc]
+        """As `Outlet.emit`. Raises ConfigError as well, if it has a pattern: which of its topics would that be?"""
+        if self.pattern is not None:
+            raise ConfigError(no_place(self))
+        super().emit(value, key=key, time=time)
+
     def _check_time(self, time: Any) -> None:
         super()._check_time(time)
         if not EARLIEST <= time <= LATEST:  # one such record would make all that follow late
             raise TimeError(f"{self.name!r}.emit: time={time} lies outside the years 1 to 9999")
+
+
+def no_place(topic: Topic[Any]) -> str:
+    """Why nothing can be sent to a topic with a pattern."""
+    assert topic.pattern is not None
+    return (
+        f"topic {topic.name!r} stands for all topics that match {topic.pattern.pattern!r}, so nothing can be sent to "
+        "it: declare the topic that you mean by its own name (outside of the pattern)"
+    )
+
+
+def _compiled(name: str, pattern: Any) -> "re.Pattern[str]":
+    if not isinstance(pattern, str):
+        raise ConfigError(f"{name!r}: pattern={pattern!r}: give a regular expression as text")
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{name!r}: pattern={pattern!r} is no regular expression: {error}") from None
 
 
 def start_of(name: str, start: Any) -> Start:

@@ -278,12 +278,15 @@ def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
 
     known = run_loop(partitions())
     written = {outlet.name for group in groups for outlet in group.outlets if isinstance(outlet, Topic)}
-    read = {topic.name for group in groups for topic in group.inputs}
+    read = {topic.name for group in groups for topic in group.inputs if topic.pattern is None}
     internal = {hop.topic.name for group in groups for hop in group.hops}  # which the worker makes as they must be
     for name in sorted((read | written) - known.keys() - internal):
         yield Finding("note", f"topic {name!r}: is not at {url} yet: flowkit topics create {name} --broker {url}")
+    for topic in {topic.name: topic for group in groups for topic in group.patterns}.values():
+        if not any(topic.stands_for(name) for name in known):
+            yield Finding("note", f"topic {topic.name!r}: nothing at {url} matches it yet: a worker waits")
     for group in groups:
-        counts = {topic.name: known[topic.name] for topic in group.topics if topic.name in known}
+        counts = {name: known[name] for name in known if (t := group.input_of(name)) is not None and t in group.topics}
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{name} has {number}" for name, number in counts.items())
             tables = ", ".join(table.name for table in group.tables)

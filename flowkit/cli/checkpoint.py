@@ -13,6 +13,7 @@ from flowkit.cli.outcome import EXIT_CODES, FAILED, OK, out, say
 from flowkit.cli.show import columns, count, iso, size
 from flowkit.cli.store import KeyFile, Target, keys_of
 from flowkit.errors import ConfigError, StoreCorrupt
+from flowkit.source import open_storage
 from flowkit.store import (
     CURRENT,
     Checkpoint,
@@ -22,7 +23,6 @@ from flowkit.store import (
     Problem,
     Storage,
     folder_of,
-    open_storage,
     tasks_in,
 )
 
@@ -42,6 +42,7 @@ Encrypted ones are opened by --key-file, or by FLOWKIT_STORE_KEY_FILE or FLOWKIT
 Examples:
   flowkit checkpoint list --checkpoints s3://states/prod
   flowkit checkpoint verify --checkpoints s3://states/prod --app shop
+  flowkit checkpoint list --checkpoints kafka://one:9092,two:9092/states
   flowkit checkpoint restore shop/orders/0 restored --checkpoints s3://states/prod
 """
 
@@ -52,7 +53,7 @@ Url = Annotated[
         metavar="URL",
         envvar="FLOWKIT_CHECKPOINTS",
         show_default=False,
-        help="Where they are: file:///DIR, a path, or s3://BUCKET/PREFIX.",
+        help="Where they are: file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC.",
     ),
 ]
 App = Annotated[str | None, typer.Option("--app", metavar="NAME", help="Of this app only.")]

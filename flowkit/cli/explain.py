@@ -8,11 +8,13 @@ import typer
 from flowkit.agent import AgentSpec, Group, Internal, Outlet, Topic
 from flowkit.app import App
 from flowkit.cli.arguments import Module, pairs
+from flowkit.cli.explain_json import facts_of
 from flowkit.cli.load import load_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, OK, out, say
-from flowkit.cli.show import type_name, window_words
+from flowkit.cli.show import iso, type_name, window_words
 from flowkit.cli.spell import aggregate_words, function_words
 from flowkit.flow import Called, Events, Path, Step, roots_of
+from flowkit.options import Start
 from flowkit.record import duration
 from flowkit.sink import destination
 from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
@@ -47,6 +49,7 @@ def explain(
         list[str] | None,
         typer.Option("--bind", "-o", metavar="NAME=FILE", help="Tell the guarantee of this output exactly."),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As one JSON object, for other programs.")] = False,
 ) -> int:
     """Show the flow of an app from source to sink: what is keyed, windowed and stateful, what runs together as a task,
     and what can be relied on at each output.
@@ -55,7 +58,14 @@ def explain(
     app = load_app(module)
     problems = problems_of(app, rekey=True)
     groups = app.plan(rekey=not problems).groups
-    out(mermaid_of(app, groups) if mermaid else "\n".join(text_of(app, groups, bound)))
+    if json:
+        import msgspec
+
+        outlets = {outlet.name: _guarantee(app, outlet, bound) for outlet in _outlets(groups)}
+        letters = {app.dead_letters.name: _letters_guarantee(app, bound)}
+        out(msgspec.json.encode(facts_of(app, groups, outlets | letters)).decode())
+    else:
+        out(mermaid_of(app, groups) if mermaid else "\n".join(text_of(app, groups, bound)))
     for problem in problems:
         say(f"as a bounded run has it; a worker cannot run it: {problem}")
     return OK
@@ -66,7 +76,7 @@ def explain(
 
 def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[str]:
     """The lines that describe an app."""
-    yield f"app {app.name}"
+    yield f"app {app.name}: {app.guarantee}"
     for group in groups:
         yield ""
         yield f"group {group.name}: {_tasks(group)}"
@@ -101,8 +111,7 @@ def text_of(app: App, groups: list[Group], bound: dict[str, str]) -> Iterator[st
         yield f"  {_kind(outlet)} {outlet.name}: {type_name(outlet.element)}{_key_words(outlet)}"
         yield f"    {_guarantee(app, outlet, bound)}"
     yield f"  {app.dead_letters.name}: what cannot be used or makes an agent fail"
-    letters = bound.get(app.dead_letters.name)
-    yield f"    {LETTERS_GUARANTEE.format(app.guarantee) if letters is None else destination(letters, None).guarantee}"
+    yield f"    {_letters_guarantee(app, bound)}"
 
 
 EVENT_WORDS = {
@@ -150,7 +159,8 @@ def _tasks(group: Group) -> str:
     if not names:
         return "one task"
     if len(names) == 1:
-        return f"one task for each partition of {names[0]}"
+        many = " (all that match have equal numbers of them)" if group.topics[0].pattern is not None else ""
+        return f"one task for each partition of {names[0]}{many}"
     return f"one task for each partition, the same of {', '.join(names)} (which need equal numbers of them)"
 
 
@@ -158,13 +168,37 @@ def _topic_words(topic: Topic[Any]) -> str:
     if isinstance(topic, Internal):
         return f"{type_name(topic.type)}, internal: {topic.stream.name}, re-keyed by {_getter(topic.key)}, exactly once"
     words = [type_name(topic.type) + _key_words(topic)]
+    if topic.pattern is not None:
+        words.insert(0, f"all topics that match {topic.pattern.pattern}, also those that come later")
     words.append(f"time {_getter(topic.time)}" if topic.time is not None else "time of the transport")
     words.append(f"up to {duration(topic.out_of_order)} out of order" if topic.out_of_order else "in order of time")
     if topic.idle_after is not None:
         words.append(f"a split silent for {duration(topic.idle_after)} does not hold the watermark")
     if topic.close_after_idle is not None:
         words.append(f"after {duration(topic.close_after_idle)} of silence the clock moves the watermark")
+    if topic.start != "earliest":
+        words.append(start_words(topic.start))
+    if topic.out_of_range != "fail":
+        words.append(f"goes on at the {topic.out_of_range} record if its position is gone")
     return ", ".join(words)
+
+
+def start_words(start: Start) -> str:
+    """Where a topic is read from without a position, in words.
+
+    >>> start_words("latest"), start_words(1_700_000_000_000)
+    ('begins at the latest record', 'begins at 2023-11-14T22:13:20Z')
+    >>> start_words({0: 7, 2: 9})
+    'begins at offset 7 of partition 0 and 9 of partition 2 (others at the earliest)'
+    """
+    match start:
+        case "earliest" | "latest":
+            return f"begins at the {start} record"
+        case int():
+            return f"begins at {iso(start)}"
+        case _:
+            offsets = " and ".join(f"{offset} of partition {number}" for number, offset in sorted(start.items()))
+            return f"begins at offset {offsets} (others at the earliest)"
 
 
 def table_words(table: AnyTable[Any, Any]) -> str:
@@ -258,6 +292,11 @@ def _guarantee(app: App, outlet: Outlet[Any], bound: dict[str, str]) -> str:
 
         return destination(bound[outlet.name], fields_of(outlet.element)).guarantee
     return TOPIC_GUARANTEES[app.guarantee] if isinstance(outlet, Topic) else SINK_GUARANTEE
+
+
+def _letters_guarantee(app: App, bound: dict[str, str]) -> str:
+    letters = bound.get(app.dead_letters.name)
+    return LETTERS_GUARANTEE.format(app.guarantee) if letters is None else destination(letters, None).guarantee
 
 
 def _outlets(groups: Iterable[Group]) -> list[Outlet[Any]]:

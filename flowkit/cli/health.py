@@ -54,4 +54,9 @@ def what_is_wrong(state: Path, max_age_ms: int) -> str:
         return str(error)
     if found.stalled:
         return f"worker {found.pid} makes no progress: {', '.join(found.stalled)}"
-    return "" if found.ready else f"worker {found.pid} is not ready yet: tasks are being opened"
+    if found.ready:
+        return ""
+    why = [f"task {task}: {why}" for task, why in found.failing.items()]
+    if found.broker or why:
+        return f"worker {found.pid} is not ready: {'; '.join(why) or found.broker}"
+    return f"worker {found.pid} is not ready yet: tasks are being opened"

@@ -1,9 +1,16 @@
-"""Structured logs on stderr: readable on a terminal, JSON elsewhere; their level can change while the process runs."""
+"""Structured logs on stderr: readable on a terminal, JSON elsewhere; their level can change while the process runs.
 
+What libraries say by the standard library's `logging` (aiokafka, asyncio, botocore, …) comes the same way, from WARNING
+on; from INFO on while everything is said. Never what they say for their own debugging: passwords and tokens are in it.
+"""
+
+import logging
 import os
 import signal
 import sys
 import threading
+import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -11,6 +18,9 @@ from flowkit.errors import ConfigError
 
 LEVELS = ("debug", "info", "warning", "error")
 NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+PREFIXES = ("FLOWKIT_", "AWS_")
+SECRETS = ("PASSWORD", "TOKEN", "SECRET", "STORE_KEY", "SECRET_ACCESS_KEY")
+"""What the names of variables begin and end with that hold secrets; with _FILE behind it, the name of such a file."""
 
 
 def set_up_logs(level: str | None, default: str, *, repeats: int | None = None) -> "Logs":
@@ -60,6 +70,16 @@ class Logs:
             logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
             cache_logger_on_first_use=False,
         )
+        self._take_in(level)
+
+    def _take_in(self, level: str) -> None:
+        """Let libraries speak through this, each of their words once."""
+        least = max(NUMBERS[level], logging.INFO if level == "debug" else logging.WARNING)
+        root = logging.getLogger()
+        for handler in [handler for handler in root.handlers if isinstance(handler, Libraries)]:
+            root.removeHandler(handler)
+        root.addHandler(Libraries(least))
+        root.setLevel(least)
 
     def _spare(self, _logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
         assert self._repeats is not None
@@ -78,6 +98,43 @@ class Logs:
     def back(self, _signal: int, _frame: FrameType | None) -> None:
         """SIGUSR2: the level that was asked for."""
         self.apply(self.asked)
+
+
+class Libraries(logging.Handler):
+    """Says by structlog what libraries say by `logging`, without secrets."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            words = record.getMessage()
+        except Exception:  # noqa: BLE001  a library must not fail because it misspells what it says
+            words = str(record.msg)
+        facts: dict[str, Any] = {"logger": record.name}
+        if record.exc_info and record.exc_info[0] is not None:
+            facts["exception"] = redacted("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        getattr(_structlog().get_logger(), _name_of(record.levelno))(redacted(words), **facts)
+
+
+def _name_of(level: int) -> str:
+    return next((name for name, number in reversed(NUMBERS.items()) if level >= number), "debug")
+
+
+def redacted(text: str) -> str:
+    """`text` without the secrets that this process was given by its environment, or by files that it names.
+
+    They are read anew: a file may hold another token by now.
+    """
+    for name, value in os.environ.items():
+        what = name.removesuffix("_FILE")
+        if value and what.startswith(PREFIXES) and what.endswith(SECRETS):
+            secret = value
+            if what != name:
+                try:
+                    secret = Path(value).read_text(encoding="utf-8").strip()
+                except (OSError, UnicodeDecodeError):
+                    continue
+            if secret:
+                text = text.replace(secret, "***")
+    return text
 
 
 def _structlog() -> Any:

@@ -26,7 +26,8 @@ HELP = """Run an app over files to their end: all windows close, everything is w
 FILE is .jsonl, .csv or .txt, also with .gz or .zst; `-` is standard input or output (JSON lines). Several files for one
 topic are merged by time. Outputs are made anew; what cannot be used goes to the dead letters (APP-dead-letters.jsonl,
 or DIR/dead-letters.jsonl), see flowkit dlq. As an input, kafka://HOST:PORT/TOPIC is a topic of a cluster, from its
-`start` to where it ends now: the same app over what has piled up there.
+`start` to where it ends now: the same app over what has piled up there. A topic of the app with a pattern takes a file
+or a topic as any other, and kafka://HOST:PORT for all topics there that match.
 
 With --state a run that was stopped or killed goes on from its last commit when the same command is given again; the
 outputs then equal those of an unbroken run, byte for byte. With FLOWKIT_STORE_KEY_FILE (a file with a key of 32 bytes;

@@ -16,7 +16,8 @@ from flowkit.cli.outcome import OK, out, say
 from flowkit.cli.show import count, size
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, FlowkitError, StoreError
-from flowkit.store import Storage, check_storage_url, open_storage
+from flowkit.source import check_storage_url, open_storage
+from flowkit.store import Storage
 from flowkit.worker import Manifest, Parts, Request, Requests, check_place, read_manifest
 
 LOOK_SECONDS = 0.3
@@ -69,7 +70,10 @@ def savepoint(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="URL", show_default=False, help="Where to: file:///DIR, a path, or s3://BUCKET/PREFIX."
+            "--to",
+            metavar="URL",
+            show_default=False,
+            help="Where to: file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC/PREFIX.",
         ),
     ],
     stop: Annotated[bool, typer.Option("--stop", help="The workers end once it is taken.")] = False,

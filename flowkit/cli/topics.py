@@ -63,15 +63,17 @@ def list_(broker: Broker, json: Json = False) -> int:
     """List topics with their partitions and how many records they hold.
 
     Internal ones, named APP.STREAM, are those through which a worker's group_by sends events, with marks between them
-    that tell how far the senders are.
+    that tell how far the senders are; on kafka:// also APP-GROUP-changelog, the tasks' frames. A topic of the app with
+    a pattern is none of these: it stands for all that match, but for internal ones.
     """
+    from flowkit.source import is_internal
 
     async def work() -> list[tuple[str, int, int, bool]]:
         async with opened(broker) as it:
             rows = []
             for name, partitions in (await it.topics()).items():
                 bounds = [await it.bounds(name, number) for number in range(partitions)]
-                internal = await _is_internal(it, name)
+                internal = bool(await is_internal(it, name))
                 rows.append((name, partitions, sum(end - start for start, end in bounds), internal))
             return rows
 
@@ -87,16 +89,6 @@ def list_(broker: Broker, json: Json = False) -> int:
         shown = [(name, partitions, f"{n} (internal)" if internal else n) for name, partitions, n, internal in rows]
         out(columns(("TOPIC", "PARTITIONS", "RECORDS"), shown))
     return OK
-
-
-async def _is_internal(broker: Any, topic: str) -> bool:
-    """True if flowkit itself writes the topic: its records are events in envelopes, and marks."""
-    for partition, end in enumerate(await broker.end_offsets(topic)):
-        start, _ = await broker.bounds(topic, partition)
-        if start < end:
-            batch = await broker.read(topic, partition, start, 1)
-            return any(enveloped(value) is not None or decode_mark(value) is not None for value in batch.values)
-    return False
 
 
 def create(
@@ -141,6 +133,8 @@ def put(
     """
     if raw and (key or time):
         raise ConfigError("--raw: a line that is not looked into has no --key and no --time")
+    from flowkit.source import is_internal
+
     event_time = EventTime(time_unit)
     clock = SystemClock()
 
@@ -168,8 +162,10 @@ def put(
         done = 0
         async with opened(broker) as it:
             # Before standard input is waited for: an unknown topic is told, too.
-            if await _is_internal(it, topic):
-                raise ConfigError(f"topic {topic!r} is internal, what a group_by sends on: put records into its source")
+            if await is_internal(it, topic):
+                raise ConfigError(
+                    f"topic {topic!r} is internal: flowkit alone writes it; put records into the topics of the app"
+                )
             try:
                 async for records in _lines(file, record):
                     await it.put(topic, records)

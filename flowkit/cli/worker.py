@@ -26,14 +26,23 @@ finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (2500
 said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
 with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
 
+A topic with a pattern is all topics of the broker that match, which is looked at every FLOWKIT_TOPIC_REFRESH ms (5000):
+what comes is read, what goes is left, with a word in the log. While none matches, the worker waits.
+
 With --checkpoints the state of each task goes there every minute, what is new of it, so that a worker on another
 machine can go on from it, with the frames that the broker keeps (kafka://) from after it. For s3://BUCKET/PREFIX
 credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there.
+Where there is only Kafka, kafka://HOST:PORT/TOPIC takes the options and secrets that --broker takes; the topic is made,
+compacted and without retention. Workers need the right to write to it, to read its settings, and to the transactional
+ids flowkit-checkpoints/TOPIC/….
 
 With --from it begins with a savepoint (`flowkit savepoint`): an app that has done nothing on this broker yet takes its
 state and positions from there. The flag may stay: what has begun goes on, whatever broke off. All workers need it until
 every task has begun. An app that has commits of its own, or another number of partitions, is refused. An output file
 that is there goes on as of the savepoint, and what stands behind is cut off; one that is not begins empty.
+
+A broker that is away at the start is waited for, FLOWKIT_BROKER_PATIENCE ms (60000); one that refuses the worker is
+not. While it is away later, the worker says so, is not ready (`flowkit health`), and goes on by itself afterwards.
 
 With --http it serves /healthz, /readyz, /metrics (Prometheus), /flow, /tables and /why as JSON. PORT alone is on
 127.0.0.1; any other address needs a token in FLOWKIT_HTTP_TOKEN (Authorization: Bearer …), but for the first two. With
@@ -90,7 +99,7 @@ def worker(
             metavar="URL",
             envvar="FLOWKIT_CHECKPOINTS",
             show_default=False,
-            help="Publish the state there: file:///DIR, a path, or s3://BUCKET/PREFIX.",
+            help="Publish the state there: file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC.",
         ),
     ] = None,
     checkpoint_interval: Annotated[

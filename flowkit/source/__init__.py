@@ -6,8 +6,9 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 
 import typing
 
-from flowkit.source.brokers import bounded_topic, open_broker
+from flowkit.source.brokers import bounded_topics, open_broker
 from flowkit.source.file import FileReader, FileSource
+from flowkit.source.internal import changelog_of, is_internal, may_be_internal
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
 from flowkit.source.partitioner import partition_of
@@ -20,9 +21,11 @@ from flowkit.source.seam import (
     Broker,
     Claim,
     EndsForOthers,
+    Home,
     KeepsFrames,
     Output,
     Part,
+    PlacesByGroup,
     Position,
     Reader,
     SendsEarly,
@@ -30,9 +33,11 @@ from flowkit.source.seam import (
     Source,
     is_end,
 )
+from flowkit.source.storages import check_storage_url, open_storage
 
 if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
+    from flowkit.source.kafka_bounded import BoundedTopics as BoundedTopics
 
 __all__ = [
     "BEGIN",
@@ -44,20 +49,27 @@ __all__ = [
     "EndsForOthers",
     "FileReader",
     "FileSource",
+    "Home",
     "KeepsFrames",
     "Known",
     "MemoryBroker",
     "MemoryStore",
     "Output",
     "Part",
+    "PlacesByGroup",
     "Placing",
     "Position",
     "Reader",
     "SendsEarly",
     "Sharded",
     "Source",
-    "bounded_topic",
+    "bounded_topics",
+    "changelog_of",
+    "check_storage_url",
     "is_end",
+    "is_internal",
+    "may_be_internal",
     "open_broker",
+    "open_storage",
     "partition_of",
 ]

@@ -1,5 +1,6 @@
 """From a broker's URL to the broker: `kafka://HOST:PORT`, `kinesis://REGION`, `embedded://DIR` or `memory://NAME`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -10,7 +11,7 @@ from flowkit.options import Guarantee, Start
 if TYPE_CHECKING:
     from flowkit.source.embedded import EmbeddedBroker
     from flowkit.source.kafka import KafkaBroker
-    from flowkit.source.kafka_bounded import BoundedTopic
+    from flowkit.source.kafka_bounded import BoundedTopics
     from flowkit.source.kinesis import KinesisBroker
     from flowkit.source.memory import MemoryBroker
 
@@ -58,8 +59,8 @@ def open_broker(
     return EmbeddedBroker(Path(path).expanduser(), clock, sync="normal" if query == "sync=normal" else "full")
 
 
-def bounded_topic(url: str, start: Start = "earliest") -> "BoundedTopic":
-    """A topic of a cluster, to its end: `kafka://HOST:PORT/TOPIC`. Raises ConfigError."""
-    from flowkit.source.kafka_bounded import BoundedTopic
+def bounded_topics(url: str, start: Start = "earliest", pattern: "re.Pattern[str] | None" = None) -> "BoundedTopics":
+    """Topics of a cluster, to their end: `kafka://HOST:PORT/TOPIC`, or all that match. Raises ConfigError."""
+    from flowkit.source.kafka_bounded import BoundedTopics
 
-    return BoundedTopic(url, start)
+    return BoundedTopics(url, start, pattern)

@@ -24,7 +24,7 @@ import structlog
 
 from flowkit.aws import AwsOptions, Blame, blame_of, code_of, open_client, told
 from flowkit.clock import Clock
-from flowkit.errors import BrokerError, ConfigError, Fenced, OutcomeUnknown
+from flowkit.errors import BrokerError, BrokerRefused, ConfigError, Fenced, OutcomeUnknown
 from flowkit.source.rules import DEFAULT_TTL_MS, Claimed, Lease, must_apply
 
 T = TypeVar("T")
@@ -352,7 +352,9 @@ class DynamoLeases:
         blame = blame_of(error)
         if blame is None:
             return error
-        return BrokerError(f"{self.url}: {doing}: {told(error)}" + ("" if blame is not Blame.PERSON else _CURE))
+        if blame is Blame.PERSON:
+            return BrokerRefused(f"{self.url}: {doing}: {told(error)}{_CURE}")
+        return BrokerError(f"{self.url}: {doing}: {told(error)}")
 
 
 _CURE = ": see to its name, region and rights (Describe-, CreateTable, Get-, Put-, Update-, DeleteItem, Scan)"

@@ -123,7 +123,9 @@ class EmbeddedBroker:
         """Forget the records before `offset`; their room in the file is used again."""
         await self._writer.run(logs.delete_before, self.url, topic, partition, offset)
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> LogSource:
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> LogSource:
         """The topic as the worker reads it."""
         return LogSource(self, topic, start=start, out_of_range=out_of_range)
 
@@ -192,6 +194,10 @@ class EmbeddedBroker:
     async def leases(self, prefix: str = "") -> list[Lease]:
         """The tasks whose name begins with `prefix` and that were ever claimed, by name."""
         return await self._reader.run(ledger.leases, prefix)
+
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+        return max((int(lease.task.removeprefix(tasks)) + 1 for lease in await self.leases(tasks)), default=0)
 
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Prolong the worker's leases. The answer: which of the tasks it does not own any more."""

@@ -16,18 +16,19 @@ from typing import Any, Self
 import anyio
 
 from flowkit.clock import Clock
-from flowkit.errors import Fenced, OutcomeUnknown
+from flowkit.errors import ConfigError, Fenced, OutcomeUnknown
 from flowkit.options import Guarantee, OutOfRange, Start
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
-from flowkit.source.kafka_frames import changelog_of, open_changelog
+from flowkit.source.kafka_frames import open_changelog
 from flowkit.source.kafka_group import KafkaGroup
 from flowkit.source.kafka_reader import KafkaReaders, KafkaSource
 from flowkit.source.kafka_tasks import TaskProducer, offsets_of
 from flowkit.source.kafka_topics import KafkaTopics
 from flowkit.source.placement import Placing
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
-from flowkit.source.seam import Output
+from flowkit.source.seam import Home, Output
 from flowkit.store import Frame
 
 KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
@@ -35,6 +36,12 @@ KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1
 
 SHOWN_MS = 10
 """How often it is asked whether readers are shown a commit yet."""
+
+GONE_LOOKS, GONE_MS = 5, 400
+"""How often it is asked, and how long between, whether a topic that a broker does not know is gone."""
+
+NOT_SHOWN_MS = 15_000
+"""A commit that readers are not shown within so long may never be: the end of its transaction is lost, or held up."""
 
 ANOTHER = 2**63 - 1
 """The epoch under which another worker has a task, as far as the group tells: it tells no number."""
@@ -51,6 +58,7 @@ class KafkaBroker:
         self._group: KafkaGroup | None = None
         self._owned: dict[str, TaskProducer] = {}
         self.writes: Mapping[str, int] = {}
+        self.home: Home | None = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -63,8 +71,12 @@ class KafkaBroker:
 
     async def open(self) -> None:
         """Connect."""
-        await self._topics.open()
-        await self._readers.open()
+        try:
+            await self._topics.open()
+            await self._readers.open()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Let go of everything; what a task had begun and not committed never counts."""
@@ -110,13 +122,19 @@ class KafkaBroker:
         """At most `limit` records from `offset` on, or from the oldest that is left."""
         return await self._topics.read(topic, partition, offset, limit)
 
+    async def delete(self, topics: Sequence[str]) -> None:
+        """Delete topics with all that is in them."""
+        await self._topics.delete(topics)
+
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`."""
         await self._topics.delete_before(topic, partition, offset)
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> KafkaSource:
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> KafkaSource:
         """The topic as the worker reads it."""
-        return self._readers.source(topic, start=start, out_of_range=out_of_range)
+        return self._readers.source(topic, start=start, out_of_range=out_of_range, shared=shared)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once any task's partition has records, or after `timeout_ms`; the answer is a mark for `seen`."""
@@ -125,24 +143,35 @@ class KafkaBroker:
     # --- placement ---
 
     async def join(self, worker: str, ttl_ms: int, tasks: Sequence[str] = ()) -> None:
-        """Become a member of the app's group, which shares out `tasks`; their changelogs are made if need be."""
-        if self._group is not None:
-            await self._group.stop()
+        """Become a member of the app's group, which shares out `tasks`; their changelogs are made if need be.
+
+        Raises ConfigError if one has been there before and is gone.
+        """
+        group = self._group
+        if group is not None:
+            await group.stop()
         counts: dict[str, int] = {}
         for task in tasks:
             topic, partition = changelog_of(task)
             counts[topic] = max(counts.get(topic, 0), partition + 1)
+        app = worker.partition("/")[0]
+        found = await self._topics.topics()
+        missing = counts.keys() - found.keys()
+        for topic in missing & await self._topics.notes(app) if missing else ():
+            raise changelog_gone(topic, self.url)
         for topic, count in counts.items():
-            if await self._topics.partitions(topic) != count:
+            if found.get(topic) != count:
                 await self._topics.create(topic, count, KEPT)
-        self._group = KafkaGroup(self.address, worker.partition("/")[0], worker, sorted(counts), ttl_ms)
-        await self._group.start(tasks)
+        if group is None or group.worker != worker:
+            group = self._group = KafkaGroup(self.address, app, worker, sorted(counts), ttl_ms, self.home)
+        group.ttl_ms = ttl_ms
+        await group.start(tasks)
 
     async def heartbeat(self, worker: str) -> None:
         """Nothing: the group's member sends its own, and `place` shows that the worker is alive."""
 
     async def leave(self, worker: str) -> None:
-        """Leave the group, if `worker` is the one that joined: a dead one cannot be made to."""
+        """Leave the group, if `worker` is the one that joined; a dead one's place is taken by who joins at its home."""
         if self._group is not None and self._group.worker == worker:
             for task in list(self._owned):
                 await self._let_go(task)
@@ -152,11 +181,20 @@ class KafkaBroker:
         """What `worker`, which runs the tasks `held`, has to claim and to release, so that all `tasks` are shared."""
         assert self._group is not None
         placing = await self._group.place(tasks, held)
-        positions: dict[str, Any] = {}
+        offsets: dict[Any, int] = {}
+        notes: dict[Any, str] = {}
         for producer in self._owned.values():
-            positions |= producer.positions
-        await self._group.tell(offsets_of(positions))
+            read = offsets_of(producer.positions)
+            offsets |= read
+            for part in read:
+                notes[part] = f"{notes[part]},{producer.topic}" if part in notes else producer.topic
+        await self._group.tell(offsets, notes)
         return placing
+
+    async def shared_out(self) -> None:
+        """Return once the group has shared out the tasks since the last `place`."""
+        assert self._group is not None
+        await self._group.news.wait()
 
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Nothing is lost in silence: whose task another worker has opened is fenced at its next commit."""
@@ -168,6 +206,10 @@ class KafkaBroker:
             return []
         return [Lease(prefix, "another worker", ANOTHER, 0, "")]
 
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+        return await self._topics.partitions(changelog_of(f"{tasks}0")[0])
+
     # --- tasks ---
 
     async def claim(self, task: str, state: str, *, worker: str | None = None, seen: int | None = None) -> Claimed:
@@ -178,8 +220,12 @@ class KafkaBroker:
         """
         self._check_ours(task)
         await self._let_go(task)
+        topic, partition = changelog_of(task)
         if self._group is None:  # else `join` has made them all
-            await self._make_changelog(task)
+            if not await self._topics.partitions(topic):
+                await self._topics.create(topic, partition + 1, KEPT)
+        elif await self._gone(topic):
+            raise changelog_gone(topic, self.url)
         producer = TaskProducer(self.address, task, state, self.guarantee)
         try:
             last = await producer.start(self.writes)
@@ -190,10 +236,13 @@ class KafkaBroker:
         self._owned[task] = producer
         return Claimed(producer.epoch, *producer.last, "" if last is None else last.state)
 
-    async def _make_changelog(self, task: str) -> None:
-        topic, partition = changelog_of(task)
-        if not await self._topics.partitions(topic):
-            await self._topics.create(topic, partition + 1, KEPT)
+    async def _gone(self, topic: str) -> bool:
+        """Whether a topic that was there is gone: no broker says so that has only not heard of it yet."""
+        for _ in range(GONE_LOOKS):
+            if await self._topics.partitions(topic):
+                return False
+            await self._clock.sleep(GONE_MS)
+        return True
 
     def _check_ours(self, task: str) -> None:
         if self._group is not None and not self._group.is_ours(task):
@@ -210,18 +259,27 @@ class KafkaBroker:
             await self._let_go(task)
 
     async def last_commit(self, task: str) -> tuple[int, bytes | None]:
-        """Number and id of the last commit of `task` that counts (0, None: none yet)."""
+        """Number and id of the last commit of `task` that counts (0, None: none yet).
+
+        Raises OutcomeUnknown if our own last one is not shown to readers for too long.
+        """
         owned = self._owned.get(task)
         if owned is not None and not owned.commits:
             return owned.last  # nobody can have committed between our claim and our first commit
         if not await self._topics.partitions(changelog_of(task)[0]):
             return 0, None
+        until = self._clock.now_ms() + NOT_SHOWN_MS
         while True:
             async with open_changelog(self.address, task) as log:
                 _, last = await log.last(fenced=self.guarantee == "exactly once")
             # A cluster says that a commit is done a moment before readers are shown it.
             if owned is None or (last is not None and last.number >= owned.last[0]):
                 return (0, None) if last is None else (last.number, last.commit_id)
+            if self._clock.now_ms() > until:
+                raise OutcomeUnknown(
+                    f"task {task}: commit {owned.last[0]} is not shown to readers within {NOT_SHOWN_MS / 1000:g} s: a "
+                    "transaction in its changelog does not end"
+                )
             await self._clock.sleep(SHOWN_MS)
 
     async def commit(
@@ -262,3 +320,12 @@ class KafkaBroker:
             async with open_changelog(self.address, task) as log:
                 offset = await log.offset_of(number)
         await self._topics.delete_before(*changelog_of(task), offset)
+
+
+def changelog_gone(topic: str, url: str) -> ConfigError:
+    """Without its changelog nobody knows what counts: to make it anew would be to begin anew, in silence."""
+    return ConfigError(
+        f"topic {topic!r} at {url} was deleted: it is the changelog of tasks that have worked, and says which of their "
+        "commits count. Bring it back; or, to begin anew, start the app under another name (or delete the consumer "
+        "group that has its name)"
+    )

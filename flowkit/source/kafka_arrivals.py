@@ -9,9 +9,10 @@ from typing import Any
 
 
 class Arrivals:
-    """Counts the arrivals at the consumer that it watches."""
+    """Counts the arrivals at the consumer that it watches. `also` hears of each, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, also: "Arrivals | None" = None) -> None:
+        self._also = also
         self._fetcher: Any = None
         self._mark = 0
         self._next = asyncio.Event()
@@ -20,13 +21,13 @@ class Arrivals:
         """Count what arrives at `consumer`, which has been started."""
         self._fetcher = consumer._fetcher  # noqa: SLF001
         self._arm()
-        self._fetcher.error_future.add_done_callback(lambda _: self._arrived())
-        self._arrived()
+        self._fetcher.error_future.add_done_callback(lambda _: self.arrived())
+        self.arrived()
 
     def leave(self) -> None:
         """Watch nothing; who waits is woken."""
         self._fetcher = None
-        self._arrived()
+        self.arrived()
 
     def failed(self) -> str | None:
         """Why nothing will ever arrive again; None if all is well.
@@ -40,9 +41,14 @@ class Arrivals:
             return None
         return "cancelled" if task.cancelled() else repr(task.exception())
 
+    @property
+    def lies_there(self) -> bool:
+        """True if there are records that nobody has taken."""
+        return self._fetcher is not None and bool(self._fetcher._records)  # noqa: SLF001
+
     async def wait(self, timeout_ms: float, seen: int | None) -> int:
         """Return at an arrival after the mark `seen` (None: or if something lies there), or after `timeout_ms`."""
-        if seen is None and self._fetcher is not None and self._fetcher._records:  # noqa: SLF001
+        if seen is None and self.lies_there:
             return self._mark
         if seen is None or seen == self._mark:
             try:
@@ -70,13 +76,16 @@ class Arrivals:
         if self._fetcher is None or waiter.cancelled() or self._fetcher.error_future.done():
             return
         waiter.exception()
-        self._arrived()
+        self.arrived()
         self._arm()
 
-    def _arrived(self) -> None:
+    def arrived(self) -> None:
+        """Something has: wake who waits."""
         self._mark += 1
         self._next.set()
         self._next = asyncio.Event()
+        if self._also is not None:
+            self._also.arrived()
 
 
 def _as_parsed(part: Any, record: Any) -> Any:

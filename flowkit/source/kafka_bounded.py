@@ -1,10 +1,12 @@
-"""A topic of a cluster as an input of a bounded run: from its beginning to where it ended when it was opened."""
+"""Topics of a cluster as an input of a bounded run: from their beginning to where they ended when they were opened."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flowkit.errors import ConfigError
 from flowkit.options import Start
+from flowkit.source.internal import is_internal, may_be_internal
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_reader import KafkaReader, KafkaReaders, KafkaSource
@@ -13,39 +15,71 @@ from flowkit.source.kafka_topics import KafkaTopics
 LOOK_MS = 1_000
 
 
-class BoundedTopic:
-    """`kafka://HOST:PORT/TOPIC?option=value`. Each partition is a split. Raises ConfigError for what is no such URL."""
+class BoundedTopics:
+    """`kafka://HOST:PORT/TOPIC?option=value`; without TOPIC, all topics that `pattern` matches.
 
-    codec: str | None = None
+    Raises ConfigError for what is no such URL.
+    """
 
-    def __init__(self, url: str, start: Start = "earliest") -> None:
+    def __init__(self, url: str, start: Start = "earliest", pattern: "re.Pattern[str] | None" = None) -> None:
         rest, mark, query = url.partition("?")
-        servers, slash, self.topic = rest.removeprefix("kafka://").partition("/")
-        if not slash or not self.topic or "/" in self.topic:
+        servers, _, self.topic = rest.removeprefix("kafka://").partition("/")
+        if "/" in self.topic or not (self.topic or pattern is not None):
             raise ConfigError(f"{rest}: names no topic: use kafka://HOST:PORT/TOPIC")
         self.address = KafkaAddress.parse(f"kafka://{servers}{mark}{query}")
-        self._start = start
+        self._start, self._pattern = start, pattern
         self._topics = KafkaTopics(self.address)
         self._readers = KafkaReaders(self._topics)
-        self._source: KafkaSource | None = None
+        self._names: list[str] | None = None
 
-    async def splits(self) -> Sequence[int]:
-        """The partitions. Raises ConfigError if there is no such topic, BrokerError if the cluster is away."""
-        if self._source is None:
+    async def sources(self) -> "list[tuple[str, BoundedTopic]]":
+        """Names and topics, by name. Raises ConfigError if there is none, BrokerError if the cluster is away."""
+        if self._names is None:
             await self._topics.open()
             await self._readers.open()
-            self._source = self._readers.source(self.topic, start=self._start, until_end=True)
-        return await self._source.splits()
+            self._names = [self.topic] if self.topic else await self._matching()
+        return [
+            (
+                name,
+                BoundedTopic(self._readers, self._readers.source(name, start=self._start, until_end=True, shared=True)),
+            )
+            for name in self._names
+        ]
 
-    async def open(self, split: int, position: Any) -> "BoundedReader":
-        """A reader from offset `position` (None: from where the topic starts) to the end that the split has now."""
-        assert self._source is not None
-        return BoundedReader(self._readers, await self._source.open(split, position))
+    async def _matching(self) -> list[str]:
+        assert self._pattern is not None
+        there = await self._topics.topics()
+        matching = [name for name, count in sorted(there.items()) if count and self._pattern.fullmatch(name)]
+        found = [name for name in matching if not (name.startswith("__") or await self._is_internal(name, there))]
+        if not found:
+            known = ", ".join(sorted(there)) or "none yet"
+            raise ConfigError(f"no topic at {self.address.url} matches {self._pattern.pattern!r} (topics: {known})")
+        return found
+
+    async def _is_internal(self, name: str, there: Iterable[str]) -> bool:
+        return name == "dead-letters" or (may_be_internal(name, there) and bool(await is_internal(self._topics, name)))
 
     async def close(self) -> None:
         """Let go of the cluster."""
         await self._readers.close()
         await self._topics.close()
+
+
+class BoundedTopic:
+    """One of the topics. Each partition is a split."""
+
+    codec: str | None = None
+
+    def __init__(self, readers: KafkaReaders, source: KafkaSource) -> None:
+        self._readers, self._source = readers, source
+
+    async def splits(self) -> Sequence[int]:
+        """The partitions. Raises ConfigError if there is no such topic, BrokerError if the cluster is away."""
+        return await self._source.splits()
+
+    async def open(self, split: int, position: Any) -> "BoundedReader":
+        """A reader from offset `position` (None: from where the topic starts) to the end that the split has now."""
+        return BoundedReader(self._readers, await self._source.open(split, position))
 
 
 class BoundedReader:

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import anyio
@@ -18,7 +19,7 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.util import create_task
 
-from flowkit.errors import BrokerError, FlowkitError
+from flowkit.errors import BrokerError, BrokerRefused, FlowkitError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_tokens import NoToken
 
@@ -27,6 +28,17 @@ AWAY = (kafka.KafkaError, OSError, TimeoutError, EOFError)
 
 LOOK_AGAIN_MS = 5_000
 """At most so long is spent on asking again why a start failed."""
+
+DENIED = (
+    kafka.SaslAuthenticationFailed,
+    kafka.UnsupportedSaslMechanismError,
+    kafka.TopicAuthorizationFailedError,
+    kafka.GroupAuthorizationFailedError,
+    kafka.ClusterAuthorizationFailedError,
+    kafka.TransactionalIdAuthorizationFailed,
+    ssl.SSLCertVerificationError,
+)
+"""What does not pass by waiting: who we are, or what we may do."""
 
 STOP_SECONDS = 1.0
 """So long a client may take to finish in good order."""
@@ -55,20 +67,32 @@ logging.getLogger("aiokafka.conn").addFilter(NoSecrets())
 
 
 async def started(client: Client, address: KafkaAddress) -> Client:
-    """`client`, once it has started. Raises BrokerError, saying why, if it cannot; then it is closed."""
+    """`client`, once it has started. Raises BrokerError, saying why, if it cannot; then it is closed.
+
+    If waiting would not help, that is a BrokerRefused.
+    """
     try:
         with anyio.fail_after(address.timeout_ms / 1000):
             await client.start()
         if not _inner(client).cluster.brokers():
-            raise RefusedToken
+            raise _no_brokers(address)
     except BaseException as error:
         await stopped(client)
         if not isinstance(error, AWAY):
             raise
         refused = isinstance(error, kafka.SaslAuthenticationFailed)
-        reason = _reason(error, address) if refused else await why_not(address)
-        raise BrokerError(f"{address.url} cannot be used: {reason}") from None
+        why = error_of(error)(_reason(error, address)) if refused else await why_not(address)
+        raise type(why)(f"{address.url} cannot be used: {why}") from None
     return client
+
+
+async def all_sent(futures: Iterable[Awaitable[Any]]) -> list[Any]:
+    """What became of all that was sent; the first failure is raised once each has been heard."""
+    told = await asyncio.gather(*futures, return_exceptions=True)
+    for error in told:
+        if isinstance(error, BaseException):
+            raise error
+    return told
 
 
 async def stopped(client: Any) -> None:
@@ -81,11 +105,29 @@ async def stopped(client: Any) -> None:
             except AWAY as error:  # what failed in its background is raised once more
                 stopping = False
                 log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
+            except asyncio.CancelledError:  # a task of the client's own, which it cancels and then waits for
+                if scope.cancel_called or _is_cancelled():
+                    raise
+                stopping = False
+        # A producer that is fenced tells it to who sends, and once more to who waits for the end of the transaction:
+        # where nobody does, asyncio would complain.
+        waiter = getattr(getattr(client, "_txn_manager", None), "_transaction_waiter", None)
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
         if stopping and not scope.cancelled_caught:
             return
-        with anyio.move_on_after(STOP_SECONDS):
-            await _let_go(client)
+        with anyio.move_on_after(STOP_SECONDS) as scope:
+            try:
+                await _let_go(client)
+            except asyncio.CancelledError:
+                if scope.cancel_called or _is_cancelled():
+                    raise
         await _inner(client).close()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _let_go(client: Any) -> None:
@@ -108,12 +150,13 @@ def _inner(client: Any) -> Any:
     return client.client if hasattr(client, "client") else client._client  # noqa: SLF001
 
 
-async def why_not(address: KafkaAddress) -> str:
-    """What each server says when it is asked alone."""
+async def why_not(address: KafkaAddress) -> BrokerError:
+    """What each server says when it is asked alone; BrokerRefused if one refuses us and none does not."""
     options = address.client_options()
     options["request_timeout_ms"] = min(address.timeout_ms, LOOK_AGAIN_MS)
     servers = options.pop("bootstrap_servers")
     answers: dict[str, str] = {}
+    kinds: set[type[BrokerError]] = set()
 
     async def ask(server: str) -> None:
         host, _, port = server.rpartition(":")
@@ -121,9 +164,14 @@ async def why_not(address: KafkaAddress) -> str:
         try:
             await connection.connect()
             told = await connection.send(MetadataRequest([]))
-            answers[server] = "it answers now, so try again" if told.brokers else _reason(RefusedToken(), address)
+            if not told.brokers:
+                raise _no_brokers(address)
+            answers[server] = "it answers now, so try again"
+            kinds.add(BrokerError)
         except (*AWAY, FlowkitError) as error:
             answers[server] = _reason(error, address)
+            if (kind := error_of(error)) is BrokerRefused:
+                kinds.add(kind)
         finally:
             if connection._protocol is not None:  # noqa: SLF001  # else there is nothing to wait for
                 await connection.close()
@@ -132,13 +180,24 @@ async def why_not(address: KafkaAddress) -> str:
 
     with anyio.move_on_after(options["request_timeout_ms"] / 1000 + 1):
         await asyncio.gather(*(create_task(ask(server)) for server in servers))
-    return "; ".join(f"{server}: {answers.get(server, _silent(address))}" for server in servers)
+    kind = BrokerRefused if kinds == {BrokerRefused} else BrokerError
+    return kind("; ".join(f"{server}: {answers.get(server, _silent(address))}" for server in servers))
+
+
+def error_of(error: BaseException) -> type[BrokerError]:
+    """Which of ours an error of aiokafka is: whether waiting may help."""
+    return BrokerRefused if isinstance(error, DENIED) else BrokerError
+
+
+def _no_brokers(address: KafkaAddress) -> BaseException:
+    return kafka.NoBrokersAvailable() if address.sasl is None else RefusedToken()
 
 
 def broker_error(address: KafkaAddress, doing: str, error: BaseException | None) -> BrokerError:
     """`error` of aiokafka as ours: what was being done at which cluster, and what came of it."""
     reason = _silent(address) if error is None else _reason(error, address)
-    return BrokerError(f"{address.url}: {doing}: {reason}")
+    kind = BrokerError if error is None else error_of(error)
+    return kind(f"{address.url}: {doing}: {reason}")
 
 
 def _silent(address: KafkaAddress) -> str:

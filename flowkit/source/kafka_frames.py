@@ -7,10 +7,10 @@
 A frame is written within the transaction of its commit, in as many records as the broker's limit on one asks for.
 Without transactions (at least once) an owner begins with a claim, which has no parts: what owners of a lower epoch
 write behind it never counts. Nor does a frame that does not follow the one before it, by its number and by the id of
-its parent.
+its parent. With transactions, one that has outputs begins with a claim, which says nothing but that it has begun.
 """
 
-import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +19,7 @@ import cramjam
 import msgspec
 
 from flowkit.errors import StoreCorrupt
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import broker_error, started, stopped
 from flowkit.store import Frame, decode_frame, encode_frame
@@ -46,23 +47,21 @@ _encode = msgspec.msgpack.Encoder().encode
 _part = msgspec.msgpack.Decoder(Part).decode
 
 
-def changelog_of(task: str) -> tuple[str, int]:
-    """The topic and partition of a task's frames."""
-    group, _, partition = task.rpartition("/")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{group}-changelog"), int(partition)
-
-
 def parts_of(frame: Frame, epoch: int, state: str) -> Iterator[bytes]:
     """The records of one frame. `state` is where its owner, under `epoch`, keeps the task's state."""
     whole = bytes(cramjam.lz4.compress_block(encode_frame(frame)))
-    parts = max(1, -(-len(whole) // PART_BYTES))
-    for part in range(parts):
-        data = whole[part * PART_BYTES : (part + 1) * PART_BYTES]
-        yield _encode(Part(epoch, frame.number, frame.commit_id, frame.parent, state, part, parts, data))
+    parts = cut(whole)
+    for part, data in enumerate(parts):
+        yield _encode(Part(epoch, frame.number, frame.commit_id, frame.parent, state, part, len(parts), data))
+
+
+def cut(whole: bytes, size: int = PART_BYTES) -> list[bytes]:
+    """What fits into a record each; one part at the least."""
+    return [whole[start : start + size] for start in range(0, max(1, len(whole)), size)]
 
 
 def claim_of(epoch: int) -> bytes:
-    """The record by which an owner begins, where no transaction fences those before it."""
+    """The record by which an owner begins, or a transaction with outputs."""
     return _encode(Part(epoch, 0, b"", b"", "", 0, 0, b""))
 
 
@@ -85,8 +84,8 @@ class Whole(msgspec.Struct):
 class Changelog:
     """Reads one partition of a changelog. Made by `open_changelog`."""
 
-    def __init__(self, consumer: Any, where: Any, start: int, end: int) -> None:
-        self.consumer, self.where, self.start, self.end = consumer, where, start, end
+    def __init__(self, consumer: Any, where: Any, start: int, end: int, address: KafkaAddress) -> None:
+        self.consumer, self.where, self.start, self.end, self.address = consumer, where, start, end, address
         self.name = f"{where.topic}[{where.partition}]"
 
     async def last(self, *, fenced: bool = True) -> tuple[int, Part | None]:
@@ -156,7 +155,12 @@ class Changelog:
         self.consumer.seek(self.where, first)
         begun, epoch = first, 0
         data: list[bytes] = []
-        while await self.consumer.position(self.where) < self.end:
+        at, moved = first, time.monotonic()
+        while (now_at := await self.consumer.position(self.where)) < self.end:
+            if now_at > at:
+                at, moved = now_at, time.monotonic()
+            elif time.monotonic() - moved > self.address.timeout_ms / 1000:  # aiokafka would wait for ever
+                raise broker_error(self.address, f"reading {self.name} at offset {at} of {self.end}", None)
             records = await self.consumer.getmany(self.where, timeout_ms=1000)
             for record in records.get(self.where, ()):
                 try:
@@ -199,7 +203,7 @@ async def open_changelog(address: KafkaAddress, task: str, *, committed: bool = 
         consumer.assign([where])
         start = (await consumer.beginning_offsets([where]))[where]
         end = (await consumer.end_offsets([where]))[where]
-        yield Changelog(consumer, where, start, end)
+        yield Changelog(consumer, where, start, end, address)
     except KafkaError as error:
         raise broker_error(address, f"reading {where.topic}[{where.partition}]", error) from error
     finally:

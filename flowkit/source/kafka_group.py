@@ -5,6 +5,11 @@
                 give up goes to nobody yet
     release     the owner commits, closes, and asks for another round; in that one the task is free
 
+A worker that was killed and is started again with the same disk joins under the same instance id (`kafka_static`): it
+is the member that it was, and has its tasks without a round. It may have to give some up that its predecessor did not
+come to, which is why the leader tells that too. Of two that live under one id, the disk of one being a copy, the
+younger has it and its tasks; the older lets go of them, takes another id, and joins as a newcomer.
+
 So a task changes hands as among workers with leases: only when its owner has let go of it, or is dead. The protocol of
 aiokafka is eager, but nothing is given up at a round's beginning: an owner that is none any more is fenced by its
 transactional id, and can harm nothing. The partitions themselves are not assigned: tasks read theirs by hand.
@@ -14,33 +19,58 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import structlog
 
+from flowkit.errors import BrokerError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_client import broker_error, started, stopped
+from flowkit.source.kafka_static import made_static
 from flowkit.source.placement import Placing, share
 from flowkit.source.rules import Lease
+from flowkit.source.seam import Home
 
 log = structlog.get_logger("flowkit.kafka")
 
 FOREVER = 2**63 - 1
 
+POLL_MS = 30_000
+"""A worker whose loop does not turn for so long, or for three sessions, leaves the group."""
+
+ANSWER_MS = 5_000
+"""A round lasts as long as the session of a dead member: its answer may come so much later."""
+
 
 class Member(msgspec.Struct, array_like=True):
-    """What a worker tells the group of itself: its name, all tasks of the app, those it runs, and since when."""
+    """What a worker tells the group of itself: its name, all tasks of the app, those it runs, and since when.
+
+    `disk`: by task whose state it has on its disk, the number of the last commit there.
+    """
 
     worker: str
     tasks: list[str]
     held: list[str]
     generation: int
+    disk: dict[str, int] = {}
 
 
 class Assigned(msgspec.Struct, array_like=True):
-    """What the leader tells a worker: its tasks."""
+    """What the leader tells a worker: its tasks, and those that it has to give up so that others can have them.
+
+    `worker`: whom it tells. `among`: of all tasks that were shared out, a sum (`sum_of`).
+    """
 
     tasks: list[str]
+    releases: list[str] = []
+    worker: str = ""
+    among: int = 0
+
+
+def sum_of(tasks: Sequence[str]) -> int:
+    """A number by which other tasks are known to be others."""
+    return crc32("\n".join(sorted(tasks)).encode())
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -59,25 +89,43 @@ def assign(members: Mapping[str, Member]) -> dict[str, Assigned]:
     for name, id_ in sorted(names.items(), key=lambda pair: (members[pair[1]].generation, pair[0])):
         for task in members[id_].held:
             leases[task] = Lease(task, name, 0, FOREVER, "")
+    disks = {name: members[id_].disk for name, id_ in names.items()}
     given = {}
     for name, id_ in names.items():
-        claims, releases = share(tasks, list(names), name, list(leases.values()), 0)
+        claims, releases = share(tasks, list(names), name, list(leases.values()), 0, disks)
         kept = {task for task, lease in leases.items() if lease.owner == name} - set(releases)
-        given[id_] = Assigned(sorted(kept | set(claims)))
+        given[id_] = Assigned(sorted(kept | set(claims)), releases, members[id_].worker, sum_of(tasks))
     return given
 
 
 class KafkaGroup:
     """One worker's membership. `held` is told by `place`, about once a second: that is also its sign of life."""
 
-    def __init__(self, address: KafkaAddress, group: str, worker: str, topics: Sequence[str], ttl_ms: int) -> None:
+    def __init__(
+        self,
+        address: KafkaAddress,
+        group: str,
+        worker: str,
+        topics: Sequence[str],
+        ttl_ms: int,
+        home: Home | None = None,
+    ) -> None:
         self.address, self.group, self.worker, self.topics, self.ttl_ms = address, group, worker, list(topics), ttl_ms
+        self.home = home
         self.assigned: set[str] | None = None
         """The tasks of this worker; None before the first round, and while it is no member."""
         self.generation = -1
+        self.news = asyncio.Event()
+        """Set by a round, until the next `place`."""
         self._tasks: list[str] = []
         self._held: set[str] = set()
         self._alive_at = 0.0
+        self._heard_at = 0.0
+        """When (monotonic seconds) the group's coordinator last answered anything."""
+        self._joins = 0
+        """Requests to join that are under way: they are answered when the round is over."""
+        self._sure_ms = ttl_ms
+        """A session that the cluster has granted before."""
         self._giving_up: set[str] = set()
         self._consumer: Any = None
         self._member = False
@@ -85,24 +133,47 @@ class KafkaGroup:
         self._told: dict[Any, int] = {}
 
     async def start(self, tasks: Sequence[str]) -> None:
-        """Become a member."""
+        """Become a member; or again, maybe with another `ttl_ms`: what it held before it says to hold."""
         from aiokafka import AIOKafkaConsumer
 
         self._tasks, self._member = list(tasks), True
+        options = self.address.client_options()
+        options["request_timeout_ms"] = max(self.address.timeout_ms, self.ttl_ms + ANSWER_MS)
         consumer = AIOKafkaConsumer(
-            **self.address.client_options(),
+            **options,
             client_id=self.worker,
             group_id=self.group,
+            group_instance_id=None if self.home is None else self.home.instance(),
             enable_auto_commit=False,
             session_timeout_ms=self.ttl_ms,
-            heartbeat_interval_ms=max(100, self.ttl_ms // 4),
+            # By its heartbeats a member hears that there is a round: one who leaves is missed until then.
+            heartbeat_interval_ms=max(100, min(1_000, self.ttl_ms // 4)),
             rebalance_timeout_ms=self.ttl_ms,
             # Without a call of `place` for as long it leaves: a loop that stands still must not keep its tasks.
-            max_poll_interval_ms=max(30_000, 3 * self.ttl_ms),
+            max_poll_interval_ms=max(POLL_MS, 3 * self.ttl_ms),
             partition_assignment_strategy=[_assignor(self)],
         )
         self._consumer = await started(consumer, self.address)
+        if self.home is not None:
+            made_static(consumer)
+        self._listen(consumer._coordinator)  # noqa: SLF001  it says nowhere when it was answered
         consumer.subscribe(self.topics)  # after the start, which else waits for the round: a dead member's time
+
+    def _listen(self, coordinator: Any) -> None:
+        """See when the coordinator answers: aiokafka goes on asking in silence, whatever becomes of it."""
+        ask, self._heard_at, self._joins = coordinator._send_req, time.monotonic(), 0  # noqa: SLF001
+
+        async def heard(request: Any) -> Any:
+            joins = type(request).__name__.startswith(("Join", "Sync"))
+            self._joins += joins
+            try:
+                answer = await ask(request)
+            finally:
+                self._joins -= joins
+            self._heard_at = time.monotonic()
+            return answer
+
+        coordinator._send_req = heard  # noqa: SLF001
 
     async def stop(self) -> None:
         """Leave: the others share out what it had, at once."""
@@ -117,6 +188,7 @@ class KafkaGroup:
     async def place(self, tasks: Sequence[str], held: set[str]) -> Placing:
         """What has to be claimed and released, by the last round."""
         self._tasks, self._held = list(tasks), set(held)
+        self.news.clear()
         if not self._member:
             return Placing({}, [])
         await self._look()
@@ -135,23 +207,61 @@ class KafkaGroup:
 
         Raises BrokerError with what went wrong in its background.
         """
-        from aiokafka.errors import KafkaError
+        from aiokafka.errors import InvalidSessionTimeoutError, KafkaError
 
         if self._consumer is None:  # to begin anew did not work the last time
             await self.start(self._tasks)
         try:
             await self._consumer.getmany(timeout_ms=0)
+        except InvalidSessionTimeoutError:
+            if self.ttl_ms == self._sure_ms:
+                raise
+            log.warning("the cluster grants no such session", asked_ms=self.ttl_ms, back_to_ms=self._sure_ms)
+            self.ttl_ms = self._sure_ms
+            await self._drop()
+            await self.start(self._tasks)
         except KafkaError as error:
+            if getattr(self._consumer._coordinator, "fenced", False):  # noqa: SLF001
+                await self._give_way()
+                return
             if self._consumer._coordinator._coordination_task.done():  # noqa: SLF001
                 # It would say the same for ever, and belong to no group.
                 log.warning("membership failed; joining anew", group=self.group, error=repr(error))
                 await self._drop()
                 await self.start(self._tasks)
             raise broker_error(self.address, f"group {self.group!r}", error) from error
+        silent = time.monotonic() - self._heard_at
+        if silent > (self.ttl_ms + (ANSWER_MS if self._joins else 0)) / 1000:
+            if not self._joins:  # the membership is over, and its connections may be half open: others are made
+                await self._drop()
+            raise BrokerError(
+                f"{self.address.url}: group {self.group!r}: its coordinator has not answered for {silent:.0f} s, "
+                f"longer than the session of {self.ttl_ms / 1000:g} s: other workers may have taken the tasks"
+            )
 
-    async def tell(self, offsets: Mapping[Any, int]) -> None:
-        """Say how far the tasks are, for lag tools. Nothing depends on it: a failure is no matter."""
-        from aiokafka.errors import KafkaError
+    async def _give_way(self) -> None:
+        """Another worker lives under our instance id: it has our place. Let go of all, and be somebody else."""
+        assert self.home is not None
+        theirs = self.home.instance()
+        self.home.other_instance()
+        log.error(
+            "another worker has joined under this one's instance id: the state directory of one is a copy of the "
+            "other's; that worker keeps id and tasks, this one goes on as a new member: give each its own --state",
+            group=self.group,
+            worker=self.worker,
+            instance=theirs,
+            instance_now=self.home.instance(),
+        )
+        await self._drop()
+        self.assigned, self.generation = set(), -1  # what we hold is theirs, whatever they have told by now
+        await self.start(self._tasks)
+
+    async def tell(self, offsets: Mapping[Any, int], notes: Mapping[Any, str]) -> None:
+        """Say how far the tasks are, for lag tools, and note where they have their commits.
+
+        No position depends on it: a failure is no matter.
+        """
+        from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
         from aiokafka.structs import OffsetAndMetadata
 
         told = {part: offset for part, offset in offsets.items() if self._told.get(part) != offset}
@@ -161,7 +271,10 @@ class KafkaGroup:
         commit = self._consumer._coordinator._do_commit_offsets  # noqa: SLF001
         try:
             async with asyncio.timeout(1):
-                await commit(None, {part: OffsetAndMetadata(offset, "") for part, offset in told.items()})
+                noted = {part: OffsetAndMetadata(offset, notes.get(part, "")) for part, offset in told.items()}
+                await commit(None, noted)
+        except UnknownTopicOrPartitionError:
+            self._told |= told  # one is gone, whose position stays: the broker has taken the others
         except (KafkaError, TimeoutError) as error:
             log.debug("offsets not told", group=self.group, error=repr(error))
         else:
@@ -179,15 +292,24 @@ class KafkaGroup:
 
     def told(self) -> Member:
         """What this worker says of itself when it joins: it holds what it was given, whether it runs yet or not."""
-        return Member(self.worker, self._tasks, sorted(self._held | (self.assigned or set())), self.generation)
+        held = self._held | (self.assigned or set())
+        disk = {} if self.home is None else self.home.newest()
+        # The broker keeps what all members say in one record: only what matters.
+        disk = {task: disk[task] for task in self._tasks if task in disk and task not in held}
+        return Member(self.worker, self._tasks, sorted(held), self.generation, disk)
 
     def gave(self, assigned: Assigned) -> None:
         """A round is over. It may end while we leave, which waits for it."""
         if self._consumer is None:
             return
-        self.assigned = set(assigned.tasks)
+        self.assigned, self._giving_up = set(assigned.tasks), set(assigned.releases)
         self.generation = self._consumer._coordinator.generation  # noqa: SLF001
+        if assigned.worker not in (self.worker, "") and assigned.among != sum_of(self._tasks):
+            # We came into our predecessor's place, and our app is not the one that it ran.
+            self.assigned &= set(self._tasks)
+            self._consumer._coordinator.request_rejoin()  # noqa: SLF001
         self._alive_at = time.monotonic()
+        self.news.set()
         log.info("tasks shared out", group=self.group, generation=self.generation, ours=len(self.assigned))
 
 

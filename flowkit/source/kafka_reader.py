@@ -13,7 +13,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
 
-from flowkit.errors import BrokerError, InputError
+from flowkit.errors import BrokerError, InputError, TopicGone
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kafka_arrivals import Arrivals
 from flowkit.source.kafka_batch import KafkaBatch
@@ -42,12 +42,14 @@ class FetchOptions:
 class KafkaReaders:
     """The readers of one cluster. Use `open` and `close`; `topics` must be open for as long."""
 
-    def __init__(self, topics: KafkaTopics, options: FetchOptions | None = None) -> None:
+    def __init__(self, topics: KafkaTopics, options: FetchOptions | None = None, also: Arrivals | None = None) -> None:
         self.topics, self.url = topics, topics.url
         self._options = options or FetchOptions()
         self._readers: dict[Any, KafkaReader] = {}
         self._consumer: Any = None
-        self._arrivals = Arrivals()
+        self._arrivals = Arrivals(also)
+        self._beside: KafkaReaders | None = None
+        """A consumer has one position a partition: another reads those that have a reader here, and want another."""
         self._assigned = True  # whether the consumer's assignment is what the readers want
         self._lock = asyncio.Lock()
 
@@ -71,12 +73,20 @@ class KafkaReaders:
         """Close the connection; readers must not be used after it."""
         self._readers.clear()
         await self._drop()
+        if self._beside is not None:
+            await self._beside.close()
 
     def source(
-        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", until_end: bool = False
+        self,
+        topic: str,
+        *,
+        start: Start = "earliest",
+        out_of_range: OutOfRange = "fail",
+        until_end: bool = False,
+        shared: bool = False,
     ) -> "KafkaSource":
         """The topic as the worker reads it; see KafkaSource."""
-        return KafkaSource(self, topic, start=start, out_of_range=out_of_range, until_end=until_end)
+        return KafkaSource(self, topic, start=start, out_of_range=out_of_range, until_end=until_end, shared=shared)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once there are records that no reader has taken, or after `timeout_ms`.
@@ -85,8 +95,24 @@ class KafkaReaders:
         a reader which is not being read does not keep its worker awake. Fetch everything after one call, then call
         again with its mark, and nothing is overlooked.
         """
+        ready = self.prepare()
+        return await self._arrivals.wait(0 if ready and seen is None else timeout_ms, seen)
+
+    def prepare(self) -> bool:
+        """See that all readers are fetched for, here and beside; True if something lies there."""
         self._assign()
-        return await self._arrivals.wait(timeout_ms, seen)
+        return (self._beside is not None and self._beside.prepare()) or self._arrivals.lies_there
+
+    async def with_room(self, part: Any) -> "KafkaReaders":
+        """Those where `part` has no reader yet: here, or beside, which is made if need be. Raises BrokerError."""
+        if part not in self._readers:
+            return self
+        async with self._lock:
+            if self._beside is None:
+                beside = KafkaReaders(self.topics, self._options, self._arrivals)
+                await beside.open()
+                self._beside = beside
+        return await self._beside.with_room(part)
 
     def add(self, reader: "KafkaReader") -> None:
         """Begin to fetch for `reader`. Raises InputError if the partition has a reader."""
@@ -172,16 +198,24 @@ class KafkaSource:
 
     A reader without a position begins at `start`. One whose position is not in the log any more (retention was
     faster, or the topic was made anew) follows `out_of_range`: fails, or goes on at an end of the log with a warning.
-    With `until_end`, readers end where the log ended when they were opened.
+    With `until_end`, readers end where the log ended when they were opened. A partition of one that is `shared` may
+    have several readers: every task reads all of what is broadcast.
     """
 
     codec: str | None = None
 
     def __init__(
-        self, readers: KafkaReaders, topic: str, *, start: Start, out_of_range: OutOfRange, until_end: bool
+        self,
+        readers: KafkaReaders,
+        topic: str,
+        *,
+        start: Start,
+        out_of_range: OutOfRange,
+        until_end: bool,
+        shared: bool,
     ) -> None:
         self.topic = topic
-        self.out_of_range = out_of_range
+        self.out_of_range, self._shared = out_of_range, shared
         self._readers, self._start, self._until_end = readers, start, until_end
 
     async def splits(self) -> Sequence[int]:
@@ -200,10 +234,12 @@ class KafkaSource:
         topics = self._readers.topics
         start, end = await topics.bounds(self.topic, split, committed=True)
         offset = position if position is not None else await self._begin(split, start, end)
-        reader = KafkaReader(self._readers, self, split, offset, end if self._until_end else None)
+        part: Any = TopicPartition(self.topic, split)
+        readers = await self._readers.with_room(part) if self._shared else self._readers
+        reader = KafkaReader(readers, self, split, offset, end if self._until_end else None)
         if offset < start:
             await reader.out_of_range()
-        self._readers.add(reader)
+        readers.add(reader)
         return reader
 
     async def _begin(self, split: int, start: int, end: int) -> int:
@@ -231,7 +267,7 @@ class KafkaReader:
     async def fetch(self, max_records: int) -> KafkaBatch | None:
         """The next records, at most `max_records`; None if there are none for now.
 
-        Raises InputError if the position is out of range and must not be, or if the topic is gone; BrokerError for
+        Raises InputError if the position is out of range and must not be, TopicGone if the topic is; BrokerError for
         what does not pass by itself. A broker that is away is waited for.
         """
         if self.at_end:
@@ -290,4 +326,4 @@ class KafkaReader:
         except BrokerError:
             return  # away, which is another thing
         if gone:
-            raise InputError(f"topic {topic!r} at {self._readers.url} was deleted while it was read")
+            raise TopicGone(f"topic {topic!r} at {self._readers.url} was deleted while it was read")

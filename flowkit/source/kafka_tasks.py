@@ -25,9 +25,10 @@ import structlog
 
 from flowkit.errors import Fenced, OutcomeUnknown
 from flowkit.options import Guarantee
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.source.kafka_client import started, stopped
-from flowkit.source.kafka_frames import Part, changelog_of, claim_of, open_changelog, parts_of
+from flowkit.source.kafka_client import all_sent, started, stopped
+from flowkit.source.kafka_frames import Part, claim_of, open_changelog, parts_of
 from flowkit.source.kafka_hanging import end_again, hangs
 from flowkit.source.rules import group_outputs
 from flowkit.source.seam import Output
@@ -157,14 +158,19 @@ class TaskProducer:
             while self._early:
                 await self._early.popleft()
             records = await self._send_frame(frame)
-            await _all([records])
+            await all_sent(records)
         else:
             await producer.begin_transaction()
             groups = group_outputs(outputs).items()
-            await _all([await self._send(topic, partition, *columns) for (topic, partition), columns in groups])
+            if groups:
+                # What hangs is seen by the changelog, even if the frame never came (`kafka_hanging`).
+                begun = await producer.send(self.topic, claim_of(self.epoch), partition=self.partition)
+                await all_sent([begun])
+            sent = [await self._send(topic, partition, *columns) for (topic, partition), columns in groups]
+            await all_sent(future for futures in sent for future in futures)
             # After all the others: where the frame is, there everything is that the commit consists of.
             records = await self._send_frame(frame)
-            await _all([records])
+            await all_sent(records)
             await producer.commit_transaction()
         return int(records[0].result().offset)
 
@@ -191,14 +197,6 @@ class TaskProducer:
                 batch.append(key=key, value=value, timestamp=max(at, 0))
         sent.append(await producer.send_batch(batch, topic, partition=partition))
         return sent
-
-
-async def _all(sent: Sequence[Sequence[Any]]) -> None:
-    """Wait for all of them; the first failure is raised once each has been heard."""
-    told = await asyncio.gather(*(future for futures in sent for future in futures), return_exceptions=True)
-    for error in told:
-        if isinstance(error, BaseException):
-            raise error
 
 
 def offsets_of(positions: dict[str, Any]) -> dict[Any, int]:

@@ -8,6 +8,7 @@ import anyio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from flowkit.errors import BrokerError, ConfigError
 from flowkit.source.kafka_address import KafkaAddress
@@ -29,6 +30,8 @@ T = TypeVar("T")
 UNCONNECTED = (kafka.KafkaConnectionError, kafka.NodeNotReadyError, OSError)
 """What says only that there is no connection, so that the servers are asked why."""
 
+TRIES = 3
+"""So often a question is asked before the cluster counts as away: one connection may be half open."""
 RETRY_SECONDS = 0.1
 REFUSED = (
     kafka.InvalidPartitionsError,
@@ -52,17 +55,17 @@ class KafkaTopics:
         self.address, self.url = address, address.url
         self._admin: Any = None
         self._producer: Any = None
-        self._askers: dict[Isolation, Any] = {}
+        self._askers: dict[Isolation, _Asker] = {}
         self._lock = anyio.Lock()
         self._turn = 0
 
     async def open(self) -> None:
         """Connect. Raises BrokerError, saying why, if that fails."""
-        self._admin = await started(AIOKafkaAdminClient(**self.address.client_options()), self.address)
+        self._admin = await started(AIOKafkaAdminClient(**_asking(self.address)), self.address)
 
     async def close(self) -> None:
         """Close every connection."""
-        clients = [*self._askers.values(), self._producer, self._admin]
+        clients = [*(asker.client for asker in self._askers.values()), self._producer, self._admin]
         self._askers, self._producer, self._admin = {}, None, None
         for client in clients:
             if client is not None:
@@ -107,6 +110,18 @@ class KafkaTopics:
                 lambda: _create(self._admin, self.address, topic, partitions, config, replication),
             )
         check_same_partitions(topic, self.url, found, partitions)
+
+    async def config(self, topic: str) -> dict[str, str]:
+        """The settings of a topic that are in force, the cluster's defaults among them."""
+
+        async def ask() -> dict[str, str]:
+            (answer,) = await self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+            ((code, message, _, _, entries),) = answer.resources
+            if code:
+                raise kafka.for_code(code)(message)
+            return {entry[0]: entry[1] for entry in entries}
+
+        return await self._try(f"asking for the settings of topic {topic!r}", ask)
 
     async def end_offsets(self, topic: str, *, committed: bool = False) -> list[int]:
         """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic.
@@ -197,6 +212,28 @@ class KafkaTopics:
 
         await self._try(f"deleting records of topic {topic!r}", delete)
 
+    async def delete(self, topics: Sequence[str]) -> None:
+        """Delete topics with all that is in them; those that do not exist are none the less gone."""
+
+        async def delete() -> None:
+            answer = await self._admin.delete_topics(list(topics), timeout_ms=self.address.timeout_ms)
+            for topic, code, *_ in answer.topic_error_codes:
+                error = kafka.for_code(code)
+                if error not in (kafka.NoError, kafka.UnknownTopicOrPartitionError):
+                    raise error(topic)
+
+        if topics:
+            await self._try(f"deleting topics {', '.join(topics)}", delete)
+
+    async def notes(self, group: str) -> set[str]:
+        """What the members of a consumer group have noted beside their offsets (see `KafkaGroup.tell`)."""
+
+        async def ask() -> set[str]:
+            found = await self._admin.list_consumer_group_offsets(group)
+            return {note for told in found.values() for note in told.metadata.split(",")}
+
+        return await self._try(f"asking for the offsets of group {group!r}", ask)
+
     # --- within -------------------------------------------------------------------------------------------------------
 
     async def _partitions_of(self, topic: str) -> list[Any]:
@@ -217,8 +254,21 @@ class KafkaTopics:
         async def ask() -> Any:
             async with self._lock:
                 if isolation not in self._askers:
-                    self._askers[isolation] = await started(_consumer(self.address, isolation), self.address)
-            return await getattr(self._askers[isolation], method)(about)
+                    client = await started(_consumer(self.address, isolation), self.address)
+                    self._askers[isolation] = _Asker(client)
+                asker = self._askers[isolation]
+            asker.users += 1
+            try:
+                return await getattr(asker.client, method)(about)
+            except BaseException:
+                # aiokafka gives up together with its connection's own time-out, and so keeps one that is half open.
+                if self._askers.get(isolation) is asker:
+                    del self._askers[isolation]
+                raise
+            finally:
+                asker.users -= 1
+                if not asker.users and self._askers.get(isolation) is not asker:
+                    await stopped(asker.client)
 
         return await self._try("asking for offsets", ask)
 
@@ -237,8 +287,16 @@ class KafkaTopics:
                     last = error
                 await anyio.sleep(RETRY_SECONDS)
         if isinstance(last, UNCONNECTED):
-            raise BrokerError(f"{self.url}: {doing}: {await why_not(self.address)}") from last
+            why = await why_not(self.address)
+            raise type(why)(f"{self.url}: {doing}: {why}") from last
         raise broker_error(self.address, doing, last)
+
+
+class _Asker:
+    """A client that is asked about offsets; the last of its users closes it, once it has failed one of them."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.users = client, 0
 
 
 async def _create(
@@ -279,10 +337,15 @@ async def _read(address: KafkaAddress, part: Any, offset: int, end: int, limit: 
 
 def _consumer(address: KafkaAddress, isolation: Isolation) -> Any:
     return AIOKafkaConsumer(
-        **address.client_options(),
+        **_asking(address),
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",
         isolation_level=isolation,
         fetch_max_wait_ms=100,
     )
+
+
+def _asking(address: KafkaAddress) -> dict[str, Any]:
+    """Options of a client for short questions."""
+    return {**address.client_options(), "request_timeout_ms": max(address.timeout_ms // TRIES, 500)}

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from flowkit.aws import AwsOptions
 from flowkit.clock import Clock
-from flowkit.errors import ConfigError
+from flowkit.errors import BrokerError, ConfigError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.blob_frames import BlobFrames
 from flowkit.source.dynamo_leases import START, DynamoLeases
@@ -130,7 +130,28 @@ class KinesisBroker:
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Nothing: a stream forgets by the age of its records."""
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> KinesisSource:
+    async def end_offsets(self, topic: str) -> list[int]:
+        """Raises BrokerError: the records of a stream are not counted."""
+        raise self._uncounted(topic)
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Raises BrokerError: the records of a stream are not counted."""
+        raise self._uncounted(topic)
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int) -> Any:
+        """Raises BrokerError: the records of a stream are not counted."""
+        raise self._uncounted(topic)
+
+    async def ran(self, tasks: str) -> int:
+        """Raises BrokerError: tasks come and go with shards."""
+        raise self._uncounted(tasks)
+
+    def _uncounted(self, topic: str) -> BrokerError:
+        return BrokerError(f"{self.url}: {topic!r} is a stream, whose records have no offsets to be asked for")
+
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> KinesisSource:
         """The stream as the worker reads it."""
         return KinesisSource(self._streams, self._arrivals, topic, start=start, out_of_range=out_of_range)
 

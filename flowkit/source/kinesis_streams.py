@@ -14,7 +14,7 @@ import structlog
 
 from flowkit.aws import AwsOptions, Blame, blame_of, code_of, open_client, told
 from flowkit.clock import Clock
-from flowkit.errors import BrokerError, ConfigError
+from flowkit.errors import BrokerError, BrokerRefused, ConfigError
 from flowkit.source.rules import KeyValueTime
 
 T = TypeVar("T")
@@ -184,8 +184,9 @@ class KinesisStreams:
         blame = blame_of(error)
         if blame is None:
             return error
-        cure = ": see to names, region and rights" if blame is Blame.PERSON else ""
-        return BrokerError(f"{self.url}: {doing}: {told(error)}{cure}")
+        if blame is Blame.PERSON:
+            return BrokerRefused(f"{self.url}: {doing}: {told(error)}: see to names, region and rights")
+        return BrokerError(f"{self.url}: {doing}: {told(error)}")
 
 
 def _shard(found: dict[str, Any]) -> Shard:

@@ -111,7 +111,9 @@ class MemoryBroker:
             del column[:count]
         log.start += count
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> LogSource:
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> LogSource:
         """The topic as the worker reads it."""
         return LogSource(self, topic, start=start, out_of_range=out_of_range)
 
@@ -201,6 +203,10 @@ class MemoryBroker:
     async def leases(self, prefix: str = "") -> list[Lease]:
         """The tasks whose name begins with `prefix` and that were ever claimed, by name."""
         return [lease for task, lease in sorted(self.store.leases.items()) if task.startswith(prefix)]
+
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+        return max((int(lease.task.removeprefix(tasks)) + 1 for lease in await self.leases(tasks)), default=0)
 
     async def renew(self, worker: str, tasks: Sequence[str]) -> list[str]:
         """Prolong the worker's leases. The answer: which of the tasks it does not own any more."""

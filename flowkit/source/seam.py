@@ -101,8 +101,14 @@ class Claim(Protocol):
 class Broker(Protocol):
     """A system that holds topics, places tasks, and decides whether a commit counts."""
 
+    async def topics(self) -> Mapping[str, int]:
+        """The number of partitions by topic."""
+
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 if it does not exist."""
+
+    async def end_offsets(self, topic: str) -> Sequence[int]:
+        """By partition, the offset that the next record will have. Raises ConfigError if there is no such topic."""
 
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a topic. Raises ConfigError if it exists with another number of partitions.
@@ -113,8 +119,13 @@ class Broker(Protocol):
     async def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Forget the records before `offset`."""
 
-    def source(self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail") -> Source:
-        """The topic as a worker reads it: from `start` without a position, and `out_of_range` if it is not there."""
+    def source(
+        self, topic: str, *, start: Start = "earliest", out_of_range: OutOfRange = "fail", shared: bool = False
+    ) -> Source:
+        """The topic as a worker reads it: from `start` without a position, and `out_of_range` if it is not there.
+
+        `shared`: several tasks of the worker read the same partitions.
+        """
 
     async def claim(self, task: str, state: str) -> Claim:
         """Become the task's owner: fences every earlier owner. `state` is where this owner keeps the task's state."""
@@ -197,6 +208,29 @@ class EndsForOthers(Protocol):
 
     writes: Mapping[str, int]
     """The topics that the app's tasks write to, with their partitions."""
+
+
+class Home(Protocol):
+    """The disk of a worker, as far as placement is concerned."""
+
+    def instance(self) -> str:
+        """Whose it is: the same for all workers that use it one after the other; no other disk has it."""
+
+    def other_instance(self) -> None:
+        """Be another one's from now on: this disk is a copy, and a worker on the other one is alive."""
+
+    def newest(self) -> Mapping[str, int]:
+        """By task whose state is there: the number of its last commit, about."""
+
+
+@runtime_checkable
+class PlacesByGroup(Protocol):
+    """A broker whose group knows a worker again by its disk, and shares tasks out where their state is."""
+
+    home: Home | None
+
+    async def shared_out(self) -> None:
+        """Return once the tasks have been shared out anew since the last `place`."""
 
 
 @runtime_checkable

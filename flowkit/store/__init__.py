@@ -37,10 +37,11 @@ if typing.TYPE_CHECKING:
     from flowkit.store.progress import OnProgress, Step
     from flowkit.store.reading import Reading
     from flowkit.store.runner import Inline
+    from flowkit.store.s3 import S3Place, open_s3
     from flowkit.store.sizes import Size, table_sizes
     from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
     from flowkit.store.stats import Stats
-    from flowkit.store.storage import Storage, check_storage_url, folder_of, open_storage, tasks_in
+    from flowkit.store.storage import DirectoryStorage, Storage, folder_of, tasks_in
     from flowkit.store.verifying import Problem, Report, verify
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Checkpoints",
     "CompactionOptions",
     "DirectoryBlobs",
+    "DirectoryStorage",
     "FileKey",
     "Frame",
     "Host",
@@ -67,6 +69,7 @@ __all__ = [
     "Published",
     "Reading",
     "Report",
+    "S3Place",
     "Size",
     "Space",
     "SpaceChange",
@@ -78,7 +81,6 @@ __all__ = [
     "StoreOptions",
     "block_cache",
     "check_directory",
-    "check_storage_url",
     "claim_directory",
     "copy_store",
     "decode_frame",
@@ -88,7 +90,7 @@ __all__ = [
     "keys_from_environment",
     "open_directory",
     "open_host",
-    "open_storage",
+    "open_s3",
     "open_store",
     "read_store",
     "rotate",
@@ -116,7 +118,8 @@ _WHERE = {
     "sizes": ["Size", "table_sizes"],
     "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
     "stats": ["Stats"],
-    "storage": ["Storage", "check_storage_url", "folder_of", "open_storage", "tasks_in"],
+    "s3": ["S3Place", "open_s3"],
+    "storage": ["DirectoryStorage", "Storage", "folder_of", "tasks_in"],
     "verifying": ["Problem", "Report", "verify"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}

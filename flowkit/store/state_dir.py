@@ -86,12 +86,24 @@ def claim_directory(path: Path) -> Iterator[None]:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise ConfigError(f"{path}: cannot be locked: {error.strerror}") from error
             owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
-            raise StoreLocked(f"{path}: in use by process {owner}: stop it, or give this one its own --state") from None
+            raise StoreLocked(
+                f"{path}: in use by process {owner}{_standing_still(owner)}, or give this one its own --state"
+            ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _standing_still(owner: str) -> str:
+    """What to do about the owner, who may look dead: a process that is stopped does nothing and keeps its locks."""
+    try:
+        # The name of its program comes before, in brackets, and may have any in it.
+        state = Path(f"/proc/{int(owner)}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, ValueError, IndexError):
+        return ": stop it"
+    return f", which stands still (SIGSTOP): kill -CONT {owner} or kill -9 {owner}" if state in "tT" else ": stop it"
 
 
 def sync_directory(path: Path) -> None:

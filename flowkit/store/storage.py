@@ -1,14 +1,9 @@
-"""From a URL to the storage that holds the checkpoints of many tasks, each in a folder of its own.
-
-    file:///DIR, or a path      a directory; on a network file system, if that has `flock` and hard links
-    s3://BUCKET/PREFIX?OPTIONS  an object store that takes conditional puts; options: see `S3Place`
+"""Storage that holds the checkpoints of many tasks, each in a folder of its own: the protocol, and directories.
 
 A task's checkpoints are those in `storage.blobs(*folder_of("shop/orders/0"))`.
 """
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote
@@ -17,9 +12,6 @@ import anyio
 
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store.blobs import Blobs, DirectoryBlobs
-from flowkit.store.s3 import S3Place, open_s3
-
-SCHEMES = "file:///DIR, a path, or s3://BUCKET/PREFIX"
 
 
 class Storage(Protocol):
@@ -65,37 +57,6 @@ class DirectoryStorage:
             raise ConfigError(f"checkpoints {self.path}: cannot be used: {error.strerror or error}") from error
         if not await anyio.to_thread.run_sync(os.access, self.path, os.W_OK | os.X_OK):
             raise ConfigError(f"checkpoints {self.path}: cannot be written: Permission denied")
-
-
-def check_storage_url(url: str) -> None:
-    """Raise ConfigError, saying what there is, for a URL that cannot be."""
-    _place(url)
-
-
-def _place(url: str) -> Path | S3Place:
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        if not url:
-            raise ConfigError(f"checkpoints: no place is named; use {SCHEMES}")
-        return Path(url).expanduser()
-    if scheme == "s3":
-        return S3Place.parse(url)
-    if scheme != "file":
-        raise ConfigError(f"checkpoints {scheme}://…: unknown scheme {scheme!r}; use {SCHEMES}")
-    if not rest.startswith("/"):
-        raise ConfigError(f"checkpoints {url!r}: a file URL names no host: write file:///{rest.lstrip('/')}")
-    return Path(unquote(rest))
-
-
-@asynccontextmanager
-async def open_storage(url: str) -> AsyncIterator[Storage]:
-    """The storage at `url`. Raises ConfigError if that names none; nothing is asked or made before it is used."""
-    place = _place(url)
-    if isinstance(place, Path):
-        yield DirectoryStorage(place)
-        return
-    async with open_s3(place) as storage:
-        yield storage
 
 
 def folder_of(task: str) -> tuple[str, ...]:

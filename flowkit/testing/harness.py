@@ -17,12 +17,12 @@ from flowkit.agent import Group, Outlet, Topic
 from flowkit.app import App
 from flowkit.clock import VirtualClock
 from flowkit.codec import Codec, encode_key, field_getter
-from flowkit.errors import UnsavedChange
+from flowkit.errors import ConfigError, UnsavedChange
 from flowkit.options import WorkerOptions
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.source import MemoryBroker, MemoryStore
 from flowkit.store import open_store
 from flowkit.table import AnyTable, Mode, State
+from flowkit.testing.places import place_of
 from flowkit.worker import (
     ClockMark,
     Finished,
@@ -30,6 +30,7 @@ from flowkit.worker import (
     LiveTask,
     Piece,
     Records,
+    TopicFinder,
     Waiting,
     random_ids,
     resources,
@@ -86,7 +87,9 @@ class MemorySink:
 class Harness:
     """A running app under test. Made by `harness`."""
 
-    def __init__(self, app: App, *, seed: int | None, partitions: int, crashes: float, start_ms: int) -> None:
+    def __init__(
+        self, app: App, *, seed: int | None, partitions: int, crashes: float, start_ms: int, broker: str | None = None
+    ) -> None:
         self.app = app
         self.clock = StillClock(start_ms)
         self.crashed = 0
@@ -97,7 +100,8 @@ class Harness:
         self._seeded, self._crashes = seed is not None, crashes if seed is not None else 0.0
         self._partitions = partitions
         self._plan = app.plan(rekey=partitions > 1)
-        self._broker = MemoryBroker(self.clock, MemoryStore())
+        self._place = place_of(broker, self.clock, app.guarantee)
+        self._finder = TopicFinder(app, self._plan)
         self._tasks: dict[str, LiveTask] = {}
         self._disks: dict[str, list[bytes]] = {}
         self._kept: dict[tuple[str, str, int], list[bytes]] = {}
@@ -116,20 +120,33 @@ class Harness:
     # Life
 
     async def _open(self) -> None:
-        await self._broker.open()
-        named = [*self.app.topics.values(), self.app.dead_letters, *self._plan.internals]
+        named = [topic for topic in self.app.topics.values() if topic.pattern is None]
+        named += [self.app.dead_letters, *self._plan.internals]
         topics = {topic.name: self._partitions for topic in named}
-        for topic in named:
-            await self._broker.create(topic.name, self._partitions)
+        tasks = {f"{self.app.name}/{g.name}": self._partitions if g.topics else 1 for g in self._plan.groups}
+        await self._place.open(topics, tasks)
         for group in self._plan.groups:
             count = self._partitions if group.topics else 1
             for partition in range(count):
                 self._counts[task_name(self.app, group, partition)] = count
                 await self._open_task(group, partition, count, topics)
+        if self._finder.patterns:
+            await self._begun()
+
+    async def _begun(self) -> None:
+        """Until the first commits are through: they tell what tasks begin with, and all that matches later is new."""
+        while True:
+            try:
+                for task in self._tasks.values():
+                    await task.task.settled()
+                return
+            except SimulatedCrash:
+                self.crashed += 1
+                await self._reopen()
 
     async def _open_task(self, group: Group, partition: int, count: int, topics: dict[str, int]) -> None:
         name = task_name(self.app, group, partition)
-        claim = await self._broker.claim(name, "memory", worker="harness")
+        claim = await self._place.broker.claim(name, "memory")
         sinks: dict[str, Any] = {
             sink.name: MemorySink(self._kept.setdefault((sink.name, group.name, partition), []))
             for sink in group.outlets
@@ -140,7 +157,7 @@ class Harness:
             group,
             partition,
             count,
-            broker=self._broker,
+            broker=self._place.broker,
             topics=topics,
             senders=self._senders(),
             sinks=sinks,
@@ -150,6 +167,7 @@ class Harness:
             options=self._options,
             new_id=self._new_id,
             hook=self._maybe_crash,
+            finder=self._finder,
         )
         self._tasks[name] = task
         await task.open()
@@ -168,15 +186,20 @@ class Harness:
     async def _close(self) -> None:
         for task in self._tasks.values():
             await task.close()
-        await self._broker.close()
+        await self._place.close()
 
     # Driving
 
-    async def send(self, topic: Topic[T], *values: T | bytes, key: Any = None, time: int | None = None) -> None:
+    async def send(
+        self, topic: Topic[T], *values: T | bytes, key: Any = None, time: int | None = None, name: str | None = None
+    ) -> None:
         """Send values to a topic and let the app handle them. Bytes are sent as they are (to test bad input).
 
-        `key` is taken by the topic's `key=` unless given; `time` (ms) is the broker's timestamp, else the clock's.
+        `key` is taken by the topic's `key=` unless given; `time` (ms) is the broker's timestamp, else the clock's. To
+        a topic with a pattern they go by way of the one called `name`, which is made if need be. Raises ConfigError
+        for one that does not match.
         """
+        name = await self._named(topic, name)
         codec = Codec(topic.codec, topic.type)
         getter: Callable[[Any], Any] | None = (
             field_getter(topic.type, topic.key) if isinstance(topic.key, str) else topic.key
@@ -187,8 +210,19 @@ class Harness:
             of = key if key is not None or getter is None or raw else getter(value)
             data = value if isinstance(value, bytes) and raw else codec.encode(value)
             rows.append((None if of is None else encode_key(of), data, self.clock.now_ms() if time is None else time))
-        await self._broker.put(topic.name, rows)
+        await self._place.put(name, rows)
         await self.settle()
+
+    async def _named(self, topic: Topic[Any], name: str | None) -> str:
+        """The broker's topic that stands for `topic`, made if it is the first of its name."""
+        wanted = topic.name if name is None else name
+        if not topic.stands_for(wanted):
+            pattern = "" if topic.pattern is None else f" (pattern {topic.pattern.pattern!r}): give name="
+            raise ConfigError(f"harness: {wanted!r} is no topic that {topic.name!r} stands for{pattern}")
+        if topic.pattern is not None and wanted not in self._finder.found[topic.name]:
+            await self._place.make(wanted, self._partitions)
+            await self._finder.look(self._place.looks)
+        return wanted
 
     async def advance(self, ms: int, *, event_time: bool = True) -> None:
         """Let `ms` pass: the clock moves on, and with it event time, as if every input had gone on meanwhile.
@@ -249,6 +283,7 @@ class Harness:
                 for task in list(self._tasks.values()):
                     moved = await self._work(task) or moved
                 if not moved:
+                    await self._place.look()
                     return
             except SimulatedCrash:
                 self.crashed += 1
@@ -337,8 +372,7 @@ class Harness:
         """Everything sent to a topic or sink so far, in order (by partition, where there are several)."""
         codec = Codec(outlet.codec, outlet.element)
         if isinstance(outlet, Topic):
-            logs = self._broker.store.topics[outlet.name]
-            return [codec.decode(value) for log in logs for value in log.columns[1] if value is not None]
+            return [codec.decode(value) for value in self._place.sent(outlet.name) if value is not None]
         kept = [values for (name, _, _), values in sorted(self._kept.items()) if name == outlet.name]
         return [codec.decode(value) for values in kept for value in values]
 
@@ -382,16 +416,34 @@ def _nothing() -> None:
 
 @asynccontextmanager
 async def harness(
-    app: App, *, seed: int | None = None, partitions: int = 1, crashes: float = 0.05, start_ms: int = 0
+    app: App,
+    *,
+    seed: int | None = None,
+    partitions: int = 1,
+    crashes: float = 0.05,
+    start_ms: int = 0,
+    broker: str | None = None,
 ) -> AsyncIterator[Harness]:
     """Run `app` in a test.
 
     With `seed`, batches and firings are cut at random, some events go the careful way at random, and each step of a
     commit crashes with probability `crashes`; without, everything goes smoothly. The clock starts at `start_ms` (ms)
     and moves only by `advance`.
+
+    The broker is one in memory, unless `broker` or else FLOWKIT_TEST_BROKER names a real one: `kafka://HOST:PORT`,
+    `embedded://DIR`. The test stays as it is, all of `Harness` works there, and what comes out is the same:
+
+        async with harness(app, broker="kafka://localhost:9092") as h: ...
+        FLOWKIT_TEST_BROKER=kafka://localhost:9092 pytest
+
+    Topics, transactions and fences are the real ones then. Time stays virtual, for it is the harness that says what
+    time it is; the state of tasks stays in memory. Topics are made for this one harness, under names of their own
+    (`flowkit-test-….NAME`), and deleted from Kafka at its end. What only a broker knows may differ: Kafka's offsets
+    count marks of transactions, in topics that the app itself writes, and it takes no records of more than an hour
+    from now. Raises ConfigError for what is no broker, BrokerError if it is not there.
     """
     async with AsyncExitStack() as stack:
-        running = Harness(app, seed=seed, partitions=partitions, crashes=crashes, start_ms=start_ms)
+        running = Harness(app, seed=seed, partitions=partitions, crashes=crashes, start_ms=start_ms, broker=broker)
         running._look_at_resources = await stack.enter_async_context(resources(app, running.clock))
         stack.push_async_callback(running._close)
         await running._open()

@@ -5,6 +5,8 @@
             await h.send(transactions, tx)
             assert h.sent(alerts) == [...]
 
+The same tests on a real broker: `pytest --flowkit-broker kafka://localhost:9092` (or FLOWKIT_TEST_BROKER).
+
 pytest loads it wherever flowkit is installed; it imports the framework when a test asks for a fixture.
 """
 
@@ -20,14 +22,21 @@ if TYPE_CHECKING:
 
 
 class MakeHarness(Protocol):
-    """`flowkit.testing.harness` with the test's own seed, unless another is given."""
+    """`flowkit.testing.harness` with the test's own seed and the broker of the run, unless others are given."""
 
     def __call__(self, app: "App", **options: Any) -> "AbstractAsyncContextManager[Harness]": ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add our options (a hook of pytest)."""
-    parser.getgroup("flowkit").addoption(
+    group = parser.getgroup("flowkit")
+    group.addoption(
+        "--flowkit-broker",
+        metavar="URL",
+        help="Broker of every harness in this run: kafka://HOST:PORT or embedded://DIR (default: FLOWKIT_TEST_BROKER, "
+        "else one in memory).",
+    )
+    group.addoption(
         "--flowkit-seed",
         type=int,
         metavar="N",
@@ -45,12 +54,13 @@ def flowkit_seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def flowkit_harness(flowkit_seed: int) -> MakeHarness:
-    """Makes harnesses with the test's seed. Options are those of `flowkit.testing.harness`."""
+def flowkit_harness(flowkit_seed: int, request: pytest.FixtureRequest) -> MakeHarness:
+    """Makes harnesses with the test's seed, on the broker of this run. Options: see `flowkit.testing.harness`."""
+    broker = request.config.getoption("--flowkit-broker")
 
     def make(app: "App", **options: Any) -> "AbstractAsyncContextManager[Harness]":
         from flowkit.testing import harness
 
-        return harness(app, **{"seed": flowkit_seed, **options})
+        return harness(app, **{"seed": flowkit_seed, "broker": broker, **options})
 
     return make

@@ -14,7 +14,7 @@ from flowkit.window.kinds import (
 from flowkit.window.marks import MarkedSplit
 from flowkit.window.schedule import Crontab, Every, Schedule
 from flowkit.window.sessions import Span, absorb
-from flowkit.window.watermark import ACTIVE, IDLE, QUIET, Split, Splits
+from flowkit.window.watermark import ACTIVE, IDLE, QUIET, FoundSplit, Split, Splits
 
 __all__ = [
     "ACTIVE",
@@ -25,6 +25,7 @@ __all__ = [
     "Crontab",
     "Cumulative",
     "Every",
+    "FoundSplit",
     "Global",
     "MarkedSplit",
     "Schedule",

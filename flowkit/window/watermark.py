@@ -29,6 +29,15 @@ class Split:
         """False if the watermark never waits for this split."""
 
     @property
+    def topic(self) -> str:
+        """The broker's topic whose split it is.
+
+        >>> Split("orders[12]", 12, 0).topic
+        'orders'
+        """
+        return self.name.removesuffix(f"[{self.number}]")
+
+    @property
     def counts(self) -> bool:
         """True if the task's watermark waits for this split now."""
         return self.holds and not self.idle and not self.ended
@@ -48,6 +57,23 @@ class Split:
     def clear(self) -> None:
         """Forget what was seen, as before the first record."""
         self.high, self.idle, self.ended = MIN_TIME, False, False
+
+
+class FoundSplit(Split):
+    """A split that came when others had gone on: they wait for it only once it speaks, or is known to hold something.
+
+    So a topic that is made and stays empty holds up nobody.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, name: str, number: int, out_of_order: int) -> None:
+        super().__init__(name, number, out_of_order)
+        self.idle = True
+
+    def clear(self) -> None:
+        super().clear()
+        self.idle = True
 
 
 class Splits:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowkit.worker.build import random_ids
 from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records, Waiting
+from flowkit.worker.finder import TopicFinder
 from flowkit.worker.health import Health, read_health, write_health
 from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.looking import NO_KEY, Entry, entries, read_table, read_tasks
@@ -14,7 +15,7 @@ from flowkit.worker.savepoint import Manifest, Parts, Request, Requests, check_p
 from flowkit.worker.tally import counts_of
 from flowkit.worker.task import Task
 from flowkit.worker.tracing import Tracing
-from flowkit.worker.view import RunView, TaskView, Watched, WorkerView, behind, topic_of, watermark_of
+from flowkit.worker.view import RunView, TaskView, Watched, WorkerView, behind, watermark_of
 from flowkit.worker.why import Facts, SplitFacts, TaskFacts, WindowFacts, key_of, table_facts, windowed_table
 from flowkit.worker.worker import Worker, serve
 
@@ -47,6 +48,7 @@ __all__ = [
     "Task",
     "TaskFacts",
     "TaskView",
+    "TopicFinder",
     "Tracing",
     "Waiting",
     "Watched",
@@ -69,7 +71,6 @@ __all__ = [
     "serve",
     "table_facts",
     "task_name",
-    "topic_of",
     "watermark_of",
     "windowed_table",
     "write_health",

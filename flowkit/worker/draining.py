@@ -15,7 +15,8 @@ import structlog
 from flowkit.agent import Internal
 from flowkit.clock import Clock
 from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
-from flowkit.store import Checkpoints, KeyProvider, LsmStore, Storage, folder_of, open_storage
+from flowkit.source import open_storage
+from flowkit.store import Checkpoints, KeyProvider, LsmStore, Storage, folder_of
 from flowkit.worker.savepoint import FORMAT, Manifest, Parts, Request, Requests, Seal
 from flowkit.worker.task import Task
 

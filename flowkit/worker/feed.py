@@ -72,6 +72,14 @@ class Idle:
 
 
 @dataclass(slots=True)
+class Found:
+    """A split was found late, and holds records already: from now on the watermark waits for it."""
+
+    engine: Engine
+    split: Split
+
+
+@dataclass(slots=True)
 class ClockMark:
     """All inputs are silent: the watermark goes on by the clock (ms)."""
 
@@ -107,7 +115,7 @@ class Waiting:
     """An input has nothing for now and is not at its end (standard input): time to commit, or to stop."""
 
 
-Piece = Records | Marks | Ended | Drained | Finished | Idle | ClockMark | Tick | Completed | Unfinished
+Piece = Records | Marks | Ended | Drained | Finished | Idle | Found | ClockMark | Tick | Completed | Unfinished
 
 
 class Feed(Protocol):

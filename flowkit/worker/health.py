@@ -15,7 +15,7 @@ class Health(msgspec.Struct):
     """`at_ms`: when it was written. `ready`: it has its share, and all its tasks are open.
 
     `stalled`: tasks without progress. `failing`: by task, why it could not be opened or run the last time; it is tried
-    again.
+    again. `broker`: why the broker does not answer; '' while it does.
     """
 
     pid: int
@@ -24,6 +24,7 @@ class Health(msgspec.Struct):
     stalled: list[str] = []
     tasks: list[str] = []
     failing: dict[str, str] = {}
+    broker: str = ""
 
 
 def write_health(state: Path, health: Health) -> None:

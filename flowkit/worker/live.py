@@ -26,6 +26,7 @@ from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Drained, Idle, Marks, Piece, Records, Tick
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.live_feed import LiveFeed
+from flowkit.worker.matched import GONE, Finder, Matched
 from flowkit.worker.meter import BUSY, IDLE, Meter
 from flowkit.worker.task import Hook, Task, _no_hook
 from flowkit.worker.trimming import Trimmer
@@ -77,6 +78,7 @@ class LiveTask:
         drain: TaskDrain | None = None,
         begin: "Begins | None" = None,
         owns: Callable[[bytes], bool] | None = None,
+        finder: Finder | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
@@ -106,6 +108,10 @@ class LiveTask:
         self._store, self._begin = store, begin
         self._owns = owns or (None if partitions == 1 else self._has)
         self._stack = AsyncExitStack()
+        self._matched: Matched | None = None
+        if group.patterns:
+            assert finder is not None
+            self._matched = Matched(group, self.name, partition, finder, broker, self.readers, self._close_later)
         self._marked = MIN_TIME
 
     async def open(self) -> None:
@@ -155,18 +161,28 @@ class LiveTask:
         self.recovered, self.progress = True, time.monotonic()
         self.trimmer = Trimmer(self.broker, self.group.topics, self.partition)
         self._stack.push_async_callback(self.trimmer.close)
-        self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}), meta.get("heard", {}))
+        patterns = [topic.name for topic in self.group.patterns]
+        self.feed = LiveFeed(self.engine.inlets, meta.get("positions", {}), meta.get("heard", {}), patterns)
         self._stack.push_async_callback(self.feed.close)
         for topic in self.group.inputs:
-            source = self.broker.source(topic.name, start=topic.start, out_of_range=topic.out_of_range)
-            numbers: Sequence[int] = [self.partition] if topic in self.group.topics else await source.splits()
+            if topic.pattern is not None:
+                continue
+            shared = topic not in self.group.topics
+            source = self.broker.source(topic.name, start=topic.start, out_of_range=topic.out_of_range, shared=shared)
+            numbers: Sequence[int] = await source.splits() if shared else [self.partition]
             for number in numbers:
                 split = self._split(topic, number)
                 make_inlet(self.engine, topic, number, source.codec)
                 reader = await source.open(number, self.feed.positions.get(split.name))
-                self._stack.push_async_callback(reader.close)
+                self._close_later(reader)
                 self.readers.append((topic.name, split, reader))
+        found = await self._matched.open(self.engine, self.feed, meta) if self._matched is not None else []
         await self.task.start(self.feed, meta)
+        for piece in found:
+            self.feed.give(piece)
+        if not set(patterns) <= set(meta.get("patterns", ())):
+            # What matches from here on is new, also to who opens the task after us: that must not be lost.
+            await self.task.commit(always=True)
         if self.checkpoints is not None and isinstance(store, LsmStore):
             self.checkpoints.start(store)
             self._stack.push_async_callback(self.checkpoints.stop)
@@ -175,6 +191,9 @@ class LiveTask:
             self._stack.push_async_callback(self.drain.close)
         self.opened = True
         log.info("task opened", task=self.name, epoch=self.epoch, commit=store.number)
+
+    def _close_later(self, reader: Reader) -> None:
+        self._stack.push_async_callback(reader.close)
 
     def _split(self, topic: Topic[Any], number: int) -> Split:
         name, splits = f"{topic.name}[{number}]", self.engine.splits
@@ -228,12 +247,23 @@ class LiveTask:
         if self.engine.unfinished or self.feed.at < len(self.feed.journal):
             return True
         self.looked = self.clock.now_ms()
-        for topic, split, reader in self._marked_readers() if self.holding else self.readers:
+        matched = self._matched
+        if matched is not None and not self.holding and await matched.look():
+            read = {split.name for _, split, _ in self.readers}
+            self.quiet_since = {name: since for name, since in self.quiet_since.items() if name in read}
+        for topic, split, reader in self._marked_readers() if self.holding else list(self.readers):
             if reader.at_end:
                 continue
             self.meter.enter(IDLE)
-            batch = await reader.fetch(limit)
-            self.meter.enter(BUSY)
+            try:
+                batch = await reader.fetch(limit)
+            except GONE:
+                if matched is None or not await matched.gone(split):
+                    raise
+                self.quiet_since.pop(split.name, None)
+                continue
+            finally:
+                self.meter.enter(BUSY)
             events = 0
             if batch is not None and len(batch):
                 found = True
@@ -246,6 +276,8 @@ class LiveTask:
                 self.quiet_since.pop(split.name, None)
             else:
                 self.quiet_since.setdefault(split.name, self.looked)
+            if matched is not None:
+                matched.looked(split, reader, events)
         return found
 
     @property

@@ -1,5 +1,6 @@
 """The feed of a live task: a journal of what the world gave since the last commit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flowkit.source import Position
@@ -16,6 +17,7 @@ class LiveFeed:
         inlets: dict[tuple[str, int], Inlet],
         positions: dict[str, Position],
         heard: dict[str, int] | None = None,
+        patterns: Sequence[str] = (),
     ) -> None:
         self.inlets = inlets
         self.journal: list[Piece] = []
@@ -26,6 +28,13 @@ class LiveFeed:
         self.heard = dict(heard or {})
         """By split: when (ms by the clock) it last sent something. For people, who ask what holds the watermark."""
         self._committed = dict(positions)
+        self._patterns = list(patterns)
+        """The patterns that are read: once a commit names one, all that matches it later is new."""
+
+    def begin(self, split: str, position: Position) -> None:
+        """A split without a position is read from here, also after a restart before anything has come."""
+        for positions in (self.positions, self._committed):
+            positions.setdefault(split, position)
 
     def give(self, piece: Piece) -> None:
         """Add a piece; records whole batches at a time."""
@@ -63,7 +72,8 @@ class LiveFeed:
         self.fixed = max(0, self.fixed - self.at)
         self.at = 0
         self._committed = dict(self.positions)
-        return {"positions": dict(self.positions), "heard": dict(self.heard)}
+        saved: dict[str, Any] = {"positions": dict(self.positions), "heard": dict(self.heard)}
+        return {**saved, "patterns": self._patterns} if self._patterns else saved
 
     async def rewind(self) -> None:
         # Also the positions: the next commit may come before everything has been given out again.

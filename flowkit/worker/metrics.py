@@ -15,7 +15,7 @@ from flowkit.record import END_OF_TIME, MIN_TIME
 from flowkit.store import block_cache, table_sizes
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Histogram
 from flowkit.worker.tally import counts_of
-from flowkit.worker.view import TaskView, Watched, behind, topic_of, watermark_of
+from flowkit.worker.view import TaskView, Watched, behind, watermark_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -220,6 +220,6 @@ def _highs(view: TaskView) -> dict[str, int]:
     for engine in view.engines:
         for split in engine.splits.by_name.values():
             if split.high > MIN_TIME:
-                topic = topic_of(split)
+                topic = split.topic
                 found[topic] = max(found.get(topic, MIN_TIME), split.high)
     return found

@@ -98,6 +98,8 @@ class Origin:
     def letter(self, error: BaseException, agent: str, attempts: int) -> DeadLetter:
         """The dead letter of this event."""
         topic, split, offset, where, key, value, time = self._saved()
+        if where.endswith(lies := f"[{split}] offset {offset}"):
+            topic = where.removesuffix(lies)  # of a pattern, the topic that it was
         reason = str(error) or type(error).__name__
         _forget_the_callers_errors(error)
         shown = "".join(traceback.format_exception(type(error), error, _users_part(error))) if attempts else ""

@@ -17,7 +17,15 @@ from typing import Protocol
 
 import structlog
 
-from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreCorrupt, StoreError
+from flowkit.errors import (
+    BrokerError,
+    CommitError,
+    ConfigError,
+    Fenced,
+    FlowkitError,
+    StoreCorrupt,
+    StoreError,
+)
 from flowkit.options import WorkerOptions
 from flowkit.source import Claim, Known
 from flowkit.worker.live import LiveTask
@@ -30,6 +38,9 @@ log = structlog.get_logger("flowkit.worker")
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """A task that fails is opened again after 1, 2, 4 … seconds, at most 30."""
+
+LONGEST_AWAY = 4.0
+"""At most so many if it is the broker that fails: it goes on soon after that is back."""
 
 LONG = 60.0
 """A task that ran for so many seconds before it failed begins with the first wait again."""
@@ -93,6 +104,11 @@ class Ownership:
         """True while it is open and not failing."""
         return self.live is not None and self.live.opened
 
+    @property
+    def commit(self) -> int:
+        """The number of the last commit of its state, once it is `ready`."""
+        return 0 if self.live is None else self.live.task.store.number
+
     async def hold(self) -> None:
         """Claim the task and run it until it is handed over, lost or dropped.
 
@@ -140,17 +156,19 @@ class Ownership:
                     self._before, place = str(place), None
                 elif isinstance(error, ConfigError | StoreCorrupt):
                     raise
+                away = isinstance(error, BrokerError | CommitError)  # which passes, and nobody has to do anything
+                wait = FIRST_WAIT if time.monotonic() - started > LONG else wait
+                wait = min(wait, LONGEST_AWAY if away else LONGEST_WAIT)
                 self.failing = str(error) or type(error).__name__
-                log.error(  # noqa: TRY400  the traceback of an error of ours tells a user nothing
+                (log.warning if away else log.error)(
                     "task failed; opening it again",
                     task=self.name,
                     error=self.failing,
                     wait=wait,
                     exc_info=not isinstance(error, FlowkitError),
                 )
-            wait = FIRST_WAIT if time.monotonic() - started > LONG else wait
             await self._pause(wait)
-            wait = min(wait * 2, LONGEST_WAIT)
+            wait *= 2
 
     async def _check_ours(self) -> None:
         """Raise Fenced if another worker has the task: then whatever failed is no concern of ours.

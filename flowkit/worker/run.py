@@ -22,7 +22,7 @@ from flowkit.codec import fields_of
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
 from flowkit.sink import Destination, FileSink, Rejected, Sink, SinkTask, destination, is_file
-from flowkit.source import FileReader, FileSource, bounded_topic
+from flowkit.source import FileReader, FileSource, bounded_topics
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
@@ -35,7 +35,7 @@ from flowkit.worker.tracing import tracing_from_environment
 from flowkit.worker.watchdog import told_stalls
 
 if TYPE_CHECKING:
-    from flowkit.source import BoundedTopic
+    from flowkit.source import BoundedTopic, BoundedTopics
 
 log = structlog.get_logger("flowkit.run")
 
@@ -137,10 +137,10 @@ async def run(
 ) -> Summary:
     """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
 
-    Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now. The same topic may be
-    given several files: they are its splits, merged by time. `beside` makes what is to go on as long as the run does,
-    such as a server that shows it. Raises ConfigError with everything that is wrong before anything starts; InputError
-    if an input cannot be read.
+    Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now; for a topic with a pattern
+    kafka://HOST:PORT is all that match. The same topic may be given several files: they are its splits, merged by time.
+    `beside` makes what is to go on as long as the run does, such as a server that shows it. Raises ConfigError with
+    everything that is wrong before anything starts; InputError if an input cannot be read.
     """
     options = options or WorkerOptions.from_environment()
     plan = app.plan()
@@ -314,12 +314,12 @@ def _check(
 
 def _bind(
     app: App, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]], *, sync: bool
-) -> tuple[dict[str, "FileSource | BoundedTopic"], dict[str, Destination]]:
+) -> tuple[dict[str, "FileSource | BoundedTopics"], dict[str, Destination]]:
     """Where all comes from and goes to. Raises ConfigError or InputError with everything wrong; changes nothing."""
     paths: dict[str, list[str]] = {}
     for name, path in inputs:
         paths.setdefault(name, []).append(path)
-    sources: dict[str, FileSource | BoundedTopic] = {}
+    sources: dict[str, FileSource | BoundedTopics] = {}
     sinks: dict[str, Destination] = {}
     wrong: list[ConfigError | InputError] = []
     for name, files in paths.items():
@@ -340,13 +340,13 @@ def _bind(
     return sources, sinks
 
 
-def _source(topic: Topic[Any], paths: list[str]) -> "FileSource | BoundedTopic":
+def _source(topic: Topic[Any], paths: list[str]) -> "FileSource | BoundedTopics":
     """What a topic is read from. Raises ConfigError, or InputError for a file that cannot be read."""
     clusters = [path for path in paths if path.startswith("kafka://")]
     if clusters:
         if len(paths) > 1:
             raise ConfigError(f"--input {topic.name}: a topic of a cluster is all of an input; name nothing beside it")
-        return bounded_topic(clusters[0], topic.start)
+        return bounded_topics(clusters[0], topic.start, topic.pattern)
     source = FileSource(paths)
     source.check()
     return source
@@ -376,7 +376,7 @@ def _dead_letters_path(app: App, state: str | Path | None) -> str:
 
 
 async def _open_heads(
-    feed: BoundedFeed, sources: dict[str, "FileSource | BoundedTopic"], meta: dict[str, Any], batch_size: int
+    feed: BoundedFeed, sources: dict[str, "FileSource | BoundedTopics"], meta: dict[str, Any], batch_size: int
 ) -> None:
     """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
     for engine in feed.engines:
@@ -387,19 +387,35 @@ async def _open_heads(
                 feed.add(LinkHead(engine, topic.name, split, make_inlet(engine, topic, -1)))
             if topic.name not in sources:
                 continue
-            source = sources[topic.name]
-            for number in await source.splits():
-                split = engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
-                reader = await source.open(number, feed.position(engine, split, meta))
-                try:
-                    inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
-                except BaseException:
-                    await reader.close()
-                    raise
-                head = Head(engine, topic.name, split, inlet, reader, batch_size)
-                feed.add(head)
-                if topic.idle_after is not None:
-                    engine.idle_after[split.name] = topic.idle_after
+            given = sources[topic.name]
+            named = await given.sources() if hasattr(given, "sources") else [(topic.name, given)]
+            for name, source in named:
+                for number in await source.splits():
+                    await _open_head(feed, engine, topic, name, source, number, meta, batch_size)
+
+
+async def _open_head(
+    feed: BoundedFeed,
+    engine: Engine,
+    topic: Topic[Any],
+    name: str,
+    source: "FileSource | BoundedTopic",
+    number: int,
+    meta: dict[str, Any],
+    batch_size: int,
+) -> None:
+    """The head of one split. `name` is that of the topic outside, which may be one of many that match a pattern."""
+    split = engine.splits.add(f"{name}[{number}]", topic.out_of_order, number)
+    reader = await source.open(number, feed.position(engine, split, meta))
+    try:
+        inlet = make_inlet(engine, topic, number, source.codec, reader.fields)
+    except BaseException:
+        await reader.close()
+        raise
+    head = Head(engine, topic.name, split, inlet, reader, batch_size)
+    feed.add(head)
+    if topic.idle_after is not None:
+        engine.idle_after[split.name] = topic.idle_after
 
 
 def _progress(counters: Counters, engines: Sequence[Engine], heads: Sequence[Head], seconds: float) -> Progress:

@@ -62,6 +62,8 @@ class Shards:
                     f"group {group.name}: reads the streams {_names(group.topics)}, whose shards are split each on its "
                     "own, so that keys would not stay together: send them on by group_by"
                 )
+            if group.patterns:
+                problems.append(f"group {group.name}: {_names(group.patterns)}: streams are not found by pattern yet")
             if group.broadcast_topics:
                 problems.append(f"group {group.name}: {_names(group.broadcast_topics)}: no stream can be broadcast yet")
         if problems:

@@ -1,6 +1,8 @@
 """Where a worker keeps the state of its tasks: a directory for each ownership of a task, never shared.
 
     STATE/worker                          the last worker that used the directory, by its name at the broker
+    STATE/instance                        what they are all known by where members of a group may come again
+    STATE/commits.json                    about how far each task is: its last commit of a second ago
     STATE/tasks/TASK/OWNERSHIP/…          a store, and FROM: where the state was before, until the first commit here
 
 A worker that takes a task over begins a directory of its own and copies what the last commit that counts left, so that
@@ -10,10 +12,12 @@ a zombie which still writes to the old one can spoil nothing. Which commit count
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
+
+import msgspec
 
 from flowkit.errors import ConfigError, StoreError, StoreLocked
 from flowkit.source import Claim
@@ -33,6 +37,8 @@ class StateHome:
         self.root, self.host, self.keys = root.absolute(), host, keys
         self._left: dict[Path, list[Path]] = {}
         """By directory: those that its state came from."""
+        self._instance = ""
+        self._commits: dict[str, int] | None = None
 
     def directory(self, task: str) -> Path:
         return self.root / "tasks" / quote(task, safe="")
@@ -48,10 +54,56 @@ class StateHome:
 
     def sign(self, worker: str) -> None:
         """Leave the worker's name for its successor. Without it the successor only waits for the leases to run out."""
-        draft = self.root / ".worker"
+        self._put("worker", f"{worker}\n")
+
+    def instance(self) -> str:
+        """The same for all workers that use the directory one after the other; a new directory gets a new one.
+
+        Without room for it on the disk it lasts as long as this worker.
+        """
+        if not self._instance:
+            with contextlib.suppress(OSError, ValueError):
+                self._instance = bytes.fromhex((self.root / "instance").read_text()).hex()
+        if not self._instance:
+            self.other_instance()
+        return self._instance
+
+    def other_instance(self) -> None:
+        """From now on another one: the directory is a copy, and a worker in the other one is alive."""
+        self._instance = os.urandom(16).hex()
+        self._put("instance", f"{self._instance}\n")
+
+    # What there is
+
+    def note(self, commits: Mapping[str, int]) -> None:
+        """Remember how far tasks are: a hint, for those that place them when nobody has them."""
+        known = self._noted()
+        if any(known.get(task) != number for task, number in commits.items()):
+            known |= commits
+            self._put("commits.json", msgspec.json.encode(known).decode())
+
+    def newest(self) -> dict[str, int]:
+        """By task whose state is here: the number of its last commit, or one of a second before."""
+        return {task: number for task, number in self._noted().items() if self._has_any(task)}
+
+    def _has_any(self, task: str) -> bool:
+        try:
+            return any(self.directory(task).iterdir())
+        except OSError:
+            return False
+
+    def _noted(self) -> dict[str, int]:
+        if self._commits is None:
+            self._commits = {}
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                self._commits = msgspec.json.decode((self.root / "commits.json").read_bytes(), type=dict[str, int])
+        return self._commits
+
+    def _put(self, name: str, text: str) -> None:
+        draft = self.root / f".{name}"
         with contextlib.suppress(OSError):
-            draft.write_text(f"{worker}\n")
-            draft.replace(self.root / "worker")
+            draft.write_text(text)
+            draft.replace(self.root / name)
 
     # The directories of a task
 

@@ -33,6 +33,7 @@ from flowkit.worker.feed import (
     Ended,
     Feed,
     Finished,
+    Found,
     Idle,
     Marks,
     Piece,
@@ -270,7 +271,8 @@ class Task:
         self.since_commit += count + engine.firing.handled + engine.calls.handled - handled
         if count:
             if self.meter.tracing is not None and isinstance(piece, Records):
-                self.meter.traced(self.name, piece.topic, piece.split.name, count, time.perf_counter() - started)
+                split = piece.split
+                self.meter.traced(self.name, split.topic, split.name, count, time.perf_counter() - started)
             # A slice of about 50 ms, so that commits, stops and the event loop never wait long for slow agents.
             took = time.perf_counter() - started
             self._slice = max(
@@ -293,6 +295,8 @@ class Task:
             case Idle():
                 engine.watermark()  # it came so far before it fell idle, and others are told that
                 piece.split.idle = True
+            case Found():
+                piece.split.idle = False
             case ClockMark():
                 engine.splits.floor = max(engine.splits.floor, piece.watermark)
                 engine.splits.by_clock = True

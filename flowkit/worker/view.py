@@ -15,7 +15,7 @@ from flowkit.clock import Clock
 from flowkit.errors import FlowkitError
 from flowkit.record import MIN_TIME
 from flowkit.store import Store
-from flowkit.window import Split, Splits
+from flowkit.window import Splits
 from flowkit.worker.engine import Engine
 from flowkit.worker.meter import Meter
 from flowkit.worker.task import Task
@@ -83,15 +83,6 @@ def watermark_of(splits: Splits) -> int:
     return min(max(splits.floor, min(marks, default=MIN_TIME)), splits.hold)
 
 
-def topic_of(split: Split) -> str:
-    """The topic whose split it is.
-
-    >>> topic_of(Split("orders[12]", 12, 0))
-    'orders'
-    """
-    return split.name.removesuffix(f"[{split.number}]")
-
-
 def behind(view: TaskView, ends: Mapping[str, int]) -> dict[str, int]:
     """By topic, how many records there are that the task has not done, where positions are offsets."""
     found: dict[str, Any] = {}
@@ -99,7 +90,7 @@ def behind(view: TaskView, ends: Mapping[str, int]) -> dict[str, int]:
         for split in engine.splits.by_name.values():
             position = view.positions.get(split.name, 0)
             if split.name in ends and isinstance(position, int):
-                topic = topic_of(split)
+                topic = split.topic
                 found[topic] = found.get(topic, 0) + max(0, ends[split.name] - position)
     return found
 
@@ -139,11 +130,15 @@ class WorkerView:
         return f"no progress: {', '.join(stalled)}" if stalled else ""
 
     def unready(self) -> str:
+        if self.worker.waits_for:
+            return self.worker.waits_for
         health = self.worker.health()
         if health.ready:
             return ""
         if health.failing:
             return "; ".join(f"task {name}: {why}" for name, why in health.failing.items())
+        if health.broker:
+            return health.broker
         opening = [view.name for view in self.tasks() if not view.ready]
         if opening:
             return f"tasks are being opened: {', '.join(opening)}"
@@ -161,7 +156,8 @@ class WorkerView:
         ask = getattr(broker, "end_offsets", None)
         if ask is None:
             return found
-        names = {topic.name for view in self.tasks() for group in view.groups for topic in group.inputs}
+        engines = [engine for view in self.tasks() for engine in view.engines]
+        names = {split.topic for engine in engines for split in list(engine.splits.by_name.values())}
         for name in sorted(names):
             with suppress(FlowkitError):  # a broker that does not answer: nothing is known
                 found |= {f"{name}[{number}]": end for number, end in enumerate(await ask(name))}

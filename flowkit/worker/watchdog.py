@@ -119,6 +119,8 @@ class LoopWatch:
     def __init__(self, limit_ms: int) -> None:
         self.limit = limit_ms / 1000
         self.turned = time.monotonic()
+        self.longest = 0.0
+        """The longest (seconds) that it has been blocked, as far as it was seen. A process that was stopped is not."""
         self._stop = threading.Event()
         self._told = 0.0
 
@@ -136,6 +138,7 @@ class LoopWatch:
             before = now
             loop.call_soon_threadsafe(self.turn)
             silent = now - self.turned
+            self.longest = max(self.longest, silent)
             if silent >= self.limit and self._told != self.turned:
                 self._told = self.turned
                 frame = sys._current_frames().get(thread_id)  # noqa: SLF001  there is no other way

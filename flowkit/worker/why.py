@@ -167,7 +167,6 @@ def _splits(
     group: Group, meta: dict[str, Any], saved: dict[str, Any] | None, present: tuple[Splits, dict[str, int]] | None
 ) -> tuple[int | None, list[SplitFacts]]:
     """The task's watermark and its splits, as they are if it runs here, else as of the last commit."""
-    topics = {topic.name: topic for topic in group.inputs}
     heard = meta.get("heard", {}) if present is None else present[1]
     rows: Iterable[tuple[str, int, bool, bool, bool]]
     if present is not None:
@@ -180,7 +179,9 @@ def _splits(
         rows = [(name, *_told(row), True) for name, row in saved["splits"]["splits"].items()]
     found, counting = [], []
     for name, high, idle, ended, holds in rows:
-        topic = topics.get(name.rpartition("[")[0])
+        of = name.rpartition("[")[0]
+        # In a bounded run a pattern is read from files under its own name.
+        topic = group.input_of(of) or next((topic for topic in group.patterns if topic.name == of), None)
         out_of_order = 0 if topic is None else topic.out_of_order
         split = SplitFacts(name, None if high == MIN_TIME else high, out_of_order, idle, ended, heard=heard.get(name))
         split.idle_after = None if topic is None else topic.idle_after

@@ -16,6 +16,7 @@ from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
 from flowkit.sink import Destination, Sink, SinkTask, destination
 from flowkit.source import Part
+from flowkit.worker.finder import TopicFinder
 from flowkit.worker.live import task_name
 from flowkit.worker.shards import Shards, Streams
 
@@ -38,6 +39,11 @@ class Slice:
 class Topics(Protocol):
     """What is asked of a broker here."""
 
+    async def topics(self) -> Mapping[str, int]: ...
+    async def end_offsets(self, topic: str) -> Any: ...
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]: ...
+    async def read(self, topic: str, partition: int, offset: int, limit: int) -> Any: ...
+    async def ran(self, tasks: str) -> int: ...
     async def partitions(self, topic: str) -> int: ...
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None: ...
 
@@ -59,6 +65,8 @@ class Wiring:
         """Which tasks there are, where topics are streams."""
         self.expected: Mapping[str, int] | None = None
         """How many partitions each group must have, if the app begins with a savepoint."""
+        self.finder = TopicFinder(app, plan)
+        """Which topics the app's patterns stand for."""
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong whatever the broker holds."""
@@ -92,28 +100,30 @@ class Wiring:
             return [f"--bind {name}: {problem}" for problem in error.problems]
         return []
 
-    async def connect(self, broker: Topics) -> None:
+    async def connect(self, broker: Topics, *, again: bool = False) -> bool:
         """Find the topics, make those that are missing, and tell which tasks there are.
 
-        Raises ConfigError if partition counts do not fit each other, or a file would have several writers; nothing is
-        made then.
+        False if it cannot be told yet how many tasks there are, since nothing matches a pattern; nothing is made then.
+        Nor is it if partition counts do not fit each other, or a file would have several writers: raises ConfigError.
         """
         if isinstance(broker, Streams):
             await self._connect_to_shards(broker)
-            return
+            return True
         found = {name: await broker.partitions(name) for name in sorted(self._names())}
         wanted: dict[str, int] = {}
-        problems = []
+        problems = list(await self.finder.begin(broker))
         counts: dict[str, int] = {}
         for group in self.plan.groups:
-            given = {topic.name: found[topic.name] for topic in group.topics if found[topic.name]}
+            given = await self._given(group, found, broker)
             if len(set(given.values())) > 1:
                 problems.append(_unequal(group, given))
             counts[group.name] = max(given.values(), default=0)
+        if not problems and any(self._is_open(group, counts) for group in self.plan.groups):
+            return False
         for group in self.plan.groups:
             count = self._count(group, counts)
             counts[group.name] = count
-            wanted |= {topic.name: count for topic in group.topics}
+            wanted |= {topic.name: count for topic in group.topics if topic.pattern is None}
             # One that every task reads all of, where nobody else reads it.
             wanted |= {
                 topic.name: self._count_sent(topic, counts)
@@ -127,7 +137,13 @@ class Wiring:
         for name, count in found.items():
             if not count:
                 found[name] = wanted.get(name, self.default)
-                await broker.create(name, found[name], internal=name in internal)
+                try:
+                    await broker.create(name, found[name], internal=name in internal)
+                except ConfigError:
+                    if again or not await broker.partitions(name):
+                        raise
+                    # Someone else has made it, and who was asked had not heard of that yet: all is reckoned anew.
+                    return await self.connect(broker, again=True)
                 log.info("topic made", topic=name, partitions=found[name])
         self.topics = {name: found[name] for name in self._outlets() if name in found}
         self.senders = {
@@ -138,6 +154,29 @@ class Wiring:
             for partition in range(counts[group.name]):
                 part = Slice(group, partition, counts[group.name])
                 self.slices[task_name(self.app, group, partition)] = part
+        self.finder.fix({topic.name: counts[g.name] for g in self.plan.groups for topic in g.topics if topic.pattern})
+        return True
+
+    async def _given(self, group: Group, found: Mapping[str, int], broker: Topics) -> dict[str, int]:
+        """The partitions of those of a group's topics that are there.
+
+        If those that match are unequal, and the app has run before, those count that are as they were then: what
+        others make must not keep an app from being started again.
+        """
+        given = {topic.name: found[topic.name] for topic in group.topics if found.get(topic.name)}
+        matching: dict[str, int] = {}
+        for topic in group.topics:
+            matching |= self.finder.found.get(topic.name, {})
+        if len({*given.values(), *matching.values()}) > 1:
+            before = await broker.ran(f"{self.app.name}/{group.name}/")
+            if before in matching.values():
+                matching = {name: count for name, count in matching.items() if count == before}
+        return given | matching
+
+    def _is_open(self, group: Group, counts: Mapping[str, int]) -> bool:
+        """True if a group reads a pattern, and nothing tells yet into how many tasks it is divided."""
+        told = counts[group.name] or (self.expected is not None and group.name in self.expected)
+        return not told and any(topic.pattern is not None for topic in group.topics)
 
     async def _connect_to_shards(self, broker: Streams) -> None:
         """The same for a broker whose topics are streams."""
@@ -197,7 +236,7 @@ class Wiring:
 
     def _names(self) -> set[str]:
         """All topics that have to be on the broker."""
-        read = {topic.name for group in self.plan.groups for topic in group.inputs}
+        read = {topic.name for group in self.plan.groups for topic in group.inputs if topic.pattern is None}
         written = {name for name, outlet in self._written().items() if isinstance(outlet, Topic)}
         return read | ((written | {self.app.dead_letters.name}) - self.binds.keys())
 
@@ -242,6 +281,13 @@ class Wiring:
 def _unequal(group: Group, counts: dict[str, int]) -> str:
     told = ", ".join(f"{name} has {count}" for name, count in counts.items())
     names = ", ".join(agent.name for agent in group.agents) or ", ".join(table.name for table in group.tables)
+    patterns = [topic for topic in group.topics if topic.pattern is not None]
+    if patterns:
+        said = " and ".join(f"{topic.pattern.pattern!r} ({topic.name})" for topic in patterns if topic.pattern)
+        return (
+            f"{names}: task p reads partition p of all topics that match {said}, and of those beside them, so they "
+            f"need equal partition counts: {told}: make them with as many, or let the pattern leave some out"
+        )
     ours = [topic.name for topic in group.topics if isinstance(topic, Internal)]
     cure = f" ({', '.join(ours)}: made by flowkit itself, in an earlier shape of the app)" if ours else ""
     return f"agents {names} share state, so their topics need equal partition counts: {told}{cure}"

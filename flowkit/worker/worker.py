@@ -5,29 +5,37 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from flowkit.app import App
 from flowkit.clock import SystemClock
-from flowkit.errors import ConfigError, Fenced, FlowkitError, StoreError
+from flowkit.errors import BrokerError, ConfigError, Fenced, FlowkitError, StoreError
 from flowkit.options import WorkerOptions
-from flowkit.source import Claim, EndsForOthers, KeepsFrames, Sharded, open_broker
+from flowkit.source import (
+    Claim,
+    EndsForOthers,
+    KeepsFrames,
+    PlacesByGroup,
+    Sharded,
+    check_storage_url,
+    open_broker,
+    open_storage,
+)
 from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
     Storage,
     Store,
-    check_storage_url,
     claim_directory,
     folder_of,
     keys_from_environment,
     open_directory,
     open_host,
-    open_storage,
 )
 from flowkit.worker.beginning import Beginning, begun_with
 from flowkit.worker.build import random_ids, tuned_collector
@@ -38,6 +46,7 @@ from flowkit.worker.inheriting import Inheritance, opened_for_a_while
 from flowkit.worker.live import Begins, LiveTask, task_name
 from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
+from flowkit.worker.patience import Patience
 from flowkit.worker.resources import resources
 from flowkit.worker.restoring import Frames
 from flowkit.worker.savepoint import need_manifest
@@ -48,6 +57,15 @@ from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
 from flowkit.worker.wiring import Slice, Wiring
 
 log = structlog.get_logger("flowkit.worker")
+
+LONGEST_SESSION = 300_000
+"""No code that blocks the event loop gets a longer session (ms) than this."""
+
+MOST_SLACK = 16
+"""A task that is started again and again without a commit gets up to so many times the time to stall."""
+
+SAY_SECONDS = 10.0
+"""While the broker is away, that is said so often."""
 
 LAST_SECONDS = 5.0
 """How long tasks that were dropped at the end of the grace may take to let go."""
@@ -87,8 +105,18 @@ class Worker:
         """What it hears of savepoints, where there are checkpoints."""
         self.beginning: Beginning | None = None
         """The savepoint that tasks without commits begin with."""
+        self.waits_for = ""
+        """Why it has not begun to work."""
         self._begun: str | None = None
         self._stopping = asyncio.Event()
+        self._patience = Patience(self.options.broker_patience, self._stopping)
+        self._session = self.options.lease_ttl
+        """How long (ms) after its last sign of life others take its tasks."""
+        self._slack: dict[str, int] = {}
+        """By task that was started again and has not committed since: how many times longer it may take now."""
+        self._away = ""
+        """Why the broker does not answer; '' while it does."""
+        self._away_since = self._away_said = 0.0
         self._fatal: BaseException | None = None
         self._look_at_resources: Callable[[], None] = _nothing
         self._placed_at = 0.0
@@ -101,7 +129,17 @@ class Worker:
             owned.hand_over()
 
     async def run(self) -> None:
-        """Work until `stop`. Raises what made going on impossible."""
+        """Work until `stop`. Raises what made going on impossible, as a broker that is away and stays so."""
+        try:
+            await self._run()
+        except BrokerError:
+            if not self._stopping.is_set():
+                raise
+            log.info("stopped before the broker answered", worker=self.id)
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def _run(self) -> None:
         self.wiring.check()
         if self.options.checkpoints:
             check_storage_url(self.options.checkpoints)
@@ -120,31 +158,68 @@ class Worker:
             if options.checkpoints:
                 self.storage = await stack.enter_async_context(open_storage(options.checkpoints))
                 await self._check_storage(self.storage)
+            await self._watched(stack)
             self.broker = open_broker(self.broker_url, self.clock, self.app.guarantee)
-            await stack.enter_async_context(self.broker)
+            await self._patience.have(lambda: stack.enter_async_context(self.broker))
             if options.from_savepoint:
                 self.beginning = await self._read_savepoint(stack, options.from_savepoint)
-            await self.wiring.connect(self.broker)
+            if not await self._connect():
+                return
             for found in self.wiring.destinations.values():
                 await stack.enter_async_context(found)
             if isinstance(self.broker, EndsForOthers):
                 self.broker.writes = self.wiring.topics
-            await self._begin()
+            if isinstance(self.broker, PlacesByGroup):
+                self.broker.home = self.home
+            await self._patience.have(self._begin)
             self._look_at_resources = await stack.enter_async_context(resources(self.app, self.clock))
-            stack.enter_context(LoopWatch(self.options.stall_after).running())
-            await self._join()
-            watches = [asyncio.create_task(self._watch(), name="watchdog")]
+            await self._patience.have(self._join)
+            beside: list[asyncio.Task[None]] = []
+            finder = self.wiring.finder
+            if finder.patterns:
+                looking = finder.watch(self.broker, self.options.topic_refresh)
+                beside.append(asyncio.create_task(looking, name="topics"))
             if self.savepoints is not None:
                 await self.savepoints.look()
-                watches.append(asyncio.create_task(self.savepoints.watch(lambda: self.owned), name="savepoints"))
+                beside.append(asyncio.create_task(self.savepoints.watch(lambda: self.owned), name="savepoints"))
             try:
                 await self._take_part()
             finally:
                 await self._end()
-                await _cancelled(watches)
-                (self.state / NAME).unlink(missing_ok=True)
-        if self._fatal is not None:
-            raise self._fatal
+                await _cancelled(beside)
+
+    async def _watched(self, stack: AsyncExitStack) -> None:
+        """From here to the end the watchdog looks, and tells how it is."""
+
+        async def over() -> None:
+            await _cancelled([watch])
+            (self.state / NAME).unlink(missing_ok=True)
+
+        watch = asyncio.create_task(self._watch(), name="watchdog")
+        stack.push_async_callback(over)
+        # Others take this worker's tasks once its session is over: what keeps it from telling them is told by then.
+        self._loop_watch = LoopWatch(min(self.options.stall_after, self.options.lease_ttl))
+        stack.enter_context(self._loop_watch.running())
+
+    async def _connect(self) -> bool:
+        """Find out which tasks there are; False if it is stopped while no topic matches a pattern yet."""
+        connected = await self._patience.have(lambda: self.wiring.connect(self.broker))
+        while not connected:
+            if not self.waits_for:
+                patterns = {topic.name: topic.pattern.pattern for topic in self.wiring.finder.patterns if topic.pattern}
+                log.info("no topic matches yet, so the number of tasks is not known: waiting", patterns=patterns)
+                self.waits_for = f"no topic matches yet: {', '.join(map(repr, patterns.values()))}"
+            self._write_health()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), min(5.0, self.options.topic_refresh / 1000))
+            if self._stopping.is_set():
+                return False
+            try:
+                connected = await self.wiring.connect(self.broker)
+            except BrokerError as error:
+                log.warning("the broker does not answer; trying again", error=str(error))
+        self.waits_for = ""
+        return True
 
     async def _check_storage(self, storage: Storage) -> None:
         try:
@@ -189,7 +264,8 @@ class Worker:
             # It is dead, or the directory would not be ours: its tasks need not wait until its leases run out.
             await self.broker.leave(before)
         self.home.sign(self.id)
-        await self.broker.join(self.id, self.options.lease_ttl, list(self.wiring.slices))
+        await self.broker.join(self.id, self._session, list(self.wiring.slices))
+        self._loop_watch.longest = 0.0  # what was loaded before blocked no session
         tasks = len(self.wiring.slices)
         log.info("worker started", app=self.app.name, worker=self.id, tasks=tasks, broker=self.broker_url)
 
@@ -201,24 +277,66 @@ class Worker:
         last_beat = -third
         while not self._stopping.is_set():
             try:
+                await self._lengthen()
                 if time.monotonic() - last_beat >= third:
                     await self._renew()
                     last_beat = time.monotonic()
                 await self._place()
                 self._placed_at = time.monotonic()
+                self._answered()
             except ConfigError:
                 raise
             except FlowkitError as error:
-                log.warning("the broker does not answer; trying again", error=str(error))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), min(1.0, third))
+                self._unanswered(error)
+            await self._pause(min(1.0, third))
+
+    async def _pause(self, seconds: float) -> None:
+        """For so long, unless it is to stop, or the tasks have been shared out anew."""
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._stopping.wait(), name="stopping")]
+        if isinstance(self.broker, PlacesByGroup):
+            waits.append(asyncio.create_task(self.broker.shared_out(), name="shared out"))
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancelled(waits)
+
+    async def _lengthen(self) -> None:
+        """Join with a longer session if code blocked the loop beyond this one, since it may do so again.
+
+        Without that, workers would take the task of an event that needs so long from each other for ever.
+        """
+        blocked = round(self._loop_watch.longest * 1000)
+        if blocked < self._session or self._session >= LONGEST_SESSION:
+            return
+        before, self._session = self._session, min(2 * blocked, LONGEST_SESSION)
+        log.warning(
+            "the event loop was blocked beyond the session: others have taken its tasks; joining with a longer one",
+            blocked_ms=blocked,
+            session_ms=before,
+            longer_ms=self._session,
+        )
+        await self.broker.join(self.id, self._session, list(self.wiring.slices))
+
+    def _answered(self) -> None:
+        if self._away:
+            log.info("the broker answers again", seconds=round(time.monotonic() - self._away_since, 1))
+            self._away = ""
+
+    def _unanswered(self, error: FlowkitError) -> None:
+        now = time.monotonic()
+        if not self._away:
+            self._away_since, self._away_said = now, now - SAY_SECONDS
+        self._away = str(error)
+        if now - self._away_said >= SAY_SECONDS:
+            self._away_said = now
+            log.warning("the broker does not answer; trying again", error=self._away)
 
     async def _renew(self) -> None:
         try:
             await self.broker.heartbeat(self.id)
         except Fenced:  # it was away for so long that the others have forgotten it
             log.warning("membership lost; joining again", worker=self.id)
-            await self.broker.join(self.id, self.options.lease_ttl, list(self.wiring.slices))
+            await self.broker.join(self.id, self._session, list(self.wiring.slices))
         # Those that are still being claimed have no lease yet.
         held = [name for name, owned in self.owned.items() if owned.live is not None]
         for name in await self.broker.renew(self.id, held):
@@ -317,6 +435,7 @@ class Worker:
             drain=self._drain_of(name),
             begin=first,
             owns=part.owns,
+            finder=self.wiring.finder,
         )
 
     def _drain_of(self, name: str) -> TaskDrain | None:
@@ -370,6 +489,8 @@ class Worker:
         pause = min(1.0, limit / 4)
         while True:
             self._write_health()
+            if isinstance(self.broker, PlacesByGroup):
+                self.home.note({name: owned.commit for name, owned in self.owned.items() if owned.ready})
             for meter in self.meters.values():
                 meter.look()
             before = time.monotonic()
@@ -387,29 +508,41 @@ class Worker:
 
     def _look_at(self, owned: Ownership, limit: float) -> None:
         live = owned.live
+        if live is not None and live.opened and live.task.commits:
+            self._slack.pop(owned.name, None)
         silent = live.silent() if live is not None else 0.0
         owned.stalled = silent > limit
         if live is None or not owned.stalled or time.monotonic() - owned.told < limit:
             return
         owned.told = time.monotonic()
         where = {"seconds": round(silent), "waits_for": waiting_for(owned.job), "all_tasks": dump_tasks()}
-        if live.recovered:
-            log.error("task makes no progress: it is started again", task=owned.name, **where)
-            owned.job.cancel()
-        else:
+        slack = self._slack.get(owned.name, 1)
+        if not live.recovered:
             log.warning("task takes long to read its state", task=owned.name, **where)
+        elif silent > slack * limit:
+            log.error("task makes no progress: it is started again", task=owned.name, **where)
+            self._slack[owned.name] = min(2 * slack, MOST_SLACK)
+            owned.job.cancel()
+        else:  # it may be an event that does take so long: started again each time, it would never be done
+            log.warning(
+                "task makes no progress, after it was started again: it has longer now",
+                task=owned.name,
+                started_again_after=round(slack * limit),
+                **where,
+            )
 
     def health(self) -> Health:
         """How it is just now."""
-        heard = time.monotonic() - self._placed_at < self.options.lease_ttl / 1000
+        heard = self._placed_at > 0 and time.monotonic() - self._placed_at < self._session / 1000
         owned = self.owned.items()
         return Health(
             os.getpid(),
             self.clock.now_ms(),
-            heard and not self._stopping.is_set() and all(task.ready for _, task in owned),
+            heard and not self._away and not self._stopping.is_set() and all(task.ready for _, task in owned),
             [name for name, task in owned if task.stalled],
             list(self.owned),
             {name: task.failing for name, task in owned if task.failing},
+            self._away or self._patience.why,
         )
 
     def _write_health(self) -> None:
@@ -447,10 +580,11 @@ def _nothing() -> None:
     return None
 
 
-async def _cancelled(jobs: "list[asyncio.Task[None]]") -> None:
+async def _cancelled(jobs: "Sequence[asyncio.Task[Any]]") -> None:
     for job in jobs:
         job.cancel()
-    await asyncio.wait(jobs)
+    if jobs:
+        await asyncio.wait(jobs)
 
 
 async def serve(

@@ -1,5 +1,6 @@
 """A place to type commands in, and this process as it was when they are done."""
 
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import pytest
 import structlog
 
 from flowkit.cli import main
+from flowkit.cli.logging import Libraries
 from tests.cli.place import Done, Place
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -25,6 +27,7 @@ def place(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
+    level = logging.getLogger().level
     handlers = [signal.getsignal(number) for number in SIGNALS]
 
     def call(words: list[str]) -> Done:
@@ -35,6 +38,10 @@ def place(
 
     yield Place(tmp_path, call)
     structlog.reset_defaults()
+    root = logging.getLogger()
+    root.setLevel(level)
+    for ours in [each for each in root.handlers if isinstance(each, Libraries)]:
+        root.removeHandler(ours)
     for number, handler in zip(SIGNALS, handlers, strict=True):
         signal.signal(number, handler)
     for name in set(sys.modules) - modules:

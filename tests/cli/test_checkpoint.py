@@ -122,7 +122,10 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["restore", "x", "new", "--checkpoints", "kept"], "no checkpoints of task 'x'; there are those of shop/"),
     (["list", "--checkpoints", "nowhere"], "no checkpoints of any task\n"),
-    (["list", "--checkpoints", "ftp://x"], "unknown scheme 'ftp'; use file:///DIR, a path, or s3://BUCKET/PREFIX"),
+    (
+        ["list", "--checkpoints", "ftp://x"],
+        "unknown scheme 'ftp'; use file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC",
+    ),
     (["list"], "Missing option '--checkpoints'"),
 ]
 

@@ -1,5 +1,6 @@
 """`flowkit explain`: the flow in words and as a diagram."""
 
+import json
 import re
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_flow_is_told_from_source_to_sink(place: Place) -> None:
 
 
 EXPECTED = """\
-app shop
+app shop: exactly once
 
 group seen: one task for each partition of sales
   topic sales: Sale, keyed by user, time at, up to 5 s out of order
@@ -223,3 +224,70 @@ def pass_on(e: E) -> E:
 def test_an_unknown_guarantee_is_refused() -> None:
     with pytest.raises(flowkit.ConfigError, match="guarantee='twice', but there are exactly once and at least once"):
         flowkit.App("x", guarantee="twice")  # type: ignore[arg-type]
+
+
+BEGINNING = """
+import flowkit
+from datetime import UTC, datetime
+app = flowkit.App("shop", guarantee="at least once")
+class Sale(flowkit.Record):
+    user: str
+news = app.topic("news", Sale, start="latest", out_of_range="earliest")
+since = app.topic("since", Sale, start=datetime(2024, 1, 1, tzinfo=UTC), out_of_range="latest")
+there = app.topic("there", Sale, key="user", start={0: 7, 2: 9})
+orders = app.topic("orders", Sale, pattern=r"orders\\.(eu|us)")
+copies = app.topic("copies", Sale)
+
+@app.each(news, since, there, sinks=[copies])
+def look(sale: Sale) -> Sale:
+    return sale
+
+@app.each(orders)
+def buy(sale: Sale) -> None: ...
+"""
+
+
+def test_where_topics_begin_and_what_if_they_cannot_go_on_is_told(place: Place) -> None:
+    place.app(BEGINNING)
+    lines = place.call("explain", "app.py").out.splitlines()
+    assert lines[0] == "app shop: at least once"
+    in_order = "time of the transport, in order of time"
+    gone, r = "if its position is gone", "(others at the earliest)"
+    for line in (
+        f"  topic news: Sale, {in_order}, begins at the latest record, goes on at the earliest record {gone}",
+        f"  topic since: Sale, {in_order}, begins at 2024-01-01T00:00:00Z, goes on at the latest record {gone}",
+        f"  topic there: Sale, keyed by user, {in_order}, begins at offset 7 of partition 0 and 9 of partition 2 {r}",
+        f"  topic orders: all topics that match orders\\.(eu|us), also those that come later, Sale, {in_order}",
+        "group buy: one task for each partition of orders (all that match have equal numbers of them)",
+    ):
+        assert line in lines, (line, lines)
+
+
+def test_the_flow_is_told_to_programs(place: Place) -> None:
+    place.app(BEGINNING)
+    told = json.loads(place.call("explain", "app.py", "--json").out)
+    assert (told["app"], told["guarantee"]) == ("shop", "at least once")
+    topics = {topic["name"]: topic for group in told["groups"] for topic in group["topics"]}
+    assert {name: (topic["start"], topic["out_of_range"]) for name, topic in topics.items()} == {
+        "news": ("latest", "earliest"),
+        "since": (1_704_067_200_000, "latest"),
+        "there": ({"0": 7, "2": 9}, "fail"),
+        "orders": ("earliest", "fail"),
+    }
+    assert topics["orders"]["pattern"] == r"orders\.(eu|us)"
+    outputs = {output["name"]: output["guarantee"] for output in told["outputs"]}
+    assert set(outputs) == {"copies", "dead-letters"}
+    assert outputs["copies"].startswith("at least once on kafka://")
+    agents = {agent["name"]: agent for group in told["groups"] for agent in group["agents"]}
+    assert (agents["look"]["reads"], agents["look"]["sends"]) == (["news", "since", "there"], ["copies"])
+
+
+def test_all_that_can_be_declared_is_told_to_programs(place: Place) -> None:
+    place.app(EVERYTHING)
+    told = json.loads(place.call("explain", "app.py", "--json").out)
+    tables = {table["name"]: table for group in told["groups"] for table in group["tables"]}
+    assert tables["hops"]["window"] == "sliding 10 min every 1 min"
+    assert tables["rate"]["broadcast"]
+    topics = {topic["name"]: topic for group in told["groups"] for topic in group["topics"]}
+    assert (topics["rates"]["broadcast"], topics["rates"]["key"]) == (True, "lambda at app.py:11")
+    assert (topics["sales"]["out_of_order"], topics["sales"]["idle_after"]) == (90_000, 120_000)

@@ -161,6 +161,8 @@ def healthy(**fields: Any) -> dict[str, Any]:
     [
         ({}, 0, "healthy"),
         ({"ready": False}, 1, "is not ready yet"),
+        ({"ready": False, "broker": "kafka://a:9092: no answer"}, 1, "is not ready: kafka://a:9092: no answer"),
+        ({"ready": False, "failing": {"shop/seen/0": "full"}}, 1, "is not ready: task shop/seen/0: full"),
         ({"stalled": ["shop/seen/0"]}, 1, "makes no progress: shop/seen/0"),
         ({"at_ms": 0}, 1, "silent"),
         ({"pid": 2**22 + 1}, 1, "is dead"),

@@ -14,9 +14,9 @@ import pytest
 from flowkit import App, Closed, ConfigError, Count, Record, Sum, Tumbling
 from flowkit.clock import SystemClock, VirtualClock
 from flowkit.errors import StoreError
-from flowkit.source import partition_of
+from flowkit.source import open_storage, partition_of
 from flowkit.source.embedded import EmbeddedBroker
-from flowkit.store import Checkpoints, LsmStore, folder_of, open_storage, tasks_in
+from flowkit.store import Checkpoints, LsmStore, folder_of, tasks_in
 from flowkit.worker import Worker, draining, ownership
 from flowkit.worker.beginning import TaskBeginning, marker_of
 from flowkit.worker.savepoint import Manifest, Parts, Request, Requests, Seal, read_manifest
@@ -318,6 +318,28 @@ async def test_an_app_goes_on_under_another_name_on_the_same_broker(tmp_path: Pa
             await until_sent(broker, len(wanted))
             await until_drained(broker, kind)
         assert await sent(broker, "windows") == wanted
+
+
+async def test_what_senders_have_said_still_holds_under_another_name(tmp_path: Path) -> None:
+    """They do not say it again: a window that waited for one of them closes, though the others stay silent."""
+
+    async def sell(partition: int, at: int, shop: str) -> None:
+        sale = {"user": USERS[partition], "shop": shop, "at": at, "value": 5}
+        await broker.put("sales", [(USERS[partition].encode(), json.dumps(sale).encode(), 0)], partition)
+
+    async with topics_in(tmp_path, **TOPICS) as broker:
+        async with working(by_shop(), tmp_path, checkpoints=str(tmp_path / "kept")) as worker:
+            await sell(0, 10, "waits")
+            for partition in (1, 2):
+                await sell(partition, 100_000, "far ahead")
+            senders = [f"selling/from-sales/{n}" for n in range(PARTITIONS)]
+            await eventually(lambda: has_read(worker, senders) == 3, "all have said how far they are")
+            await take(tmp_path, stop=True)
+        assert await sent(broker, "windows") == []
+        async with working(by_shop("again"), tmp_path, state="again", from_savepoint=str(tmp_path / "saved")):
+            await sell(0, 1_000, "later")
+            await until_sent(broker, 1)
+        assert await sent(broker, "windows") == [{"shop": "waits", "end": 100, "n": 1, "total": 5}]
 
 
 # --- in the midst -----------------------------------------------------------------------------------------------------

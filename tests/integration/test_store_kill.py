@@ -159,6 +159,20 @@ def test_a_store_in_use_is_refused_with_its_owners_pid_and_free_once_that_is_kil
     assert asyncio.run(check(owners.path)) >= owners.promised
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_of_an_owner_that_stands_still_it_is_told_how_to_end_it(owners: Owners) -> None:
+    owners.start("inline")
+    owners.wait_for_commits(1)
+    os.kill(owners.pid, signal.SIGSTOP)
+    words = f"in use by process {owners.pid}, which stands still .SIGSTOP.: kill -CONT {owners.pid} or kill -9"
+    soon(lambda: "T" in Path(f"/proc/{owners.pid}/stat").read_text().rpartition(")")[2].split())
+    with pytest.raises(StoreLocked, match=words):
+        asyncio.run(check(owners.path))
+    os.kill(owners.pid, signal.SIGCONT)
+    with pytest.raises(StoreLocked, match=f"in use by process {owners.pid}: stop it"):
+        asyncio.run(check(owners.path))
+
+
 def test_looks_are_consistent_while_the_owner_flushes_and_compacts(owners: Owners) -> None:
     owners.start("helper")
     owners.wait_for_commits(2)

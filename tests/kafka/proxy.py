@@ -20,6 +20,7 @@ class Wire:
         self._whole = asyncio.Event()
         self._whole.set()
         self._open: set[asyncio.StreamWriter] = set()
+        self._age = 0
 
     async def serve(self) -> None:
         """Begin to listen."""
@@ -28,6 +29,14 @@ class Wire:
     def cut(self) -> None:
         """From now on nothing comes through; who connects hears nothing."""
         self._loop.call_soon_threadsafe(self._whole.clear)
+
+    def swallow(self) -> None:
+        """Whatever is sent by a connection that there is now is never heard of, as by one that is half open."""
+
+        def do() -> None:
+            self._age += 1
+
+        self._loop.call_soon_threadsafe(do)
 
     def mend(self, *, torn: bool) -> None:
         """Go on: with what was under way, or (`torn`) with new connections only."""
@@ -53,9 +62,12 @@ class Wire:
         writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        age = self._age
         try:
             while data := await reader.read(2**16):
                 await self._whole.wait()
+                if age != self._age:
+                    continue
                 writer.write(data)
                 await writer.drain()
         except OSError:

@@ -22,6 +22,7 @@ from aiokafka import errors as kafka
 from flowkit.cli import main
 from flowkit.source import kafka_frames, kafka_group, kafka_tasks
 from flowkit.source.kafka import KafkaBroker
+from flowkit.source.kafka_client import all_sent
 from flowkit.source.rules import group_outputs
 from flowkit.store import Frame, LsmStore, read_store
 from flowkit.worker import live, task
@@ -113,10 +114,10 @@ def no_fence() -> None:
 def failed_sends_ignored() -> None:
     """The transaction is committed whatever became of the sends."""
 
-    async def all_(sent: Any) -> None:
-        await asyncio.gather(*(each for futures in sent for each in futures), return_exceptions=True)
+    async def all_(futures: Any) -> None:
+        await asyncio.gather(*futures, return_exceptions=True)
 
-    _put(kafka_tasks, "_all", all_)
+    _put(kafka_tasks, "all_sent", all_)
 
 
 def frame_before_outputs() -> None:
@@ -129,7 +130,7 @@ def frame_before_outputs() -> None:
         producer = self._open_producer()
         await producer.begin_transaction()
         for (topic, partition), columns in group_outputs(outputs).items():
-            await kafka_tasks._all([await self._send(topic, partition, *columns)])
+            await all_sent(await self._send(topic, partition, *columns))
         await producer.commit_transaction()
         return offset
 

@@ -10,9 +10,10 @@ import pytest
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, OutcomeUnknown, StoreCorrupt
 from flowkit.source import Broker, KeepsFrames
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.source.kafka_frames import PART_BYTES, changelog_of, open_changelog
+from flowkit.source.kafka_frames import PART_BYTES, open_changelog
 from flowkit.store import Frame, SpaceChange
 
 

@@ -14,11 +14,12 @@ import pytest
 
 from flowkit.clock import SystemClock
 from flowkit.errors import StoreCorrupt
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.source.kafka_frames import PART_BYTES, changelog_of
-from flowkit.store import Frame, SpaceChange
-from tests.integration.processes import Process, crew_in
+from flowkit.source.kafka_frames import PART_BYTES
+from flowkit.store import Frame, SpaceChange, read_store
+from tests.integration.processes import Crew, Process, crew_in
 from tests.store.s3_server import own_bucket, s3_environment, s3_server
 
 APP = str(Path(__file__).with_name("checkpoint_app.py"))
@@ -158,10 +159,10 @@ class Outside:
 
 
 @contextmanager
-def place_of(kind: str, path: Path, name: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The URL of a storage for checkpoints, and the environment that it needs."""
-    if kind == "files":
-        yield (path / "checkpoints").as_uri(), {}
+def place_of(kind: str, path: Path, topic: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The URL of a storage for checkpoints, and the environment that it needs; `topic` is for those in Kafka."""
+    if kind != "s3":
+        yield topic if kind == "kafka" else (path / "checkpoints").as_uri(), {}
         return
     with s3_server() as server, pytest.MonkeyPatch.context() as patch:
         environ = s3_environment(server)
@@ -182,11 +183,12 @@ def damage_newest(path: Path, task: str) -> str:
     return newest.name
 
 
-@pytest.mark.parametrize("kind", ["files", "s3"])
+@pytest.mark.parametrize("kind", ["files", "s3", "kafka"])
 def test_a_worker_with_an_empty_disk_goes_on_from_checkpoint_and_frames(
     kind: str, kafka_address: str, tmp_path: Path, name: str
 ) -> None:
-    with place_of(kind, tmp_path, name) as (url, environ), crew_in(tmp_path) as crew:
+    topic = f"kafka://{kafka_address}/{name}-states/prod"
+    with place_of(kind, tmp_path, topic) as (url, environ), crew_in(tmp_path) as crew:
         env = {
             **environ,
             "CHECKPOINT_APP": name,
@@ -230,3 +232,20 @@ def test_a_worker_with_an_empty_disk_goes_on_from_checkpoint_and_frames(
                     assert first > 5, "frames below the checkpoints are gone"
 
         asyncio.run(story())
+        looked_into(crew, url, environ, f"{name}/totals/1")
+
+
+def looked_into(crew: Crew, url: str, environ: dict[str, str], task: str) -> None:
+    """What is there can be listed, inspected, verified and restored by hand."""
+
+    def run(*words: str) -> str:
+        process = crew.flowkit(words[0], "checkpoint", *words, "--checkpoints", url, env=environ)
+        assert process.wait() == 0, process.said()
+        return process.out.read_text() + process.said()
+
+    assert len([line for line in run("list", "--task", task).splitlines() if line.startswith(task)]) == 2
+    assert "totals" in run("inspect", task)
+    assert f"{task}: sound" in run("verify", "--task", task)
+    assert "restored from" in run("restore", task, "by-hand")
+    look = read_store(crew.directory / "by-hand")
+    assert look.number > 0

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from flowkit.clock import SystemClock
+from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
-from flowkit.source.kafka_frames import changelog_of
 from tests.cli.conftest import place
 from tests.cli.place import Place
 from tests.kafka.test_broker import Out, commit, frame

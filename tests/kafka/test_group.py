@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +12,20 @@ from flowkit.errors import BrokerError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_group import Assigned, KafkaGroup
 from flowkit.source.kafka_topics import KafkaTopics
+from flowkit.worker.state_home import StateHome
 
 TASKS = ["app/group/0", "app/group/1"]
 
 
-@pytest.fixture
-async def group(kafka_address: str, name: str) -> AsyncIterator[KafkaGroup]:
+@pytest.fixture(params=["dynamic", "static"])
+async def group(
+    kafka_address: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[KafkaGroup]:
     address = KafkaAddress.parse(f"kafka://{kafka_address}", {})
     async with KafkaTopics(address) as topics:
         await topics.create(name, 2)
-    group = KafkaGroup(address, name, f"{name}/ada", [name], 3_000)
+    home = StateHome(tmp_path) if request.param == "static" else None
+    group = KafkaGroup(address, name, f"{name}/ada", [name], 3_000, home)
     await group.start(TASKS)
     yield group
     await group.stop()

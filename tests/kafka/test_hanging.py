@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import pytest
+from aiokafka.errors import KafkaError
 
+from flowkit.errors import OutcomeUnknown
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_frames import open_changelog
 from flowkit.source.kafka_hanging import hangs
@@ -107,6 +109,26 @@ async def test_what_was_not_sent_whole_never_counts(cluster: Cluster) -> None:
         "app-group-changelog", b"\x98\x01\x02\xc4\x01a\xc4\x01b\xa0\x00\x02\xc4\x01x", partition=0
     )
     await first.stop()
+
+    second = await cluster.owner()
+    assert second.last == (1, b"commit 1")
+    await second.commit(frame(2), outputs(2))
+    await second.stop()
+    assert await cluster.numbers() == [1, 2]
+    assert await cluster.out() == [b"1", b"2", b"1", b"2"]
+
+
+async def test_outputs_whose_frame_never_came_never_count(cluster: Cluster) -> None:
+    first = await cluster.owner()
+    await first.commit(frame(1), outputs(1))
+    await lose_the_end(cluster, first)
+
+    async def stands_still(frame: Frame) -> list[Any]:
+        raise KafkaError
+
+    first._send_frame = stands_still  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown):
+        await first.commit(frame(2), outputs(2))
 
     second = await cluster.owner()
     assert second.last == (1, b"commit 1")

@@ -198,6 +198,27 @@ async def test_a_partition_has_one_reader(topics: KafkaTopics, readers: KafkaRea
     assert await readers.wait(10) > 0  # nobody is left to read for, which is no reason to hang or to fail
 
 
+async def test_a_shared_partition_has_as_many_readers_as_want_it(
+    topics: KafkaTopics, readers: KafkaReaders, name: str
+) -> None:
+    await topics.create(name, 1)
+    await topics.put(name, numbered(0, 10))
+    source = readers.source(name, shared=True)
+    opened = [await source.open(0, None) for _ in range(3)]
+    for reader in opened:
+        assert await take(readers, reader, 10) == list(range(10))
+    mark = await readers.wait(10)
+    waiting = asyncio.create_task(readers.wait(60_000, mark))
+    await opened[0].close()
+    await topics.put(name, numbered(10, 12))
+    assert await waiting > mark
+    assert await take(readers, opened[2], 2) == [10, 11]
+    assert await take(readers, opened[1], 1, at_once=1) == [10]
+    again = await source.open(0, 11)
+    assert await take(readers, again, 1) == [11]
+    assert await take(readers, opened[1], 1) == [11]
+
+
 async def test_what_is_not_there(topics: KafkaTopics, readers: KafkaReaders, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"no topic '{name}'"):
         await readers.source(name).splits()

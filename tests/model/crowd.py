@@ -70,6 +70,7 @@ class Crowd:
             options=WorkerOptions(),
             new_id=self._new_id,
             hook=self._maybe_pull,
+            finder=self.wiring.finder,
         )
         await self.tasks[name].open()
 

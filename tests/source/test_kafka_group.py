@@ -2,10 +2,11 @@
 
 from random import Random
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowkit.source.kafka_group import Member, assign
+from flowkit.source.kafka_group import Assigned, Member, assign, sum_of
 from tests.depth import examples
 
 TASKS = [f"app/g/{n}" for n in range(7)]
@@ -13,6 +14,25 @@ TASKS = [f"app/g/{n}" for n in range(7)]
 
 def member(worker: str, *held: int, generation: int = 1) -> Member:
     return Member(worker, TASKS, [TASKS[n] for n in held], generation)
+
+
+def test_what_is_to_be_given_up_is_told_for_whoever_comes_back_in_its_owners_place() -> None:
+    given = assign({"1": member("a", *range(7)), "2": member("b")})
+    assert given["1"] == Assigned(TASKS[:4], TASKS[4:], "a", sum_of(TASKS))
+    assert given["2"] == Assigned([], [], "b", sum_of(TASKS))
+
+
+def test_of_members_with_room_the_one_with_the_newest_state_gets_a_task() -> None:
+    here, there = member("a", 0, 1, 2), member("b", 3, 4)
+    here.disk, there.disk = {TASKS[5]: 70, TASKS[6]: 8}, {TASKS[5]: 60, TASKS[6]: 9}
+    assert given_out({"1": here, "2": there}) == {"1": [0, 1, 2, 5], "2": [3, 4, 6]}
+
+
+def test_members_of_before_there_were_disks_and_those_of_now_understand_each_other() -> None:
+    """A rolling upgrade: both are arrays, and what is missing has a default."""
+    told = msgspec.msgpack.encode(["a", TASKS, [], 1])
+    assert msgspec.msgpack.decode(told, type=Member).disk == {}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode([TASKS]), type=Assigned).releases == []
 
 
 def given_out(members: dict[str, Member]) -> dict[str, list[int]]:
@@ -66,11 +86,15 @@ def test_rounds_end_with_every_task_at_one_member_whoever_comes_and_goes(seed: i
 
 
 def _round(held: dict[str, set[str]], generations: dict[str, int], generation: int) -> None:
-    members = {name: Member(f"w{name}", TASKS, sorted(tasks), generations[name]) for name, tasks in held.items()}
+    disks = {name: {task: generation + len(name) for task in TASKS[int(name[1:]) % 5 :]} for name in held}
+    members = {
+        name: Member(f"w{name}", TASKS, sorted(tasks), generations[name], disks[name]) for name, tasks in held.items()
+    }
     given = assign(members)
     told = [task for mine in given.values() for task in mine.tasks]
     assert len(told) == len(set(told)), "a task given to two"
     for name, mine in given.items():
+        assert held[name] - set(mine.tasks) == set(mine.releases)
         for task in mine.tasks:
             assert not any(task in tasks for other, tasks in held.items() if other != name), "given before it was free"
     for name, mine in given.items():

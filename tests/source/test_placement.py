@@ -122,6 +122,55 @@ def test_looks_one_by_one_end_balanced_too(before: str, members: str, data: st.D
     assert all(len(now) // len(members) <= now.count(member) <= ceil(len(now) / len(members)) for member in members)
 
 
+# Where it is known what the workers have on their disks: by member and task, the number of its last commit.
+
+disks = st.dictionaries(
+    st.sampled_from("abcdx"), st.dictionaries(st.integers(0, 11).map("t{:02}".format), st.integers(1, 3)), max_size=5
+)
+
+
+def shares(before: str, members: str, disks: dict[str, dict[str, int]]) -> dict[str, tuple[list[str], list[str]]]:
+    leases = rows(before)
+    return {me: share([lease.task for lease in leases], list(members), me, leases, NOW, disks) for me in members}
+
+
+def test_a_free_task_goes_where_its_newest_state_is() -> None:
+    near = {"a": {"t00": 3}, "b": {"t00": 5, "t01": 1}, "x": {"t01": 9}}
+    assert shares("..", "ab", near) == {"a": (["t01"], []), "b": (["t00"], [])}
+    # The bigger share, too, where both hold as much.
+    assert shares(".", "ab", {"b": {"t00": 1}}) == {"a": ([], []), "b": (["t00"], [])}
+    # Not beyond the share: b is full, and of those with room c has the newest.
+    assert shares("bb.", "abc", {"b": {"t02": 9}, "c": {"t02": 1}})["c"] == (["t02"], [])
+
+
+@given(owners, living, disks)
+def test_disks_change_neither_balance_nor_what_is_given_up(
+    before: str, members: str, disks: dict[str, dict[str, int]]
+) -> None:
+    found, blind = shares(before, members, disks), shares(before, members, {})
+    free = [f"t{n:02}" for n, owner in enumerate(before) if owner not in members]
+    assert sorted(task for claims, _ in found.values() for task in claims) == free
+    for member in members:
+        # Who holds equally many may come first or not, and each of them keeps what the other would.
+        assert abs(len(found[member][1]) - len(blind[member][1])) <= 1
+    assert sum(len(releases) for _, releases in found.values()) == sum(len(releases) for _, releases in blind.values())
+    loads = [before.count(member) + len(found[member][0]) - len(found[member][1]) for member in members]
+    assert max(loads) <= ceil(len(before) / len(members))
+
+
+@given(owners, living, disks)
+def test_nobody_is_passed_over_who_has_newer_state_and_room(
+    before: str, members: str, disks: dict[str, dict[str, int]]
+) -> None:
+    found = shares(before, members, disks)
+    for member in members:
+        room = len(before) // len(members) - before.count(member) - len(found[member][0])
+        for other in members if room > 0 else "":
+            for task in found[other][0]:
+                ours, theirs = disks.get(member, {}).get(task, 0), disks.get(other, {}).get(task, 0)
+                assert ours <= theirs, "it is not where its newest state is, and that one has room"
+
+
 @given(owners, living, st.randoms())
 def test_the_order_in_which_things_are_listed_does_not_matter(before: str, members: str, random: Random) -> None:
     leases = rows(before)

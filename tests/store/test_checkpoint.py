@@ -9,8 +9,18 @@ import pytest
 
 from flowkit.clock import VirtualClock
 from flowkit.errors import Fenced, StoreCorrupt, StoreError, StoreKeyError
-from flowkit.store import Blob, Blobs, Checkpoints, DirectoryBlobs, KeyProvider, LsmStore, Step, read_store, rotate
-from flowkit.store.s3 import S3Storage
+from flowkit.store import (
+    Blob,
+    Blobs,
+    Checkpoints,
+    DirectoryBlobs,
+    KeyProvider,
+    LsmStore,
+    Step,
+    Storage,
+    read_store,
+    rotate,
+)
 from tests.matrix import matrix
 from tests.store.making import KEY, OTHER, WINDOW, WORDS, State, contents, everything, opened, rows
 from tests.store.s3_server import own_bucket
@@ -73,7 +83,7 @@ class Watched:
 class Home:
     """Where a test's checkpoints lie, and a `path` for all else."""
 
-    def __init__(self, path: Path, storage: S3Storage | None = None) -> None:
+    def __init__(self, path: Path, storage: Storage | None = None) -> None:
         self.path, self.storage = path, storage
 
     def blobs(self) -> Blobs:
@@ -599,23 +609,6 @@ async def test_checkpoints_go_on_under_a_new_key(directory: Home) -> None:
 
 
 # The directory
-
-
-async def test_of_many_who_write_one_name_one_wins(tmp_path: Path) -> None:
-    blobs = DirectoryBlobs(tmp_path / "blobs")
-    tags = await asyncio.gather(*(blobs.put("x", b"%d" % n) for n in range(20)))
-    winners = [n for n, tag in enumerate(tags) if tag is not None]
-    assert len(winners) == 1
-    assert await blobs.get("x") == (b"%d" % winners[0], tags[winners[0]])
-    tag = tags[winners[0]]
-    tags = await asyncio.gather(*(blobs.put("x", b"second %d" % n, over=tag) for n in range(20)))
-    assert len([tag for tag in tags if tag is not None]) == 1
-    assert await blobs.put("y", b"", over=tag) is None
-    assert [blob.name for blob in await blobs.find()] == ["x"]
-    await blobs.delete("x")
-    await blobs.delete("x")
-    assert await blobs.get("x") is None
-    assert await DirectoryBlobs(tmp_path / "none").find() == []
 
 
 async def test_a_storage_that_cannot_be_used_is_told(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import pytest
 
 from flowkit.errors import ConfigError, StoreError
-from flowkit.store import check_storage_url, open_storage, tasks_in
+from flowkit.source import check_storage_url, open_storage
 from flowkit.store.s3 import S3Place, S3Storage, open_s3
 from tests.store.s3_server import own_bucket
 
@@ -32,8 +32,13 @@ def test_a_url_says_where_and_how(url: str, environ: dict[str, str], place: S3Pl
 
 
 WRONG: list[tuple[str, list[str]]] = [
-    ("", ["checkpoints: no place is named; use file:///DIR, a path, or s3://BUCKET/PREFIX"]),
-    ("ftp://x/y", ["checkpoints ftp://…: unknown scheme 'ftp'; use file:///DIR, a path, or s3://BUCKET/PREFIX"]),
+    ("", ["checkpoints: no place is named; use file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC"]),
+    (
+        "ftp://x/y",
+        [
+            "checkpoints ftp://…: unknown scheme 'ftp'; use file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC"
+        ],
+    ),
     ("file://x/y", ["checkpoints 'file://x/y': a file URL names no host: write file:///x/y"]),
     ("s3://", ["checkpoints s3://: '' is no name of a bucket; write s3://BUCKET/PREFIX"]),
     (
@@ -67,24 +72,6 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
 
 
 @pytest.mark.usefixtures("s3")
-async def test_of_many_who_write_one_name_one_wins() -> None:
-    async with own_bucket() as storage:
-        blobs = storage.blobs("app", "group", "0")
-        tags = await asyncio.gather(*(blobs.put("x", b"%d" % n) for n in range(20)))
-        (winner,) = [n for n, tag in enumerate(tags) if tag is not None]
-        assert await blobs.get("x") == (b"%d" % winner, tags[winner])
-        tag = tags[winner]
-        seconds = await asyncio.gather(*(blobs.put("x", b"second %d" % n, over=tag) for n in range(20)))
-        assert len([tag for tag in seconds if tag is not None]) == 1
-        assert await blobs.put("y", b"", over=tag) is None
-        assert [blob.name for blob in await blobs.find()] == ["x"]
-        await blobs.delete("x")
-        await blobs.delete("x")
-        assert await blobs.get("x") is None
-        assert await storage.blobs("none").find() == []
-
-
-@pytest.mark.usefixtures("s3")
 async def test_a_listing_has_all_pages_and_no_other_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     async with own_bucket() as storage:
         blobs = storage.blobs("app", "group", "1")
@@ -104,15 +91,6 @@ async def test_a_listing_has_all_pages_and_no_other_folder(monkeypatch: pytest.M
         assert len(pages) == 3
         assert [blob.size for blob in await blobs.find("0000001")] == [8] * 10
         assert await storage.folders("app", "group") == ["1", "10"]
-
-
-@pytest.mark.usefixtures("s3")
-async def test_tasks_are_found_by_their_names() -> None:
-    async with own_bucket() as storage:
-        for folder in (("b%C3%BCro", "g", "2"), ("b%C3%BCro", "g", "10"), ("other", "g", "0")):
-            await storage.blobs(*folder).put("CURRENT", b"")
-        assert await tasks_in(storage) == ["büro/g/2", "büro/g/10", "other/g/0"]
-        assert await tasks_in(storage, "other") == ["other/g/0"]
 
 
 @pytest.mark.usefixtures("s3")

@@ -68,6 +68,19 @@ def test_fixtures_make_harnesses_with_a_seed(pytester: pytest.Pytester, run: Run
     assert given == "12"
 
 
+def test_one_suite_runs_in_memory_and_on_a_real_broker(pytester: pytest.Pytester, run: Run) -> None:
+    pytester.makepyfile(SUITE)
+    run("--flowkit-broker=embedded://topics").assert_outcomes(passed=3)
+    assert (pytester.path / "topics" / "broker.sqlite3").exists()
+
+
+def test_a_broker_that_is_not_there_is_told(pytester: pytest.Pytester, run: Run) -> None:
+    pytester.makepyfile(SUITE)
+    result = run("--flowkit-broker=pulsar://localhost", "-k", "double")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ConfigError: broker 'pulsar://localhost': unknown scheme 'pulsar'*"])
+
+
 def test_a_failure_tells_its_seed(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile("def test(flowkit_seed): assert False\ndef test_good(flowkit_seed): assert True")
     result = run("--flowkit-seed=77")

@@ -131,7 +131,7 @@ transactions = app.topic("transactions", Transaction, key="card", time="at", out
 alerts = app.topic("alerts", Alert, key="card")
 features = app.sink("features", Feature)
 devices = app.topic("devices", Device, key=lambda device: device.card, idle_after=minutes(1))
-logins = app.topic("logins", Login)
+logins = app.topic("logins", Login, pattern=r"logins\..*")
 logouts = app.topic("logouts", Logout, codec="msgpack")
 readings = app.topic("readings", Reading, key="sensor", codec="csv")
 heartbeats = app.topic("heartbeats", Heartbeat, key="sensor", time="at", time_unit="s", timezone="Europe/Berlin")

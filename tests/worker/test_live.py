@@ -5,8 +5,8 @@ from pathlib import Path
 from flowkit import App, Record
 from flowkit.clock import VirtualClock
 from flowkit.options import WorkerOptions
-from flowkit.source import MemoryBroker
-from flowkit.store import open_storage, open_store
+from flowkit.source import MemoryBroker, open_storage
+from flowkit.store import open_store
 from flowkit.worker import LiveTask, random_ids
 from flowkit.worker.draining import Savepoints, TaskDrain
 from flowkit.worker.feed import Idle
@@ -24,6 +24,7 @@ async def open_task(
     clock: VirtualClock,
     topics: dict[str, int] | None = None,
     disk: list[bytes] | None = None,
+    drain: TaskDrain | None = None,
 ) -> LiveTask:
     """The only task of an app, on a broker that has its topics."""
     (group,) = app.plan().groups
@@ -41,6 +42,7 @@ async def open_task(
         clock=clock,
         options=WorkerOptions(),
         new_id=random_ids(1),
+        drain=drain,
     )
     await live.open()
     return live
@@ -155,4 +157,49 @@ async def test_a_task_rests_for_a_savepoint_once_it_has_done_all_that_was_sent_t
         assert (await broker.last_commit(live.name))[0] == 1
         assert await broker.positions(live.name) == {"sent[0]": 2}
         await drain.close()
+        await live.close()
+
+
+async def test_while_a_savepoint_is_taken_sources_are_left_alone(tmp_path: Path) -> None:
+    app = App("app")
+    events = app.topic("events", Event)
+
+    @app.each(events)
+    def agent(event: Event) -> None: ...
+
+    clock = VirtualClock()
+    async with MemoryBroker(clock) as broker, open_storage(str(tmp_path / "kept")) as kept:
+        for topic in ("events", "dead-letters"):
+            await broker.create(topic, 1)
+        (group,) = app.plan().groups
+        name = f"app/{group.name}/0"
+        savepoints = Savepoints(
+            "app",
+            kept,
+            tasks=[name, "app/sender/0"],
+            groups={group.name: 1},
+            internal=[],
+            ledger=broker,
+            keys=None,
+            clock=clock,
+            stop=lambda: None,
+        )
+        live = await open_task(app, broker, clock, drain=TaskDrain(name, savepoints, ["app/sender/0"]))
+        await broker.put("events", [(None, b'{"n": 1}', 0)])
+        await live.rests()
+        assert await live.fetch(1)
+        await handle_next(live.task)
+
+        await broker.put("events", [(None, b'{"n": 2}', 0)])
+        request = await Requests(kept, "app", clock).ask(str(tmp_path / "to"), stop=False, within=60_000)
+        await savepoints.look()
+        assert not await live.rests(), "it waits for who sends to it"
+        assert not await live.fetch(1)
+        assert live.feed.at == len(live.feed.journal), "nothing has come in"
+        assert live.feed.positions == {"events[0]": 1}
+
+        await Requests(kept, "app", clock).end(request, "failed", "of the test")
+        await savepoints.look()
+        await live.rests()
+        assert await live.fetch(1), "it goes on"
         await live.close()

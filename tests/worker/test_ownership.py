@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowkit.errors import OutcomeUnknown, StoreCorrupt
+from flowkit.errors import BrokerError, OutcomeUnknown, StoreCorrupt
 from flowkit.options import WorkerOptions
 from flowkit.source.rules import Claimed
 from flowkit.worker import ownership
@@ -35,9 +35,11 @@ class Ledger:
         return 0
 
 
-async def hold(home: StateHome, errors: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+async def hold(
+    home: StateHome, errors: list[Any], monkeypatch: pytest.MonkeyPatch, first_wait: float = 0.0
+) -> list[Path]:
     """The directories that were tried, when one try after the other ends with these errors."""
-    monkeypatch.setattr(ownership, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(ownership, "FIRST_WAIT", first_wait)
     tried: list[Path] = []
     ledger = Ledger()
 
@@ -77,3 +79,12 @@ async def test_and_so_is_what_stays_corrupt(tmp_path: Path, monkeypatch: pytest.
     errors: list[Any] = [OutcomeUnknown("?"), StoreCorrupt("one"), StoreCorrupt("two")]
     with pytest.raises(StoreCorrupt, match="two"):
         await hold(StateHome(tmp_path), errors, monkeypatch)
+
+
+async def test_what_the_broker_fails_is_tried_again_soon_however_often_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "LONGEST_AWAY", 0.0)
+    errors: list[Any] = [BrokerError("away"), OutcomeUnknown("?"), BrokerError("away")]
+    async with asyncio.timeout(10):
+        assert len(await hold(StateHome(tmp_path), errors, monkeypatch, first_wait=60.0)) == 4

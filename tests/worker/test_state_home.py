@@ -187,3 +187,48 @@ def test_a_worker_leaves_its_name_for_its_successor(tmp_path: Path) -> None:
     home.sign("app/host-12-abc")
     assert StateHome(tmp_path).predecessor() == "app/host-12-abc"
     assert [path.name for path in tmp_path.iterdir()] == ["worker"]
+
+
+# Whose it is, and what there is
+
+
+def test_whose_a_directory_is_lasts_and_no_other_directory_has_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = StateHome(tmp_path / "a").instance()
+    assert StateHome(tmp_path / "a").instance() == one != StateHome(tmp_path / "b").instance()
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    copy = StateHome(tmp_path / "copy")
+    assert copy.instance() == one
+    copy.other_instance()
+    assert StateHome(tmp_path / "copy").instance() == copy.instance() != one
+
+
+@pytest.mark.parametrize("text", ["", "\n", "no such thing", "\0"])
+def test_a_damaged_name_is_replaced(tmp_path: Path, text: str) -> None:
+    (tmp_path / "instance").write_text(text)
+    made = StateHome(tmp_path).instance()
+    assert len(made) == 32
+    assert StateHome(tmp_path).instance() == made
+
+
+def test_without_a_place_to_keep_it_a_name_lasts_as_long_as_the_worker(tmp_path: Path) -> None:
+    home = StateHome(tmp_path / "gone")
+    assert home.instance() == home.instance()
+
+
+async def test_how_far_tasks_are_is_known_to_the_next_worker(tmp_path: Path) -> None:
+    home = StateHome(tmp_path)
+    await owners(Task(), home, ["x", "y"])
+    home.note({TASK: 2, "app/group/1": 9})
+    home.note({TASK: 3})
+    assert StateHome(tmp_path).newest() == {TASK: 3}, "the other one has no state here"
+    for place in home.directory(TASK).iterdir():
+        shutil.rmtree(place)
+    assert home.newest() == {}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', "{"])
+def test_damaged_notes_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "commits.json").write_text(text)
+    assert StateHome(tmp_path).newest() == {}
