@@ -27,7 +27,8 @@ PROCESSES = (
 collect_ignore = ["typing/api.py", "typing/operators.py"]
 
 # Programs that take their names from the environment of the process that starts them, some in other environments.
-collect_ignore += ["benchmarks/kafka_app.py", "benchmarks/rivals", "kafka/checkpoint_app.py"]
+collect_ignore += ["benchmarks/kafka_app.py", "benchmarks/rivals"]
+collect_ignore_glob = ["aws/*_app.py", "kafka/*_app.py"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
