@@ -27,7 +27,8 @@ from flowkit.source.kinesis_streams import KinesisStreams, Shard
 from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
 from flowkit.source.seam import Output
-from flowkit.store import Frame, check_storage_url, open_storage
+from flowkit.source.storages import check_storage_url, open_storage
+from flowkit.store import Frame
 
 LEASES = "flowkit-leases"
 OURS = ("leases", "frames")
