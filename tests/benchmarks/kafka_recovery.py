@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
 from tests.benchmarks.kafka_rivals import tree_seconds
@@ -252,7 +251,7 @@ def tell(one: Recovery) -> None:
 
 async def measure(setting: Setting, crew: Crew) -> bool:
     """Fill, then kill again and again; whether outputs were right."""
-    async with KafkaBroker(KafkaAddress.parse(f"kafka://{setting.kafka}", {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(f"kafka://{setting.kafka}", {})) as broker:
         await fill(broker, setting)
         began = time.monotonic()
         worker = setting.start(crew, "a", "state-a")

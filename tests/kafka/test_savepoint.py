@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
 from tests.integration.processes import Process, crew_in
@@ -33,7 +32,7 @@ def test_an_app_goes_on_from_a_savepoint_under_another_name(
             return start(number, "--from", str(saved), state="again", CHECKPOINT_APP_AS=f"{name}-again")
 
         async def story() -> None:
-            async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+            async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
                 await broker.create(f"{name}-in", 2)
                 await broker.create(f"{name}-out", 2)
                 outside = Outside(broker, name)
