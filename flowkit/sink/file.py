@@ -13,6 +13,7 @@ short block, which the next run replaces: also a file that was written in severa
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class FileSink:
         last = self._begun or not self._target.rest
         if not last:
             data = data[: self._offset - offset]
-        await anyio.to_thread.run_sync(self._target.write, offset, data, last)
+        await anyio.to_thread.run_sync(partial(self._target.write, offset, data, last=last))
 
     async def close(self) -> None:
         """Let go of the file."""

@@ -66,7 +66,7 @@ class DiskFile:
             self.close()
             raise
 
-    def write(self, offset: int, data: bytes, last: bool = True) -> None:
+    def write(self, offset: int, data: bytes, *, last: bool = True) -> None:
         """Put `data` at `offset`, and make the file end with it if it is the `last`.
 
         Does nothing if a successor has gone on from there, who had that too.
@@ -175,7 +175,7 @@ class Stdout:
         self.check()
         self._written = 0
 
-    def write(self, offset: int, data: bytes, last: bool = True) -> None:
+    def write(self, offset: int, data: bytes, *, last: bool = True) -> None:
         """Print `data`, unless this process has."""
         if offset + len(data) <= self._written:
             return

@@ -14,8 +14,9 @@ from tests.integration.processes import crew_in
 from tests.kafka.jars import need_kafka
 from tests.kafka.real import Kafka
 from tests.kafka.sabotage import STEPS
-from tests.kafka.torture import Generator, drain, make_topics, torture
+from tests.kafka.torture import Variant, drain, torture
 from tests.kafka.torture_deeds import Nemesis
+from tests.kafka.torture_events import Generator, make_topics
 from tests.kafka.torture_model import Book, Outside, differences
 from tests.kafka.torture_state import changelog_differences, state_differences
 
@@ -62,7 +63,7 @@ def test_it_can_fail(tmp_path: Path) -> None:
                 directory,
                 seconds=16,
                 seed=5,
-                workers=2,
+                variant=Variant(workers=2),
                 deeds=deeds,
                 sabotage=chosen,
                 patience=8,
