@@ -96,10 +96,9 @@ def torture(
         ways: Sequence[Way] = []
         if kafka is None:
             make: type[WiredKafka | LanedKafka] = WiredKafka if network == "proxy" else LanedKafka
-            own: WiredKafka | LanedKafka = stack.enter_context(
-                make(directory / "kafka", variant.workers + 1, variant.nodes)
-            )
-            kafka, ways = own, own.ways
+            own = make(directory / "kafka", variant.workers + 1, variant.nodes)
+            kafka = stack.enter_context(own)
+            ways = own.ways
         crew = stack.enter_context(crew_in(directory))
         make_topics(kafka.bootstrap, app)
         outside = Outside(kafka.bootstrap, app)

@@ -24,6 +24,7 @@ DEEDS = (
     "kill",
     "kill_all",
     "pause",
+    "pause_heir",
     "term",
     "join",
     "wipe",
@@ -246,14 +247,25 @@ class Nemesis:
 
     def pause(self, slot: Slot) -> None:
         """SIGSTOP for longer than a session lasts: it wakes as a zombie."""
+        pids = self._stand_still(slot)
+        time.sleep(LEASE_MS / 1000 * (2.5 if self.sabotage else self.chance.choice([0.5, 1.5, 2.5])))
+        _go_on(pids)
+
+    def pause_heir(self, slot: Slot) -> None:
+        """SIGKILL of one worker; another stands still while it opens what is left to it, and it goes to a third."""
+        slot.process.kill()
+        time.sleep(LEASE_MS / 1000 + self.chance.uniform(0.0, 2.0))
+        pids = self._stand_still(self.chance.choice([heir for heir in self.slots if heir is not slot]))
+        self.start(slot)
+        time.sleep(LEASE_MS / 1000 * 3)
+        _go_on(pids)
+
+    def _stand_still(self, slot: Slot) -> list[int]:
         pids = [slot.process.pid, *_children(slot.process.pid)]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-        time.sleep(LEASE_MS / 1000 * (2.5 if self.sabotage else self.chance.choice([0.5, 1.5, 2.5])))
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        return pids
 
     def term(self, slot: Slot) -> None:
         """SIGTERM, and another life."""
@@ -338,6 +350,12 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(word) for word in text.split()]
+
+
+def _go_on(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _heard(process: Process, event: str) -> bool:
