@@ -157,9 +157,15 @@ class TaskProducer:
         await self._guarded(self._send_all(outputs), "what it sent is there")
 
     async def _send_all(self, outputs: Sequence[Output]) -> None:
+        for refused in [each for each in self._early if each.done() and each.exception() is not None]:
+            await refused  # nothing goes on behind it
+        while self._early and (len(self._early) > UNDER_WAY or self._early[0].done()):
+            await self._early.popleft()
         for (topic, partition), columns in group_outputs(outputs).items():
             self._early += await self._send(topic, partition, *columns)
-        while len(self._early) > UNDER_WAY:
+
+    async def _all_early(self) -> None:
+        while self._early:
             await self._early.popleft()
 
     def offset_of(self, number: int) -> int | None:
@@ -172,9 +178,10 @@ class TaskProducer:
         """Where the frame begins in the changelog."""
         producer = self._open_producer()
         if self.guarantee == "at least once":
+            # With these outputs go marks, which must not overtake an event: whoever takes it later finds it late.
+            await self._all_early()
             await self._send_all(outputs)
-            while self._early:
-                await self._early.popleft()
+            await self._all_early()
             records = await self._send_frame(frame)
             await _all([records])
             await self._check_counts(frame, [int(record.result().offset) for record in records])
@@ -219,9 +226,13 @@ class TaskProducer:
         batch = producer.create_batch()
         for key, value, at in zip(keys, values, times, strict=True):
             if batch.append(key=key, value=value, timestamp=max(at, 0)) is None:
+                if sent and self.guarantee == "at least once":
+                    await sent[-1]
                 sent.append(await producer.send_batch(batch, topic, partition=partition))
                 batch = producer.create_batch()
                 batch.append(key=key, value=value, timestamp=max(at, 0))
+        if sent and self.guarantee == "at least once":
+            await sent[-1]
         sent.append(await producer.send_batch(batch, topic, partition=partition))
         return sent
 

@@ -89,11 +89,11 @@ def _slow(step: str, seconds: float) -> None:
 
 
 def slow_opens() -> None:
-    """Between the claim of a task and its opening two seconds pass."""
+    """Between the claim of a task and its opening three seconds pass."""
     open_ = live.LiveTask._open
 
     async def opened(self: Any) -> None:
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(3.0)
         await open_(self)
 
     _put(live.LiveTask, "_open", opened)
