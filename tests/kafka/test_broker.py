@@ -302,3 +302,20 @@ async def test_at_least_once_outputs_do_not_wait_for_their_commit(kafka_address:
         assert list((await broker.read(name, 0, 0, 10)).values) == [b"early", b"with it"]
         with pytest.raises(OutcomeUnknown):
             await broker.send(task, claim.epoch + 1, [Out(name, 0, None, b"whose?")])
+
+
+async def test_at_least_once_nothing_overtakes_what_was_refused(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    async with loose(kafka_address) as broker:
+        await broker._topics.create(name, 1, {"max.message.bytes": "1000"})
+        await broker.create(changelog_of(task)[0], 1)
+        claim = await broker.claim(task, "")
+        await commit(broker, task, claim.epoch, frame(1))
+        # The first that this producer sends there, so that the broker does not miss it.
+        await broker.send(task, claim.epoch, [Out(name, 0, None, b"an event" * 1000)])
+        with pytest.raises(OutcomeUnknown):
+            await commit(broker, task, claim.epoch, frame(2, b"id1"), Out(name, 0, None, b"its mark"))
+        with pytest.raises(OutcomeUnknown):
+            await broker.send(task, claim.epoch, [Out(name, 0, None, b"the next event")])
+        assert list((await broker.read(name, 0, 0, 10)).values) == []
+        assert (await broker.claim(task, "")).number == 1
