@@ -222,7 +222,7 @@ class TaskProducer:
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]
     ) -> list[Any]:
         producer = self._open_producer()
-        sent = []
+        sent: list[Any] = []
         batch = producer.create_batch()
         for key, value, at in zip(keys, values, times, strict=True):
             if batch.append(key=key, value=value, timestamp=max(at, 0)) is None:
