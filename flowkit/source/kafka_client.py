@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import anyio
@@ -74,18 +75,21 @@ async def started(client: Client, address: KafkaAddress) -> Client:
 async def stopped(client: Any) -> None:
     """Stop a client, or close it, whatever state it is in; a cancelled caller still lets go of the connections."""
     with anyio.CancelScope(shield=True):
-        stopping = True
-        with anyio.move_on_after(STOP_SECONDS) as scope:
-            try:
-                await (client.stop() if hasattr(client, "stop") else client.close())
-            except AWAY as error:  # what failed in its background is raised once more
-                stopping = False
-                log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
-        if stopping and not scope.cancelled_caught:
-            return
-        with anyio.move_on_after(STOP_SECONDS):
-            await _let_go(client)
-        await _inner(client).close()
+        if not await _ends(client, client.stop() if hasattr(client, "stop") else client.close()):
+            await _ends(client, _let_go(client))
+            await _inner(client).close()
+
+
+async def _ends(client: Any, stopping: Awaitable[None]) -> bool:
+    """True if that is done in time; what failed in the client's background is raised once more by it."""
+    with anyio.move_on_after(STOP_SECONDS):
+        try:
+            await stopping
+        except AWAY as error:
+            log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
+            return False
+        return True
+    return False
 
 
 async def _let_go(client: Any) -> None:
