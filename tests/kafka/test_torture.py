@@ -17,7 +17,7 @@ from tests.integration.processes import crew_in
 from tests.kafka.jars import need_kafka
 from tests.kafka.real import Kafka
 from tests.kafka.sabotage import STEPS
-from tests.kafka.torture import Variant, drain, torture
+from tests.kafka.torture import PATIENCE, Variant, drain, torture
 from tests.kafka.torture_deeds import Nemesis
 from tests.kafka.torture_events import Generator, make_topics
 from tests.kafka.torture_model import Book, Outside, differences
@@ -70,7 +70,7 @@ if not os.environ.get("FLOWKIT_TORTURE_ALL"):
 """All of them take some minutes: at each change those that are found out by one death; `.ci/long torture` tries all."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_it_can_fail(tmp_path: Path) -> None:
     """With each mistake it does; with a misfortune alone it does not. Three runs at a time share a broker."""
 
@@ -88,7 +88,7 @@ def test_it_can_fail(tmp_path: Path) -> None:
                 variant=Variant(workers=2, guarantee=trial.guarantee),
                 deeds=trial.deeds,
                 sabotage=chosen,
-                patience=8,
+                patience=8 if mistake in SABOTAGE else PATIENCE,
                 kafka=kafka,
                 app=name,
                 say=lambda text: print(f"{name}: {text}"),
