@@ -18,7 +18,7 @@ from tests.kafka.jars import need_kafka
 from tests.kafka.real import Kafka
 from tests.kafka.sabotage import STEPS
 from tests.kafka.torture import PATIENCE, Variant, drain, torture
-from tests.kafka.torture_deeds import Nemesis
+from tests.kafka.torture_deeds import DEEDS, Nemesis
 from tests.kafka.torture_events import Generator, make_topics
 from tests.kafka.torture_model import Book, Outside, differences
 from tests.kafka.torture_state import changelog_differences, state_differences
@@ -31,7 +31,8 @@ def kafka_can_run() -> None:
 
 @pytest.mark.timeout(420)
 def test_nothing_is_lost_and_nothing_comes_twice(tmp_path: Path) -> None:
-    done = torture(tmp_path, seconds=45, seed=8)
+    deeds = [deed for deed in DEEDS if deed != "pause_heir"]  # which takes as long as three others
+    done = torture(tmp_path, seconds=45, seed=8, deeds=deeds)
     assert done["events"] > 2_000
     assert len(done["deeds"]) >= 6, done
 
