@@ -18,6 +18,7 @@ from tests.kafka.torture_nodes import NODE_DEEDS, Nodes
 APP = str(Path(__file__).with_name("torture_app.py"))
 LEASE_MS = 3_000
 GRACE_MS = 15_000
+SHARED_OUT = '"event": "tasks shared out"'
 DISK_BYTES = 48 * 2**20
 
 DEEDS = (
@@ -253,9 +254,14 @@ class Nemesis:
 
     def pause_heir(self, slot: Slot) -> None:
         """SIGKILL of one worker; another stands still while it opens what is left to it, and it goes to a third."""
+        heir = self.chance.choice([each for each in self.slots if each is not slot])
+        rounds = heir.process.said().count(SHARED_OUT)
         slot.process.kill()
-        time.sleep(LEASE_MS / 1000 + self.chance.uniform(0.0, 2.0))
-        pids = self._stand_still(self.chance.choice([heir for heir in self.slots if heir is not slot]))
+        until = time.monotonic() + LEASE_MS / 1000 * 5
+        while heir.process.said().count(SHARED_OUT) == rounds and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1.0 if self.sabotage else self.chance.uniform(0.0, 0.5))
+        pids = self._stand_still(heir)
         self.start(slot)
         time.sleep(LEASE_MS / 1000 * 3)
         _go_on(pids)
