@@ -54,7 +54,6 @@ SABOTAGE = {
     "any_frame_counts": Trial(["kill_all"], ["slow_commits"]),
     "last_frame_skipped": Trial(["kill_all"]),
     "files_cut_late": Trial(["pause"], ["slow_deliveries"]),
-    "files_cut_at_open": Trial(["pause_heir"], ["slow_opens"]),
     "outputs_after_frame": Trial(["kill_all"], [], LOOSE),
     "claims_unheeded": Trial(["pause"], ["slow_commits"], LOOSE),
 }
