@@ -36,7 +36,7 @@ def open_broker(
         from flowkit.source.kafka import KafkaBroker
         from flowkit.source.kafka_address import KafkaAddress
 
-        return KafkaBroker(KafkaAddress.parse(url), clock, guarantee)
+        return KafkaBroker(KafkaAddress.parse(url), guarantee)
     if scheme == "memory":
         from flowkit.source.memory import MemoryBroker
         from flowkit.source.memory_store import store_named

@@ -465,21 +465,9 @@ class Task:
             await self.hook("decided")
         await self.store.resolve(frame.commit_id, True)
         await self.hook("resolved")
-        if handoffs:
-            await self._check_still_last(frame)
         for name, handoff in handoffs.items():
             await self.sinks[name].deliver(handoff)
             await self.hook("delivered")
-
-    async def _check_still_last(self, frame: Frame) -> None:
-        """Raise Fenced if a successor has committed: what a woken zombie delivered late would undo its deliveries.
-
-        A broker may show a commit some time after it has said that it counts; until then no other one can follow.
-        """
-        if self.broker is not None:
-            last = await self.broker.last_commit(self.name)
-            if last[0] >= frame.number and last != (frame.number, frame.commit_id):
-                raise Fenced(f"task {self.name}: its successor has committed, and delivers commit {frame.number} too")
 
     async def settled(self) -> None:
         """Wait until the commit under way is through."""
