@@ -230,7 +230,7 @@ def outputs_after_frame() -> None:
         offset = await commit(self, frame, [])
         await asyncio.sleep(0.3)
         for (topic, partition), columns in group_outputs(late).items():
-            await kafka_tasks.all_sent(await self._send(topic, partition, *columns))
+            await all_sent(await self._send(topic, partition, *columns))
         return offset
 
     _put(kafka_tasks.TaskProducer, "send_early", send_early)
