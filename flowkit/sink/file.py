@@ -13,6 +13,7 @@ short block, which the next run replaces: also a file that was written in severa
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +90,8 @@ class FileSink:
         self._end = 0
         """How long the file is once everything staged is delivered: `_offset` and, after a stop, the short block."""
         self._tail = b""
+        self._begun = False
+        """True once something was staged: then what is delivered is of our own commits."""
 
     def check(self) -> None:
         """Raise ConfigError if no file can be there (no such directory, or it is one itself); changes nothing."""
@@ -97,10 +100,10 @@ class FileSink:
         self._target.check()
 
     async def open(self, state: Any) -> None:
-        """Begin a new file (state None: an existing one is emptied), or go on with one.
+        """Begin a new file (state None: in place of one that is there), or go on with one.
 
-        Bytes behind those that `state` knows are an uncommitted rest of a killed run, and cut off. Raises ConfigError
-        if the file cannot be written there at all, StoreError if committed bytes are missing.
+        Bytes behind those that `state` knows are of another run, and cut off once the first commit from here counts.
+        Raises ConfigError if the file cannot be written there at all, StoreError if committed bytes are missing.
         """
         self.check()
         known = state or {"offset": 0, "start": 0, "end": 0, "tail": b""}
@@ -114,8 +117,8 @@ class FileSink:
         last = b""
         if self._compress is not None:
             data, last = self._blocks(data, self._compress, final)
-        self._start = self._offset
-        if not data and not last:
+        self._start, self._begun = self._offset, True
+        if not data and not last and not self._target.rest:
             return None
         self._offset += len(data)
         self._end = self._offset + len(last)
@@ -128,15 +131,24 @@ class FileSink:
     async def deliver(self, handoff: Any) -> Sequence[Rejected]:
         """Write a hand-off where it belongs, and cut off what lies behind it. None does nothing.
 
+        That which the file was opened with is not the last one if there is more in it: then nothing is cut off, and
+        its short block is left out, in whose place there may be others by now.
+
         Raises StoreError if the disk does not take it (it may be delivered again), or if bytes before it are missing;
         OutputClosed if nobody reads standard output any more.
         """
-        if handoff is not None:
-            await anyio.to_thread.run_sync(self._target.write, handoff["offset"], handoff["data"])
+        if handoff is None:
+            return ()
+        offset, data = handoff["offset"], handoff["data"]
+        last = self._begun or not self._target.rest
+        if not last:
+            data = data[: self._offset - offset]
+        await anyio.to_thread.run_sync(partial(self._target.write, offset, data, last=last))
         return ()
 
     async def close(self) -> None:
         """Let go of the file."""
+        self._begun = False
         self._target.close()
 
     def _lines(self, records: Sequence[Outgoing], final: bool) -> bytes:

@@ -33,9 +33,15 @@ class DiskFile:
         self._poisoned: OSError | None = None
         self._length = 0
         """How long the file is as far as we know: it is longer if a successor has written to it."""
+        self.rest = False
+        """True if the file goes on behind what it was opened with, until the first write."""
 
     def open(self, known: tuple[int, int] | None) -> None:
-        """Empty or make the file (`known` None), or go on: (bytes that must be there, bytes that may be there)."""
+        """Begin anew (`known` None), or go on: (bytes that must be there, bytes that may be there).
+
+        What lies behind them is cut off by the first write only. Who stood still while he opened does not know yet
+        that it may be his successor's; what he writes comes after a commit, which he is refused.
+        """
         self.close()
         self.check()
         flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
@@ -47,9 +53,7 @@ class DiskFile:
             if known is not None and length < known[0]:
                 raise self._cut_off(length, known[0])
             keep = 0 if known is None else known[1]
-            if length > keep:
-                os.ftruncate(self._fd, keep)
-            self._length = min(length, keep)
+            self._length, self.rest = length, length > keep
             if self._sync:
                 self._sync_directory()
         except FileNotFoundError:
@@ -62,8 +66,11 @@ class DiskFile:
             self.close()
             raise
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Make the file end with `data` at `offset`; not if a successor has gone on from there, who had that too."""
+    def write(self, offset: int, data: bytes, *, last: bool = True) -> None:
+        """Put `data` at `offset`, and make the file end with it if it is the `last`.
+
+        Does nothing if a successor has gone on from there, who had that too.
+        """
         if self._poisoned is not None:
             raise self._poison() from self._poisoned
         try:
@@ -77,9 +84,10 @@ class DiskFile:
                 written = os.pwrite(self._fd, left, at)
                 left, at = left[written:], at + written
                 self._length = max(self._length, at)
-            if length > at:
-                os.ftruncate(self._fd, at)
-            self._length = at
+            if last:
+                if length > at:
+                    os.ftruncate(self._fd, at)
+                self._length, self.rest = at, False
         except OSError as error:
             raise self._failed(error) from error
         if self._sync:
@@ -152,6 +160,7 @@ class Stdout:
     """Standard output. What went out cannot be taken back, so a crash may show records twice."""
 
     guarantee = "at least once: after a crash the records of the last commit may be printed again"
+    rest = False
 
     def __init__(self) -> None:
         self._written = 0
@@ -166,7 +175,7 @@ class Stdout:
         self.check()
         self._written = 0
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes, *, last: bool = True) -> None:
         """Print `data`, unless this process has."""
         if offset + len(data) <= self._written:
             return

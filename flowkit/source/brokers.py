@@ -37,7 +37,7 @@ def open_broker(
         from flowkit.source.kafka import KafkaBroker
         from flowkit.source.kafka_address import KafkaAddress
 
-        return KafkaBroker(KafkaAddress.parse(url), clock, guarantee)
+        return KafkaBroker(KafkaAddress.parse(url), guarantee)
     if scheme == "kinesis":
         from flowkit.source.kinesis import open_kinesis
 

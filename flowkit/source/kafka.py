@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import anyio
 
-from flowkit.clock import Clock
 from flowkit.errors import ConfigError, Fenced, OutcomeUnknown
 from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.source.internal import changelog_of
@@ -34,14 +33,8 @@ from flowkit.store import Frame
 KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 """Frames go when a checkpoint holds them, and internal records when they have been read: never by their age."""
 
-SHOWN_MS = 10
-"""How often it is asked whether readers are shown a commit yet."""
-
 GONE_LOOKS, GONE_MS = 5, 400
 """How often it is asked, and how long between, whether a topic that a broker does not know is gone."""
-
-NOT_SHOWN_MS = 15_000
-"""A commit that readers are not shown within so long may never be: the end of its transaction is lost, or held up."""
 
 ANOTHER = 2**63 - 1
 """The epoch under which another worker has a task, as far as the group tells: it tells no number."""
@@ -50,9 +43,8 @@ ANOTHER = 2**63 - 1
 class KafkaBroker:
     """Apache Kafka. Use it within `async with`. Every method may raise BrokerError, naming the cluster."""
 
-    def __init__(self, address: KafkaAddress, clock: Clock, guarantee: Guarantee = "exactly once") -> None:
+    def __init__(self, address: KafkaAddress, guarantee: Guarantee = "exactly once") -> None:
         self.address, self.url, self.guarantee = address, address.url, guarantee
-        self._clock = clock
         self._topics = KafkaTopics(address)
         self._readers = KafkaReaders(self._topics)
         self._group: KafkaGroup | None = None
@@ -241,7 +233,7 @@ class KafkaBroker:
         for _ in range(GONE_LOOKS):
             if await self._topics.partitions(topic):
                 return False
-            await self._clock.sleep(GONE_MS)
+            await anyio.sleep(GONE_MS / 1000)
         return True
 
     def _check_ours(self, task: str) -> None:
@@ -259,28 +251,14 @@ class KafkaBroker:
             await self._let_go(task)
 
     async def last_commit(self, task: str) -> tuple[int, bytes | None]:
-        """Number and id of the last commit of `task` that counts (0, None: none yet).
-
-        Raises OutcomeUnknown if our own last one is not shown to readers for too long.
-        """
-        owned = self._owned.get(task)
-        if owned is not None and not owned.commits:
-            return owned.last  # nobody can have committed between our claim and our first commit
+        """Number and id of the last commit of `task` that counts (0, None: none yet)."""
+        if task in self._owned:  # if another owner has come meanwhile, the next commit is told
+            return self._owned[task].last
         if not await self._topics.partitions(changelog_of(task)[0]):
             return 0, None
-        until = self._clock.now_ms() + NOT_SHOWN_MS
-        while True:
-            async with open_changelog(self.address, task) as log:
-                _, last = await log.last(fenced=self.guarantee == "exactly once")
-            # A cluster says that a commit is done a moment before readers are shown it.
-            if owned is None or (last is not None and last.number >= owned.last[0]):
-                return (0, None) if last is None else (last.number, last.commit_id)
-            if self._clock.now_ms() > until:
-                raise OutcomeUnknown(
-                    f"task {task}: commit {owned.last[0]} is not shown to readers within {NOT_SHOWN_MS / 1000:g} s: a "
-                    "transaction in its changelog does not end"
-                )
-            await self._clock.sleep(SHOWN_MS)
+        async with open_changelog(self.address, task) as log:
+            _, last = await log.last(fenced=self.guarantee == "exactly once")
+        return (0, None) if last is None else (last.number, last.commit_id)
 
     async def commit(
         self,

@@ -98,31 +98,30 @@ async def all_sent(futures: Iterable[Awaitable[Any]]) -> list[Any]:
 async def stopped(client: Any) -> None:
     """Stop a client, or close it, whatever state it is in; a cancelled caller still lets go of the connections."""
     with anyio.CancelScope(shield=True):
-        stopping = True
-        with anyio.move_on_after(STOP_SECONDS) as scope:
-            try:
-                await (client.stop() if hasattr(client, "stop") else client.close())
-            except AWAY as error:  # what failed in its background is raised once more
-                stopping = False
-                log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
-            except asyncio.CancelledError:  # a task of the client's own, which it cancels and then waits for
-                if scope.cancel_called or _is_cancelled():
-                    raise
-                stopping = False
+        if not await _ends(client, client.stop() if hasattr(client, "stop") else client.close()):
+            await _ends(client, _let_go(client))
+            await _inner(client).close()
         # A producer that is fenced tells it to who sends, and once more to who waits for the end of the transaction:
         # where nobody does, asyncio would complain.
         waiter = getattr(getattr(client, "_txn_manager", None), "_transaction_waiter", None)
         if waiter is not None and waiter.done() and not waiter.cancelled():
             waiter.exception()
-        if stopping and not scope.cancelled_caught:
-            return
-        with anyio.move_on_after(STOP_SECONDS) as scope:
-            try:
-                await _let_go(client)
-            except asyncio.CancelledError:
-                if scope.cancel_called or _is_cancelled():
-                    raise
-        await _inner(client).close()
+
+
+async def _ends(client: Any, stopping: Awaitable[None]) -> bool:
+    """True if that is done in time; what failed in the client's background is raised once more by it."""
+    with anyio.move_on_after(STOP_SECONDS) as scope:
+        try:
+            await stopping
+        except AWAY as error:
+            log.debug("client stopped in disorder", client=type(client).__name__, error=repr(error))
+            return False
+        except asyncio.CancelledError:  # a task of the client's own, which it cancels and then waits for
+            if scope.cancel_called or _is_cancelled():
+                raise
+            return False
+        return True
+    return False
 
 
 def _is_cancelled() -> bool:

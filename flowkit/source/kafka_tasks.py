@@ -1,7 +1,12 @@
 """A task's commits on Kafka: its frame and its outputs, exactly once or at least once.
 
 Exactly once, they are one transaction under the task's own id, which also fences every earlier owner. At least once,
-the outputs are sent first, then the frame: what was sent before an owner died is sent again by the next one.
+the outputs are sent first, then the frame: what was sent before an owner died is sent again by the next one. Nobody but
+the task's owner writes to its partition of the changelog. So there the offsets that are given to a claim and to frames
+fence: if they follow one another, nobody has claimed the task in between; if not, the changelog is read.
+
+Either way `commit` returns only if the frame counts: who asks for more before an effect leaves asks in vain, for he may
+stand still after that, too.
 
 The traps of aiokafka that lie here, each with its way around:
 
@@ -41,6 +46,7 @@ log = structlog.get_logger("flowkit.kafka")
 TRANSACTION_MS = 10_000
 """A dead owner's open transaction holds up the readers of what it wrote for as long."""
 BATCH_BYTES = 512 * 1024
+CLAIM_AGAIN_S = 0.05
 UNDER_WAY = 64
 """So many batches may be on their way before their commit."""
 REMEMBERED = 10_000
@@ -64,7 +70,7 @@ class TaskProducer:
         """By split: where the last commit stands."""
         self._producer: Any = None
         self._end = 0
-        """Where the changelog ended when it was read last."""
+        """Where the changelog ended when it was read last; at least once, also after what we have written since."""
         self._early: deque[Any] = deque()
         """What was sent before its commit, and may not be there yet."""
 
@@ -93,13 +99,26 @@ class TaskProducer:
             again = end_again(self.address, self.task, self._producer, last, writes)
             await self._guarded(again, "its last commit counts")
             epoch, last = await self._read()
-        self.epoch = epoch + 1
         if self.guarantee == "at least once":
-            await self._producer.send_and_wait(self.topic, claim_of(self.epoch), partition=self.partition)
-            _, last = await self._read()  # what an earlier owner wrote before our claim counts
+            epoch, last = await self._guarded(self._claim(epoch, last), "its claim counts")
+        self.epoch = epoch + 1
         if last is not None:
             self.last = last.number, last.commit_id
         return last
+
+    async def _claim(self, epoch: int, last: Part | None) -> tuple[int, Part | None]:
+        """Write a claim with nothing between it and what was read before: the highest epoch, and the last frame.
+
+        Else two who open the task at once would have one epoch, or a frame that was under way would be passed over.
+        """
+        while True:
+            claim = claim_of(epoch + 1)
+            told = await self._producer.send_and_wait(self.topic, claim, partition=self.partition)
+            if told.offset == self._end:
+                self._end += 1
+                return epoch, last
+            await asyncio.sleep(CLAIM_AGAIN_S)
+            epoch, last = await self._read()
 
     async def _read(self) -> tuple[int, Part | None]:
         async with open_changelog(self.address, self.task) as changelog:
@@ -139,9 +158,15 @@ class TaskProducer:
         await self._guarded(self._send_all(outputs), "what it sent is there")
 
     async def _send_all(self, outputs: Sequence[Output]) -> None:
+        for refused in [each for each in self._early if each.done() and each.exception() is not None]:
+            await refused  # nothing goes on behind it
+        while self._early and (len(self._early) > UNDER_WAY or self._early[0].done()):
+            await self._early.popleft()
         for (topic, partition), columns in group_outputs(outputs).items():
             self._early += await self._send(topic, partition, *columns)
-        while len(self._early) > UNDER_WAY:
+
+    async def _all_early(self) -> None:
+        while self._early:
             await self._early.popleft()
 
     def offset_of(self, number: int) -> int | None:
@@ -154,11 +179,13 @@ class TaskProducer:
         """Where the frame begins in the changelog."""
         producer = self._open_producer()
         if self.guarantee == "at least once":
+            # With these outputs go marks, which must not overtake an event: whoever takes it later finds it late.
+            await self._all_early()
             await self._send_all(outputs)
-            while self._early:
-                await self._early.popleft()
+            await self._all_early()
             records = await self._send_frame(frame)
             await all_sent(records)
+            await self._check_counts(frame, [int(record.result().offset) for record in records])
         else:
             await producer.begin_transaction()
             groups = group_outputs(outputs).items()
@@ -174,6 +201,19 @@ class TaskProducer:
             await producer.commit_transaction()
         return int(records[0].result().offset)
 
+    async def _check_counts(self, frame: Frame, offsets: Sequence[int]) -> None:
+        """Raise Fenced if a later owner had claimed the task before this frame of ours was written."""
+        if list(offsets) == list(range(self._end, self._end + len(offsets))):
+            self._end += len(offsets)
+            return
+        epoch, last = await self._read()
+        if last is not None and (last.number, last.commit_id) == (frame.number, frame.commit_id):
+            return
+        await self.stop()
+        if epoch > self.epoch:
+            raise Fenced(f"task {self.task}: another worker claimed it; commit {frame.number} counts only there")
+        raise OutcomeUnknown(f"task {self.task}: commit {frame.number} is not shown in its changelog")
+
     def _open_producer(self) -> Any:
         if self._producer is None:
             raise OutcomeUnknown(f"task {self.task}: its producer is closed")
@@ -188,13 +228,17 @@ class TaskProducer:
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]
     ) -> list[Any]:
         producer = self._open_producer()
-        sent = []
+        sent: list[Any] = []
         batch = producer.create_batch()
         for key, value, at in zip(keys, values, times, strict=True):
             if batch.append(key=key, value=value, timestamp=max(at, 0)) is None:
+                if sent and self.guarantee == "at least once":
+                    await sent[-1]
                 sent.append(await producer.send_batch(batch, topic, partition=partition))
                 batch = producer.create_batch()
                 batch.append(key=key, value=value, timestamp=max(at, 0))
+        if sent and self.guarantee == "at least once":
+            await sent[-1]
         sent.append(await producer.send_batch(batch, topic, partition=partition))
         return sent
 

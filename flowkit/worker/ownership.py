@@ -131,7 +131,7 @@ class Ownership:
     async def _hold(self) -> None:
         wait = FIRST_WAIT
         place: Path | None = None
-        used = False
+        used = doubted = False
         while not self._leaving.is_set():
             started = time.monotonic()
             try:
@@ -154,6 +154,10 @@ class Ownership:
                 if isinstance(error, StoreCorrupt) and used and place is not None:
                     # Another worker has had it meanwhile: from what is there nothing may lead to where it is now.
                     self._before, place = str(place), None
+                elif isinstance(error, StoreCorrupt) and not doubted:
+                    # One that stood still since its claim finds what its successor has left there, and may hear of it
+                    # later than it wakes: only what is found once more, under a new claim, is believed.
+                    doubted, place = True, None
                 elif isinstance(error, ConfigError | StoreCorrupt):
                     raise
                 away = isinstance(error, BrokerError | CommitError)  # which passes, and nobody has to do anything

@@ -485,21 +485,9 @@ class Task:
             await self.hook("decided")
         await self.store.resolve(frame.commit_id, True)
         await self.hook("resolved")
-        if handoffs:
-            await self._check_still_last(frame)
         for name, handoff in handoffs.items():
             await self._deliver(name, handoff)
             await self.hook("delivered")
-
-    async def _check_still_last(self, frame: Frame) -> None:
-        """Raise Fenced if a successor has committed: what a woken zombie delivered late would undo its deliveries.
-
-        A broker may show a commit some time after it has said that it counts; until then no other one can follow.
-        """
-        if self.broker is not None:
-            last = await self.broker.last_commit(self.name)
-            if last[0] >= frame.number and last != (frame.number, frame.commit_id):
-                raise Fenced(f"task {self.name}: its successor has committed, and delivers commit {frame.number} too")
 
     async def _deliver(self, name: str, handoff: Any) -> None:
         """Complete a hand-off; what the destination will never take is a dead letter of the next commit."""

@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from flowkit.clock import SystemClock
 from flowkit.source import open_storage
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
@@ -263,7 +262,7 @@ def tell(one: Recovery) -> None:
 
 async def measure(setting: Setting, crew: Crew) -> bool:
     """Fill, then kill again and again; whether outputs were right."""
-    async with KafkaBroker(KafkaAddress.parse(f"kafka://{setting.kafka}", {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(f"kafka://{setting.kafka}", {})) as broker:
         await fill(broker, setting)
         began = time.monotonic()
         worker = setting.start(crew, "a", "state-a")

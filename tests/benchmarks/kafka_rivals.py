@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
 from tests.benchmarks.stores import TICK
@@ -143,7 +142,7 @@ class Took(NamedTuple):
 
 @asynccontextmanager
 async def broker_at(kafka: str) -> AsyncIterator[KafkaBroker]:
-    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka}", {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka}", {})) as broker:
         yield broker
 
 

@@ -21,7 +21,6 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
 from tests.benchmarks.stores import process_seconds
@@ -58,7 +57,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def broker_at(kafka: str) -> KafkaBroker:
-    return KafkaBroker(KafkaAddress.parse(f"kafka://{kafka}", {}), SystemClock())
+    return KafkaBroker(KafkaAddress.parse(f"kafka://{kafka}", {}))
 
 
 async def fill(kafka: str, topic: str, partitions: int = 1) -> None:

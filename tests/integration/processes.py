@@ -32,13 +32,19 @@ class Process:
     """A Python process of the test's own; what it says goes to `NAME.out` and `NAME.err` in `directory`."""
 
     def __init__(
-        self, name: str, words: Sequence[str], directory: Path, env: Mapping[str, str] | None = None, stdin: Any = None
+        self,
+        name: str,
+        words: Sequence[str],
+        directory: Path,
+        env: Mapping[str, str] | None = None,
+        stdin: Any = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.out, self.err = directory / f"{name}.out", directory / f"{name}.err"
         with self.out.open("ab") as out, self.err.open("ab") as err:
             self._heard = err.tell()
             self.popen = subprocess.Popen(
-                [sys.executable, *words],
+                [*prefix, sys.executable, *words],
                 cwd=directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **(env or {})},
                 stdin=stdin if stdin is not None else subprocess.DEVNULL,
@@ -98,8 +104,16 @@ class Crew:
         self.directory = directory
         self.processes: list[Process] = []
 
-    def start(self, name: str, *words: str, env: Mapping[str, str] | None = None, stdin: Any = None) -> Process:
-        process = Process(name, words, self.directory, env, stdin)
+    def start(
+        self,
+        name: str,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        stdin: Any = None,
+        prefix: Sequence[str] = (),
+    ) -> Process:
+        """Start `python WORDS`, by way of `prefix`, which must become it."""
+        process = Process(name, words, self.directory, env, stdin, prefix)
         self.processes.append(process)
         return process
 

@@ -1,22 +1,39 @@
-"""A network that can be cut: one port for each worker, whose traffic to a broker stands still or is torn.
+"""A network that can be cut: one port for each worker and node, whose traffic stands still or is torn.
 
-A broker tells its clients where to find it, so each proxy needs a listener of its own that advertises the proxy's port.
+A broker tells its clients where to find it, so each worker needs a listener of its own at each node, which advertises
+the proxy's port.
 """
 
 import asyncio
 import contextlib
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from tests.kafka.real import Kafka, free_ports
 
 
+class Way(Protocol):
+    """What lies between one worker and the nodes of a cluster. Without `nodes` it is about all of them."""
+
+    bootstrap: str
+    """Where the worker finds the cluster."""
+    prefix: Sequence[str]
+    """What its command has to begin with."""
+
+    def cut(self, *nodes: int) -> None:
+        """From now on nothing comes through; who connects hears nothing."""
+
+    def mend(self, *nodes: int, torn: bool) -> None:
+        """Go on: with what was under way, or (`torn`) with new connections only."""
+
+
 class Wire:
-    """What goes between one worker and the broker. Its methods may be called from any thread."""
+    """What goes between one worker and one node. Its methods may be called from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, behind: int) -> None:
-        self.port, self._behind, self._loop = port, behind, loop
+        self.port, self.behind, self._loop = port, behind, loop
         self._whole = asyncio.Event()
         self._whole.set()
         self._open: set[asyncio.StreamWriter] = set()
@@ -27,7 +44,6 @@ class Wire:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
 
     def cut(self) -> None:
-        """From now on nothing comes through; who connects hears nothing."""
         self._loop.call_soon_threadsafe(self._whole.clear)
 
     def swallow(self) -> None:
@@ -39,8 +55,6 @@ class Wire:
         self._loop.call_soon_threadsafe(do)
 
     def mend(self, *, torn: bool) -> None:
-        """Go on: with what was under way, or (`torn`) with new connections only."""
-
         def do() -> None:
             if torn:
                 for writer in self._open:
@@ -52,7 +66,7 @@ class Wire:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             await self._whole.wait()
-            theirs, to_them = await asyncio.open_connection("127.0.0.1", self._behind)
+            theirs, to_them = await asyncio.open_connection("127.0.0.1", self.behind)
             self._open |= {writer, to_them}
             try:
                 await asyncio.gather(self._pump(reader, to_them), self._pump(theirs, writer))
@@ -76,21 +90,51 @@ class Wire:
             writer.close()
 
 
-class WiredKafka(Kafka):
-    """A broker of one node with `count` more listeners, each behind a wire of its own."""
+class WiredWay:
+    """The wires of one worker, by node."""
 
-    def __init__(self, directory: Path, count: int) -> None:
-        super().__init__(directory)
-        ports = free_ports(2 * count)
-        self._behind, fronts = ports[:count], ports[count:]
+    prefix: Sequence[str] = ()
+
+    def __init__(self, wires: Mapping[int, Wire]) -> None:
+        self.wires = wires
+        self.bootstrap = ",".join(f"127.0.0.1:{wire.port}" for wire in wires.values())
+
+    def cut(self, *nodes: int) -> None:
+        for node in nodes or self.wires:
+            self.wires[node].cut()
+
+    def mend(self, *nodes: int, torn: bool) -> None:
+        for node in nodes or self.wires:
+            self.wires[node].mend(torn=torn)
+
+
+class WiredKafka(Kafka):
+    """A cluster each of whose nodes has `count` more listeners, each behind a wire of its own."""
+
+    def __init__(self, directory: Path, count: int, nodes: int = 1) -> None:
+        super().__init__(directory, nodes=nodes)
+        ports = free_ports(2 * count * nodes)
         self._loop = asyncio.new_event_loop()
-        self.wires = [Wire(self._loop, front, behind) for front, behind in zip(fronts, self._behind, strict=True)]
+        self._ways = [
+            WiredWay({node: Wire(self._loop, ports.pop(), ports.pop()) for node in self.nodes}) for _ in range(count)
+        ]
         self._thread = threading.Thread(target=self._loop.run_forever, name="wires", daemon=True)
+
+    @property
+    def wires(self) -> Sequence[Wire]:
+        """By worker the one to the first node."""
+        return [next(iter(way.wires.values())) for way in self._ways]
+
+    @property
+    def ways(self) -> Sequence[Way]:
+        """One for each worker."""
+        return self._ways
 
     def __enter__(self) -> Self:
         self._thread.start()
-        for wire in self.wires:
-            asyncio.run_coroutine_threadsafe(wire.serve(), self._loop).result(10)
+        for way in self._ways:
+            for wire in way.wires.values():
+                asyncio.run_coroutine_threadsafe(wire.serve(), self._loop).result(10)
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
@@ -100,8 +144,9 @@ class WiredKafka(Kafka):
 
     def _settings(self, number: int, data: Path) -> dict[str, str]:
         settings = super()._settings(number, data)
-        for n, (wire, port) in enumerate(zip(self.wires, self._behind, strict=True)):
-            settings["listeners"] += f",WIRE{n}://127.0.0.1:{port}"
+        for n, way in enumerate(self._ways):
+            wire = way.wires[number]
+            settings["listeners"] += f",WIRE{n}://127.0.0.1:{wire.behind}"
             settings["advertised.listeners"] += f",WIRE{n}://127.0.0.1:{wire.port}"
             settings["listener.security.protocol.map"] += f",WIRE{n}:PLAINTEXT"
         return settings

@@ -117,7 +117,7 @@ class Kafka:
             list(pool.map(self._format, starting))
         for number in starting:
             with self.log(number).open("ab") as log:
-                command = [*_dies_with_us(), *self._java(), "kafka.Kafka", str(self._config(number))]
+                command = [*dies_with_us(), *self._java(), "kafka.Kafka", str(self._config(number))]
                 self._processes[number] = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
@@ -265,6 +265,6 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _dies_with_us() -> list[str]:
+def dies_with_us() -> list[str]:
     """A prefix by which the kernel kills the broker when the tests are killed (Linux); else only atexit does."""
     return ["setpriv", "--pdeathsig", "KILL"] if os.name == "posix" and shutil.which("setpriv") else []

@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
 
 from flowkit.cli import main
+from flowkit.sink.file_target import DiskFile
 from flowkit.source import kafka_frames, kafka_group, kafka_tasks
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_client import all_sent
@@ -71,13 +72,32 @@ def dies() -> None:
 
 def slow_commits() -> None:
     """Between a frame on the disk and its transaction a tenth of a second passes."""
+    _slow("prepared", 0.1)
 
+
+def slow_deliveries() -> None:
+    """Between a commit and what it writes to files a second passes."""
+    _slow("resolved", 1.0)
+
+
+def _slow(step: str, seconds: float) -> None:
     async def hook(passed: str) -> None:
-        if passed == "prepared":
-            await asyncio.sleep(0.1)
+        if passed == step:
+            await asyncio.sleep(seconds)
 
     make = live.LiveTask.__init__
     _put(live.LiveTask, "__init__", lambda *words, **more: make(*words, **more, hook=hook))
+
+
+def slow_opens() -> None:
+    """Between the claim of a task and its opening three seconds pass."""
+    open_ = live.LiveTask._open
+
+    async def opened(self: Any) -> None:
+        await asyncio.sleep(3.0)
+        await open_(self)
+
+    _put(live.LiveTask, "_open", opened)
 
 
 def sends_fail() -> None:
@@ -197,7 +217,69 @@ def last_frame_skipped() -> None:
     _put(kafka_frames.Changelog, "read", all_but_one)
 
 
-MISFORTUNES: dict[str, Callable[[], None]] = {f.__name__: f for f in (dies, slow_commits, sends_fail)}
+def outputs_after_frame() -> None:
+    """At least once, the frame does not wait for the outputs: they are sent after it."""
+    commit = kafka_tasks.TaskProducer._commit
+    held: dict[str, list[Any]] = {}
+
+    async def send_early(self: Any, outputs: Any) -> None:
+        held.setdefault(self.task, []).extend(outputs)
+
+    async def in_two(self: Any, frame: Any, outputs: Any) -> int:
+        late = [*held.pop(self.task, ()), *outputs]
+        offset = await commit(self, frame, [])
+        await asyncio.sleep(0.3)
+        for (topic, partition), columns in group_outputs(late).items():
+            await all_sent(await self._send(topic, partition, *columns))
+        return offset
+
+    _put(kafka_tasks.TaskProducer, "send_early", send_early)
+    _put(kafka_tasks.TaskProducer, "_commit", in_two)
+
+
+def claims_unheeded() -> None:
+    """At least once, an owner does not look whether its frames count, and asks nobody whose the task is."""
+
+    async def counts(*_: Any) -> None:
+        return None
+
+    place = kafka_group.KafkaGroup.place
+
+    async def deaf(group: Any, tasks: Any, held: set[str]) -> Any:
+        return (await place(group, tasks, held))._replace(releases=[])
+
+    _put(kafka_tasks.TaskProducer, "_check_counts", counts)
+    _put(kafka_group.KafkaGroup, "is_ours", lambda *_: True)
+    _put(kafka_group.KafkaGroup, "place", deaf)
+
+
+def files_cut_late() -> None:
+    """A hand-off is delivered whatever there is in the file by now."""
+    write = DiskFile.write
+
+    def blindly(self: Any, offset: int, data: bytes, *, last: bool = True) -> None:
+        self._length = 2**62
+        write(self, offset, data, last=last)
+
+    _put(DiskFile, "write", blindly)
+
+
+def files_cut_at_open() -> None:
+    """Who opens a file cuts off what he does not know, before he knows that the task is still his."""
+    open_ = DiskFile.open
+
+    def opened(self: Any, known: tuple[int, int] | None) -> None:
+        open_(self, known)
+        if self.rest:
+            self._length, self.rest = known[1] if known else 0, False
+            os.ftruncate(self._fd, self._length)
+
+    _put(DiskFile, "open", opened)
+
+
+MISFORTUNES: dict[str, Callable[[], None]] = {
+    f.__name__: f for f in (dies, slow_commits, slow_deliveries, slow_opens, sends_fail)
+}
 MISTAKES: dict[str, Callable[[], None]] = {
     f.__name__: f
     for f in (
@@ -207,6 +289,10 @@ MISTAKES: dict[str, Callable[[], None]] = {
         positions_early,
         any_frame_counts,
         last_frame_skipped,
+        outputs_after_frame,
+        claims_unheeded,
+        files_cut_late,
+        files_cut_at_open,
     )
 }
 

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import flowkit
-from flowkit.clock import SystemClock
 from flowkit.options import WorkerOptions
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
@@ -44,7 +43,7 @@ async def test_several_tasks_of_one_worker_read_all_of_a_broadcast_topic(
     kafka_address: str, tmp_path: Path, name: str
 ) -> None:
     url = f"kafka://{kafka_address}"
-    async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
         await broker.create(f"{name}-asked", 3)
         await broker.create(f"{name}.rates.a", 2)
         await broker.put(f"{name}.rates.a", [row("eur", 7)])

@@ -3,11 +3,11 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
 
-from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError, Fenced, OutcomeUnknown, StoreCorrupt
 from flowkit.source import Broker, KeepsFrames
 from flowkit.source.internal import changelog_of
@@ -35,7 +35,7 @@ async def broker(kafka_address: str) -> AsyncIterator[KafkaBroker]:
 
 
 def opened(kafka_address: str) -> KafkaBroker:
-    return KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}), SystemClock())
+    return KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}))
 
 
 def frame(number: int, parent: bytes = b"", size: int = 10) -> Frame:
@@ -45,6 +45,16 @@ def frame(number: int, parent: bytes = b"", size: int = 10) -> Frame:
 
 async def commit(broker: KafkaBroker, task: str, epoch: int, frame: Frame, *outs: Out) -> None:
     await broker.commit(task, epoch, frame.number, frame.commit_id, {}, outs, frame)
+
+
+async def shown(broker: KafkaBroker, task: str, number: int) -> None:
+    """Wait until readers are shown the commit: the coordinator tells the changelog after it has answered."""
+    async with asyncio.timeout(10):
+        while True:
+            async with open_changelog(broker.address, task) as log:
+                _, last = await log.last()
+            if last is not None and last.number >= number:
+                return
 
 
 async def test_it_fits_the_seam(broker: KafkaBroker) -> None:
@@ -64,7 +74,7 @@ async def test_a_commit_is_there_with_all_its_outputs(broker: KafkaBroker, name:
     await commit(broker, task, claim.epoch, first, *outs)
     second = frame(2, first.commit_id)
     await commit(broker, task, claim.epoch, second)
-    assert await broker.last_commit(task) == (2, b"id2")
+    await shown(broker, task, 2)
     records = await broker.read(name, 1, 0, 100)
     assert list(records.values) == [b"v1", None]
     assert list(records.keys or []) == [b"1", b"3"]
@@ -122,7 +132,7 @@ async def test_a_frame_beyond_the_limit_on_records_goes_in_parts(broker: KafkaBr
     frames = [frame(1), frame(2, b"id1", size=3 * PART_BYTES + 5), frame(3, b"id2")]
     for one in frames:
         await commit(broker, task, claim.epoch, one)
-    assert (await broker.last_commit(task))[0] == 3
+    await shown(broker, task, 3)
     assert [found async for found in broker.frames(task, 0)] == frames
     assert [found async for found in broker.frames(task, 1)] == frames[1:]
     again = await broker.claim(task, "")
@@ -138,7 +148,7 @@ async def test_many_frames_are_found_from_the_end(broker: KafkaBroker, name: str
         one = Frame(number, b"id%d" % number, parent, 0, {}, [])
         await commit(broker, task, claim.epoch, one)
         parent = one.commit_id
-    assert (await broker.last_commit(task))[0] == 150
+    await shown(broker, task, 150)
     for after in (0, 1, 80, 148, 149, 150):
         assert [found.number async for found in broker.frames(task, after)] == list(range(after + 1, 151))
 
@@ -152,8 +162,7 @@ async def test_the_last_frame_is_found_though_those_before_are_trimmed_meanwhile
     claim = await broker.claim(task, "")
     for number in range(1, 5):
         await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
-    while (await broker.last_commit(task))[0] < 4:
-        """The coordinator tells the changelog after it has answered."""
+    await shown(broker, task, 4)
     async with open_changelog(broker.address, task) as log:
         await broker.delete_before(topic, partition, 6)
         epoch, last = await log.last()
@@ -167,7 +176,7 @@ async def test_frames_that_were_deleted_too_early_are_told(broker: KafkaBroker, 
     claim = await broker.claim(task, "")
     for number in range(1, 5):
         await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
-    assert (await broker.last_commit(task))[0] == 4
+    await shown(broker, task, 4)
     await broker.delete_before(topic, partition, 4)  # each commit has a record and a marker
     with pytest.raises(StoreCorrupt, match=r"commit 1 is not there, the next one is 3"):
         async for _ in broker.frames(task, 0):
@@ -192,7 +201,7 @@ async def test_an_output_without_its_topic_counts_as_unknown_and_leaves_nothing(
 
 def loose(kafka_address: str) -> KafkaBroker:
     address = KafkaAddress.parse(f"kafka://{kafka_address}", {})
-    return KafkaBroker(address, SystemClock(), "at least once")
+    return KafkaBroker(address, "at least once")
 
 
 async def test_at_least_once_outputs_and_frames_are_there_too(kafka_address: str, name: str) -> None:
@@ -220,11 +229,48 @@ async def test_at_least_once_a_zombies_frames_do_not_count(kafka_address: str, n
         await commit(zombie, task, old.epoch, frame(1))
         new = await owner.claim(task, "")
         assert (new.number, new.epoch) == (1, old.epoch + 1)
-        await commit(zombie, task, old.epoch, Frame(2, b"zombie 2", b"id1", 0, {}, []))
-        await commit(owner, task, new.epoch, frame(2, b"id1"))
-        await commit(zombie, task, old.epoch, Frame(3, b"zombie 3", b"zombie 2", 0, {}, []))
+        with pytest.raises(Fenced, match=rf"{task}: another worker claimed it; commit 2 counts only there"):
+            await commit(zombie, task, old.epoch, Frame(2, b"zombie 2", b"id1", 0, {}, []))
+        with pytest.raises(OutcomeUnknown):  # it is closed for good
+            await commit(zombie, task, old.epoch, Frame(2, b"zombie 2", b"id1", 0, {}, []))
+        for number in (2, 3):  # the zombie's frame is passed over, also by the owner who looks what lies between
+            await commit(owner, task, new.epoch, frame(number, b"id%d" % (number - 1)))
+    async with loose(kafka_address) as outside:
+        assert await outside.last_commit(task) == (3, b"id3")
+        assert [found.commit_id async for found in outside.frames(task, 0)] == [b"id1", b"id2", b"id3"]
+
+
+async def test_at_least_once_those_who_open_a_task_at_once_have_not_one_epoch(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    async with AsyncExitStack() as stack:
+        brokers = [await stack.enter_async_context(loose(kafka_address)) for _ in range(4)]
+        await brokers[0].create(changelog_of(task)[0], 1)
+        claims = await asyncio.gather(*(broker.claim(task, "") for broker in brokers))
+        order = sorted(range(4), key=lambda n: claims[n].epoch)
+        assert len({claim.epoch for claim in claims}) == 4
+        for n in order[:-1]:
+            with pytest.raises(Fenced):
+                await commit(brokers[n], task, claims[n].epoch, Frame(1, b"no%d" % n, b"", 0, {}, []))
+        await commit(brokers[order[-1]], task, claims[order[-1]].epoch, frame(1))
+        assert [found.commit_id async for found in brokers[0].frames(task, 0)] == [b"id1"]
+
+
+async def test_at_least_once_an_owner_hears_at_once_that_someone_claimed_and_went(
+    kafka_address: str, name: str
+) -> None:
+    task = f"{name}/g/0"
+    async with loose(kafka_address) as owner:
+        await owner.create(changelog_of(task)[0], 1)
+        claim = await owner.claim(task, "")
+        await commit(owner, task, claim.epoch, frame(1))
+        async with loose(kafka_address) as late:  # one who woke late, and left when he was told
+            await late.claim(task, "")
+        with pytest.raises(Fenced):  # else its frames, and what is trimmed behind them, would be lost in silence
+            await commit(owner, task, claim.epoch, frame(2, b"id1"))
+        again = await owner.claim(task, "")
+        assert again.number == 1
+        await commit(owner, task, again.epoch, frame(2, b"id1"))
         assert await owner.last_commit(task) == (2, b"id2")
-        assert [found.commit_id async for found in owner.frames(task, 0)] == [b"id1", b"id2"]
 
 
 async def test_guarantees_can_be_changed(kafka_address: str, name: str) -> None:
@@ -257,3 +303,20 @@ async def test_at_least_once_outputs_do_not_wait_for_their_commit(kafka_address:
         assert list((await broker.read(name, 0, 0, 10)).values) == [b"early", b"with it"]
         with pytest.raises(OutcomeUnknown):
             await broker.send(task, claim.epoch + 1, [Out(name, 0, None, b"whose?")])
+
+
+async def test_at_least_once_nothing_overtakes_what_was_refused(kafka_address: str, name: str) -> None:
+    task = f"{name}/g/0"
+    async with loose(kafka_address) as broker:
+        await broker._topics.create(name, 1, {"max.message.bytes": "1000"})
+        await broker.create(changelog_of(task)[0], 1)
+        claim = await broker.claim(task, "")
+        await commit(broker, task, claim.epoch, frame(1))
+        # The first that this producer sends there, so that the broker does not miss it.
+        await broker.send(task, claim.epoch, [Out(name, 0, None, b"an event" * 1000)])
+        with pytest.raises(OutcomeUnknown):
+            await commit(broker, task, claim.epoch, frame(2, b"id1"), Out(name, 0, None, b"its mark"))
+        with pytest.raises(OutcomeUnknown):
+            await broker.send(task, claim.epoch, [Out(name, 0, None, b"the next event")])
+        assert list((await broker.read(name, 0, 0, 10)).values) == []
+        assert (await broker.claim(task, "")).number == 1

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.clock import SystemClock
 from flowkit.errors import StoreCorrupt
 from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
@@ -28,7 +27,7 @@ KEYS = [f"key {n}" for n in range(20)]
 
 @pytest.fixture
 async def broker(kafka_address: str) -> AsyncIterator[KafkaBroker]:
-    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {})) as broker:
         yield broker
 
 
@@ -85,7 +84,7 @@ async def test_what_an_owner_says_when_it_begins_is_not_taken_for_a_frame(kafka_
     """Without transactions an owner's claim is a record, and it may be the last one."""
     task = f"{name}/g/0"
     address = KafkaAddress.parse(f"kafka://{kafka_address}", {})
-    async with KafkaBroker(address, SystemClock(), "at least once") as broker:
+    async with KafkaBroker(address, "at least once") as broker:
         await broker.create(changelog_of(task)[0], 1)
         claim = await broker.claim(task, "")
         await commits(broker, task, claim.epoch, 1, 4)
@@ -202,7 +201,7 @@ def test_a_worker_with_an_empty_disk_goes_on_from_checkpoint_and_frames(
             return crew.flowkit(f"w{number}", *words, env=env)
 
         async def story() -> None:
-            async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}), SystemClock()) as broker:
+            async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {})) as broker:
                 await broker.create(f"{name}-in", 2)
                 await broker.create(f"{name}-out", 2)
                 outside = Outside(broker, name)

@@ -4,7 +4,6 @@ import asyncio
 import json
 from pathlib import Path
 
-from flowkit.clock import SystemClock
 from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
@@ -15,7 +14,7 @@ from tests.kafka.test_broker import Out, commit, frame
 
 async def write(kafka_address: str, name: str) -> None:
     """Records of five commits, two each."""
-    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {})) as broker:
         task = f"{name}/g/0"
         await broker.create(name, 1)
         await broker.create(changelog_of(task)[0], 1)

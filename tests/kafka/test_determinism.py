@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
 from tests.integration.determined import Left, Run, check_rich, differences
@@ -17,7 +16,7 @@ from tests.integration.processes import crew_in
 async def left_by(kafka_address: str, name: str, path: Path, stops: int, seed: int) -> Left:
     url = f"kafka://{kafka_address}"
     with crew_in(path) as crew:
-        async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+        async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
             return await Run(broker, url, name, crew, path).play(stops, seed)
 
 

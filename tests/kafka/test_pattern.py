@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import flowkit
-from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError
 from flowkit.options import WorkerOptions
 from flowkit.source.kafka import KafkaBroker
@@ -79,7 +78,7 @@ def test_topics_come_while_workers_run_and_are_killed(kafka_address: str, tmp_pa
     with crew_in(tmp_path) as crew:
 
         async def story() -> None:
-            async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+            async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
                 shop = Shop(broker, name)
                 await broker.create(f"{name}-out", 2)
                 await shop.make("eu")
@@ -116,7 +115,7 @@ def test_a_topic_that_goes_is_left_and_one_of_another_size_is_refused(
     with crew_in(tmp_path) as crew:
 
         async def story() -> None:
-            async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+            async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
                 shop = Shop(broker, name)
                 await broker.create(f"{name}-out", 2)
                 worker = start(crew, name, url, 0)
@@ -160,7 +159,7 @@ def test_unequal_topics_are_refused_before_anything_starts(kafka_address: str, t
     with crew_in(tmp_path) as crew:
 
         async def story() -> None:
-            async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+            async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
                 shop = Shop(broker, name)
                 await shop.make("eu", 2)
                 await shop.make("us", 3)
@@ -195,7 +194,7 @@ def merging(name: str) -> flowkit.App:
 
 async def test_a_bounded_run_merges_all_that_match_by_time(kafka_address: str, tmp_path: Path, name: str) -> None:
     url = f"kafka://{kafka_address}"
-    async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
         shop = Shop(broker, name)
         for region, partitions in (("us", 1), ("eu", 3), ("empty", 2)):
             await shop.make(region, partitions)

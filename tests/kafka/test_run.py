@@ -7,7 +7,6 @@ import pytest
 
 import flowkit
 from flowkit import Closed, Stream, Tumbling
-from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
@@ -46,7 +45,7 @@ def counting(topic: str, **how: object) -> flowkit.App:
 
 
 async def put(kafka_address: str, topic: str, numbers: range) -> None:
-    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {})) as broker:
         if not await broker.partitions(topic):
             await broker.create(topic, 3)
         rows = [

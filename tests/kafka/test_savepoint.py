@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.clock import SystemClock
 from flowkit.source import open_storage
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
@@ -36,7 +35,7 @@ def test_an_app_goes_on_from_a_savepoint_under_another_name(
             return start(number, "--from", saved, state="again", CHECKPOINT_APP_AS=f"{name}-again")
 
         async def story() -> None:
-            async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+            async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
                 await broker.create(f"{name}-in", 2)
                 await broker.create(f"{name}-out", 2)
                 outside = Outside(broker, name)

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from flowkit.clock import SystemClock
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_group import KafkaGroup
@@ -266,7 +265,7 @@ async def test_a_worker_goes_on_at_once_in_its_place_and_leaves_at_once(
     def words(state: str) -> list[str]:
         return ["worker", APP, "--broker", f"kafka://{kafka_address}", "--state", str(tmp_path / state)]
 
-    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(f"kafka://{kafka_address}", {})) as broker:
         for topic in (f"{name}-in", f"{name}-out"):
             await broker.create(topic, 1)
         with crew_in(tmp_path) as crew:
@@ -289,7 +288,7 @@ async def test_two_workers_with_copies_of_one_disk_do_each_event_once(
 ) -> None:
     env = {"CHECKPOINT_APP": name, "FLOWKIT_LEASE_TTL": str(SESSION_MS), "PYTHONWARNINGS": "default"}
     address = f"kafka://{kafka_address}"
-    async with KafkaBroker(KafkaAddress.parse(address, {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(address, {})) as broker:
         for topic in (f"{name}-in", f"{name}-out"):
             await broker.create(topic, 1)
         with crew_in(tmp_path) as crew:

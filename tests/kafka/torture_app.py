@@ -1,22 +1,28 @@
 """The app that is tortured: running totals by key and by another key, windows by a third, and windows of those windows.
 
 Whatever is sent tells which event made it and what the table held then, so that one event lost or taken twice shows.
-The variable TORTURE_APP names the app and its topics, for several runs against one broker.
+The variable TORTURE_APP names the app and its topics, for several runs against one broker; TORTURE_GUARANTEE is the
+app's guarantee.
 """
 
 import os
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 
 import flowkit
 from flowkit import Closed, Count, Stream, Sum, Tumbling
+from flowkit.options import Guarantee
 
 NAME = os.environ.get("TORTURE_APP", "torture")
 SHOP_MS, SIZE_MS, LATE_MS = 1_000, 5_000, 100
 LARGE = 12
 """A window of more events than that is large."""
 
-app = flowkit.App(NAME)
+GUARANTEE: Guarantee = next(
+    each for each in get_args(Guarantee) if each == os.environ.get("TORTURE_GUARANTEE", "exactly once")
+)
+
+app = flowkit.App(NAME, guarantee=GUARANTEE)
 
 
 class Event(flowkit.Record):

@@ -7,22 +7,25 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.integration.processes import Crew, Process
-from tests.kafka.proxy import Wire
+from tests.kafka.proxy import Way
 from tests.kafka.real import Kafka
+from tests.kafka.torture_nodes import NODE_DEEDS, Nodes
 
 APP = str(Path(__file__).with_name("torture_app.py"))
 LEASE_MS = 3_000
 GRACE_MS = 15_000
+SHARED_OUT = '"event": "tasks shared out"'
 DISK_BYTES = 48 * 2**20
 
 DEEDS = (
     "kill",
     "kill_all",
     "pause",
+    "pause_heir",
     "term",
     "join",
     "wipe",
@@ -33,6 +36,8 @@ DEEDS = (
     "broker_kill",
     "blackout",
 )
+DEEDS_OF_THREE = (*(deed for deed in DEEDS if deed not in ("broker_restart", "blackout")), *NODE_DEEDS)
+"""A cluster of three is not stopped as a whole in good order: its last node would wait for the others in vain."""
 NAMES = ("ada", "bob", "cyd", "dan", "eve", "fay", "gil", "hal")
 
 
@@ -57,14 +62,16 @@ class Nemesis:
         *,
         app: str,
         workers: int,
-        wires: Sequence[Wire] = (),
+        ways: Sequence[Way] = (),
+        env: Mapping[str, str] | None = None,
         sabotage: Sequence[str] = (),
         supervisor: bool = False,
         checkpoints: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         self.crew, self.kafka, self.chance, self.app, self.say = crew, kafka, chance, app, say
-        self.wires = wires
+        self.ways, self.env = ways, dict(env or {})
+        self.nodes = Nodes(kafka, ways, chance, app, say)
         self.checkpoints = checkpoints
         self.sabotage = ",".join(sabotage)
         self.done: list[str] = []
@@ -90,8 +97,8 @@ class Nemesis:
 
     def close(self) -> None:
         """Let everybody go on, so that they can be ended, and give the disks back."""
-        for wire in self.wires:
-            wire.mend(torn=True)
+        for way in self.ways:
+            way.mend(torn=False)
         for slot in [*self.slots, self.guest]:
             if slot.lives:
                 for pid in [slot.process.pid, *_children(slot.process.pid)]:
@@ -116,7 +123,8 @@ class Nemesis:
         slot.lives += 1
         slot.state.mkdir(exist_ok=True)
         how = ["-m", "flowkit"] if not self.sabotage else ["-m", "tests.kafka.sabotage", self.sabotage]
-        address = f"127.0.0.1:{self.wires[slot.number].port}" if self.wires else self.kafka.bootstrap
+        way = self.ways[slot.number] if self.ways else None
+        address = way.bootstrap if way else self.kafka.bootstrap
         words = [*how, "worker", APP, "--broker", f"kafka://{address}?timeout_ms=5000", "--state", str(slot.state)]
         words += ["--bind", f"ledger={self.crew.directory}/ledger-{{partition}}.jsonl"]
         words += ["--processes", str(slot.processes)] if slot.processes > 1 else []
@@ -125,7 +133,9 @@ class Nemesis:
         if self.checkpoints:
             settings |= {"CHECKPOINTS": str(self.crew.directory / "checkpoints"), "CHECKPOINT_INTERVAL": "2000"}
         variables = {f"FLOWKIT_{name}": value for name, value in settings.items()} | {"TORTURE_APP": self.app}
-        slot.process = self.crew.start(f"{slot.name}-{slot.lives}", *words, env=variables | (env or {}))
+        variables |= self.env | dict(env or {})
+        prefix = way.prefix if way else ()
+        slot.process = self.crew.start(f"{slot.name}-{slot.lives}", *words, env=variables, prefix=prefix)
 
     def restart(self, slot: Slot) -> None:
         """Start it again, perhaps after the others have noticed."""
@@ -188,11 +198,17 @@ class Nemesis:
             if self.sabotage:  # these runs are short: no deed may be wasted on those who are not at work yet
                 self._wait_for_work(15)
             self.say(f"{deed} ({slot.name})")
-            getattr(self, deed)(slot)
+            self._do(deed, slot)
             self.done.append(deed)
             self._look()
             time.sleep(self.chance.uniform(0.3, 2.5))
         self._look()
+
+    def _do(self, deed: str, slot: Slot) -> None:
+        if deed in NODE_DEEDS:
+            getattr(self.nodes, deed)()
+        else:
+            getattr(self, deed)(slot)
 
     def _wait_for_work(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -232,14 +248,30 @@ class Nemesis:
 
     def pause(self, slot: Slot) -> None:
         """SIGSTOP for longer than a session lasts: it wakes as a zombie."""
+        pids = self._stand_still(slot)
+        time.sleep(LEASE_MS / 1000 * (2.5 if self.sabotage else self.chance.choice([0.5, 1.5, 2.5])))
+        _go_on(pids)
+
+    def pause_heir(self, slot: Slot) -> None:
+        """SIGKILL of one worker; another stands still while it opens what is left to it, and it goes to a third."""
+        heir = self.chance.choice([each for each in self.slots if each is not slot])
+        rounds = heir.process.said().count(SHARED_OUT)
+        slot.process.kill()
+        until = time.monotonic() + LEASE_MS / 1000 * 5
+        while heir.process.said().count(SHARED_OUT) == rounds and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1.0 if self.sabotage else self.chance.uniform(0.0, 0.5))
+        pids = self._stand_still(heir)
+        self.start(slot)
+        time.sleep(LEASE_MS / 1000 * 3)
+        _go_on(pids)
+
+    def _stand_still(self, slot: Slot) -> list[int]:
         pids = [slot.process.pid, *_children(slot.process.pid)]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-        time.sleep(LEASE_MS / 1000 * (2.5 if self.sabotage else self.chance.choice([0.5, 1.5, 2.5])))
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        return pids
 
     def term(self, slot: Slot) -> None:
         """SIGTERM, and another life."""
@@ -264,10 +296,10 @@ class Nemesis:
 
     def cut(self, slot: Slot) -> None:
         """The network of one worker is cut, then mended, connections kept or torn."""
-        wire = self.wires[slot.number]
-        wire.cut()
+        way = self.ways[slot.number]
+        way.cut()
         time.sleep(LEASE_MS / 1000 * self.chance.choice([0.5, 1.5, 2.5]))
-        wire.mend(torn=self.chance.random() < 0.5)
+        way.mend(torn=self.chance.random() < 0.5)
 
     def fill_disk(self, _slot: Slot) -> None:
         """The disk of the first worker is full for some seconds (a small one of its own, where it can be mounted)."""
@@ -324,6 +356,12 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(word) for word in text.split()]
+
+
+def _go_on(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _heard(process: Process, event: str) -> bool:

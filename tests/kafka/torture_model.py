@@ -47,6 +47,8 @@ class Book:
         self.users: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         self.items: dict[str, dict[int, int]] = defaultdict(dict)
         self.shops: Sums = {}
+        self.values: dict[tuple[str, int], list[int]] = defaultdict(list)
+        """By key and end of the window: what it is the sum of."""
 
     def make(self) -> Event:
         """The next event, of about now: brokers delete what is old."""
@@ -70,7 +72,9 @@ class Book:
         total = mine[-1][2] if mine else 0
         mine.append((event.n, len(mine) + 1, total + event.value))
         self.items[event.item][event.n] = event.value
-        _add(self.shops, (event.shop, _end(event.at, SHOP_MS)), event.value)
+        window = event.shop, end_of(event.at, SHOP_MS)
+        _add(self.shops, window, event.value)
+        self.values[window].append(event.value)
         return event
 
     @property
@@ -82,7 +86,7 @@ class Book:
     def sizes(self) -> Sums:
         found: Sums = {}
         for (_, end), (count, total) in self.closed.items():
-            _add(found, ("large" if count > LARGE else "small", _end(end - 1, SIZE_MS)), total)
+            _add(found, ("large" if count > LARGE else "small", end_of(end - 1, SIZE_MS)), total)
         return found
 
 
@@ -91,7 +95,8 @@ def _add(sums: Sums, key: tuple[str, int], value: int) -> None:
     sums[key] = count + 1, total + value
 
 
-def _end(at: int, size: int) -> int:
+def end_of(at: int, size: int) -> int:
+    """The end of the window of that time."""
     return at - at % size + size
 
 
@@ -155,16 +160,16 @@ def is_drained(book: Book, outside: Outside) -> bool:
 
 def differences(book: Book, rows: dict[str, list[Any]]) -> list[str]:
     """How the outputs differ from the model's, in words; nothing if they are the same."""
-    found = _users(book, rows["users"], "users") + _items(book, rows["items"])
+    found = users_differences(book, rows["users"], "users") + _items(book, rows["items"])
     found += _windows("shops", book.closed, rows["shops"], book.last)
     found += _windows("sizes", book.sizes, rows["sizes"], book.last)
     if "ledger" in rows:
-        found += _users(book, rows["ledger"], "ledger")
+        found += users_differences(book, rows["ledger"], "ledger")
     found += [f"dead letter: {row}" for row in rows["dead-letters"][:5]]
     return found
 
 
-def _users(book: Book, rows: list[Any], name: str) -> list[str]:
+def users_differences(book: Book, rows: list[Any], name: str) -> list[str]:
     """Each user's running totals are those of the model, in order: state and output went together all the way."""
     sent: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for row in rows:

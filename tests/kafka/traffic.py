@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import flowkit
-from flowkit.clock import SystemClock
 from flowkit.errors import BrokerError
 from flowkit.options import WorkerOptions
 from flowkit.source.kafka import KafkaBroker
@@ -74,7 +73,7 @@ async def at_work(*args: Any, **options: Any) -> AsyncIterator[Worker]:
 
 @asynccontextmanager
 async def open_broker(url: str) -> AsyncIterator[KafkaBroker]:
-    async with KafkaBroker(KafkaAddress.parse(url, {}), SystemClock()) as broker:
+    async with KafkaBroker(KafkaAddress.parse(url, {})) as broker:
         yield broker
 
 

@@ -191,6 +191,7 @@ async def test_after_any_kills_the_file_is_that_of_an_unbroken_run(
                 sink = await reopened(state)
                 if kill != "stop":
                     await sink.deliver(handoff)
+        await sink.deliver(stored(sink.stage([], True)))  # every run ends with a commit, if it ends by itself
         await sink.close()
         assert path.read_bytes() == expected
 
@@ -437,3 +438,24 @@ async def test_one_who_wakes_late_cuts_off_nothing_that_his_successor_has_writte
     assert path.read_bytes() == b"1\n2\n"
     await late.close()
     await successor.close()
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_one_who_wakes_late_while_he_opens_cuts_off_nothing_either(tmp_path: Path, before: int) -> None:
+    path = tmp_path / "out.jsonl"
+    first = FileSink(str(path))
+    await first.open(None)
+    handoff = first.stage(outs(*[b"1"] * before), False)
+    state = first.state() if before else None
+    await first.deliver(handoff)
+    await first.close()
+    late, successor = FileSink(str(path)), FileSink(str(path))
+    await successor.open(state)
+    await successor.deliver(handoff)
+    await successor.deliver(successor.stage(outs(b"2"), False))
+    await late.open(state)
+    await late.deliver(handoff)
+    await late.close()
+    await successor.deliver(successor.stage(outs(b"3"), False))
+    await successor.close()
+    assert path.read_bytes() == b"1\n" * before + b"2\n3\n"

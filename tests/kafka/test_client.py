@@ -1,0 +1,32 @@
+"""Clients of a real cluster are let go of whole, whatever state they are in."""
+
+import asyncio
+from collections.abc import Callable
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from flowkit.source.kafka_client import STOP_SECONDS, stopped
+from tests.kafka.real import Kafka
+
+
+async def test_a_producer_that_is_fenced_while_it_stops_keeps_no_connection(own_kafka: Callable[..., Kafka]) -> None:
+    kafka = own_kafka()
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic("t", 1, 1)])
+    await admin.close()
+    late, successor = (AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id="x") for _ in range(2))
+    await late.start()
+    await late.partitions_for("t")
+    await late.begin_transaction()
+    await successor.start()  # fences it
+    await successor.stop()
+    kafka.pause()
+    sent = await late.send("t", b"too late")
+    # The broker's answer comes once it has not ended in good order, and is being made to end.
+    asyncio.get_running_loop().call_later(STOP_SECONDS * 1.5, kafka.resume)
+    await stopped(late)
+    assert [connection for connection in late.client._conns.values() if connection.connected()] == []
+    assert late._sender.sender_task.done()
+    sent.cancel()
