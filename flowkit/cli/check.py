@@ -286,7 +286,7 @@ def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
         if not any(topic.stands_for(name) for name in known):
             yield Finding("note", f"topic {topic.name!r}: nothing at {url} matches it yet: a worker waits")
     for group in groups:
-        counts = {name: known[name] for name in known if (t := group.input_of(name)) is not None and t in group.topics}
+        counts = {name: known[name] for topic in group.topics for name in known if group.input_of(name) is topic}
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{name} has {number}" for name, number in counts.items())
             tables = ", ".join(table.name for table in group.tables)
