@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,14 @@ async def opened(process: subprocess.Popen[bytes], state: Path) -> None:
 async def drained(kafka: str, topic: str, name: str, group: str) -> None:
     """Until the group's offsets are at the topic's end."""
     async with broker_at(kafka) as broker:
-        (end,) = await broker.end_offsets(topic)
+        ends = await broker.end_offsets(topic)
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka, group_id=group, enable_auto_commit=False)
     await consumer.start()
-    part = TopicPartition(topic, 0)
     try:
-        while (await consumer.committed(part) or 0) < end:  # noqa: ASYNC110  nobody tells
-            await asyncio.sleep(0.1)
+        for number, end in enumerate(ends):
+            part = TopicPartition(topic, number)
+            while (await consumer.committed(part) or 0) < end:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.1)
     finally:
         await consumer.stop()
 
@@ -164,6 +165,57 @@ async def test_throughput(kafka: str, tmp_path: Path, capsys: pytest.CaptureFixt
         f"{EVENTS:,} events, {KEYS:,} keys, windows of a minute",
         *lines,
         f"exactly once costs {cost:.0%}   ≤ 20%",
+    )
+
+
+async def scaled(kafka: str, topic: str, tmp_path: Path, workers: int) -> float:
+    """Events a CPU-second of so many workers together, which share the topic's two partitions."""
+    name = f"bench-agent-{random.randrange(10**9)}"
+    env = {"BENCH_FORM": "agent", "BENCH_GUARANTEE": "at least once", "FLOWKIT_COMMIT_EVERY": "1000000"}
+    held = f"{topic}-held"  # nothing to do until all have their tasks, which are of the topic that is read
+    with ExitStack() as stack:
+        running = []
+        async with broker_at(kafka) as broker:
+            await broker.create(f"{held}-{name}", 2)
+        for n in range(workers):
+            state = tmp_path / f"{name}-{n}"
+            process = stack.enter_context(worker(kafka, f"{held}-{name}", name, state, **env))
+            running.append((process, state))
+        for process, state in running:
+            await opened(process, state)
+        if workers > 1:  # the first one had both until the second came
+            await asyncio.sleep(3)
+        before = sum(process_seconds(process.pid) for process, _ in running)
+        await copied(kafka, topic, f"{held}-{name}")
+        await drained(kafka, f"{held}-{name}", name, name)
+        return EVENTS / (sum(process_seconds(process.pid) for process, _ in running) - before)
+
+
+async def copied(kafka: str, topic: str, to: str) -> None:
+    """What is in one topic, into another of as many partitions."""
+    async with broker_at(kafka) as broker:
+        for partition, end in enumerate(await broker.end_offsets(topic)):
+            offset = 0
+            while offset < end:
+                batch = await broker.read(topic, partition, offset, 5_000)
+                assert batch.keys is not None
+                assert batch.times is not None
+                await broker.put(to, list(zip(batch.keys, batch.values, batch.times, strict=True)), partition)
+                offset = batch.position(len(batch))
+
+
+async def test_two_workers(kafka: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    topic = f"in-{random.randrange(10**9)}"
+    await fill(kafka, topic, 2)
+    best = {1: 0.0, 2: 0.0}
+    for _ in range(2):
+        for workers, rate in list(best.items()):
+            best[workers] = max(rate, await scaled(kafka, topic, tmp_path, workers))
+    show(
+        capsys,
+        f"{EVENTS:,} events in two partitions, an agent, at least once",
+        f"one worker    {best[1]:>10,.0f} events a CPU-second",
+        f"two workers   {best[2]:>10,.0f} events a CPU-second of both   {best[2] / best[1]:.2f} of one's   ≥ 0.85",
     )
 
 
