@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from flowkit import ConfigError
+from flowkit import App, Closed, ConfigError, Record, Stream, Timer, Tumbling, seconds
 from flowkit.aws import AwsOptions, open_client
 from flowkit.clock import VirtualClock
 from flowkit.sink import Destination, SinkTask, destination
 from flowkit.worker.outlets import Outgoing
-from tests.aws.broken import COUNT, all_faults, copying, readings, run_through
+from tests.aws.broken import COUNT, Reading, all_faults, copying, readings, run_through
 from tests.aws.proxy import Request, proxy_to
 
 ALL = pytest.mark.parametrize("server", ["dynamodb", "ministack", "moto"])
@@ -277,3 +277,76 @@ async def test_a_service_that_is_away_when_it_is_opened_holds_up_the_records_onl
             assert await sink.deliver(handed) == []
         assert await value_of(client, name) == 1
     assert proxy.times("DescribeTable") == 4
+
+
+class Spent(Record):
+    """A card's feature: what was spent in the window until `until`."""
+
+    id: str
+    until: int
+    v: int
+
+
+def feature_store(*, reset: bool) -> App:
+    """Features of cards, by ten seconds. With `reset` a card that is quiet for two windows gets a feature of 0."""
+    app = App("features")
+    payments = app.topic("readings", Reading, key="id", time="at")
+    spend = app.table("spend", str, int, window=Tumbling(seconds(10)))
+    quiet = app.timers("quiet", str)
+    features = app.sink("out", Spent, key="id")
+
+    @app.agent(payments, tables=[spend])
+    async def keep(stream: Stream[Reading]) -> None:
+        async for payment in stream:
+            spend[payment.id] += payment.n
+
+    @app.each(spend.closed, tables=[quiet], sinks=[features])
+    def closed(window: Closed[str, int]) -> Spent:
+        if reset:
+            quiet.set(window.key, window.end + seconds(20))
+        return Spent(window.key, window.end, window.value)
+
+    @app.each(quiet, sinks=[features])
+    def emptied(timer: Timer[str]) -> Spent:
+        return Spent(timer.key, timer.at, 0)
+
+    return app
+
+
+PAYMENTS = [Reading("a", 1, at) for at in range(0, 60_000, 1_000)] + [Reading("b", 5, at) for at in (500, 12_500)]
+"""Card a pays all the time, b in the first two windows."""
+
+
+async def read_feature(client: Any, name: str, card: str, now_ms: int) -> int | None:
+    """As whoever serves features has to read: DynamoDB removes what has expired when it finds time."""
+    got = await client.get_item(TableName=name, Key={"id": {"S": card}}, ConsistentRead=True)
+    item = got.get("Item")
+    if item is None or int(item["expires"]["N"]) * 1000 <= now_ms:
+        return None
+    return int(item["v"]["N"])
+
+
+@pytest.mark.parametrize("server", ["dynamodb", "ministack"])
+async def test_a_feature_store_keeps_what_windows_say_until_it_expires(server: str, url: str, tmp_path: Path) -> None:
+    rows = sorted(PAYMENTS, key=lambda row: row.at)
+    async with table(ttl="expires") as (name, client):
+        target = f"dynamodb://{name}?ttl=expires&ttl_after=20s"
+        await run_through(feature_store(reset=False), rows, target, tmp_path, commit_every=9)
+        a, b = sorted(await read_all(client, name), key=lambda item: str(item["id"]))
+        assert (int(a["until"]["N"]), int(b["until"]["N"])) == (60_000, 20_000)
+        assert (a["flowkit_version_window"]["N"], b["flowkit_version_window"]["N"]) == ("240001", "80001")
+        # A window's result has the time of its end - 1 ms, whenever it was computed.
+        assert (a["expires"], b["expires"]) == ({"N": "79"}, {"N": "39"})
+        assert [await read_feature(client, name, "a", now) for now in (60_000, 78_000, 79_000)] == [10, 10, None]
+        assert [await read_feature(client, name, "b", now) for now in (38_000, 39_000)] == [5, None]
+
+
+@pytest.mark.parametrize("server", ["dynamodb"])
+async def test_a_feature_store_resets_what_windows_have_left(server: str, url: str, tmp_path: Path) -> None:
+    rows = sorted(PAYMENTS, key=lambda row: row.at)
+    async with table() as (name, client):
+        await run_through(feature_store(reset=True), rows, f"dynamodb://{name}?every=yes", tmp_path, commit_every=9)
+        found = {
+            item["id"]["S"]: (int(item["until"]["N"]), int(item["v"]["N"])) for item in await read_all(client, name)
+        }
+    assert found == {"a": (60_000, 10), "b": (40_000, 0)}

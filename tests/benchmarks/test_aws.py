@@ -1,0 +1,165 @@
+"""Amazon's services through flowkit beside a bare client on the same server, in turn.
+
+    pytest tests/benchmarks/test_aws.py -m benchmark -s
+
+Told in records a second of this process's CPU, which what else the machine does changes little, and of the clock, which
+the server's own speed bounds. The bare loop has the records as they go over the wire, cuts them into batches as large
+as the service takes, and has as many calls under way as the sink: it numbers nothing, keeps no order of keys, and tries
+nothing again.
+"""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from statistics import median
+from typing import Any, NamedTuple
+
+import pytest
+
+from flowkit.aws import AwsOptions, open_client
+from flowkit.clock import SystemClock
+from flowkit.sink import SinkTask, destination
+from flowkit.worker.outlets import Outgoing
+from tests.aws import servers
+from tests.benchmarks.workload import show
+
+RECORDS = int(os.environ.get("FLOWKIT_BENCH_AWS_RECORDS", "10000"))
+ROUNDS = 5
+
+
+class Rate(NamedTuple):
+    """Records a second."""
+
+    cpu: float
+    wall: float
+
+
+async def rate(records: int, work: Awaitable[object]) -> Rate:
+    cpu, wall = time.process_time(), time.perf_counter()
+    await work
+    return Rate(records / (time.process_time() - cpu), records / (time.perf_counter() - wall))
+
+
+async def in_turn(
+    name: str, records: int, sink: Callable[[], Awaitable[object]], bare: Callable[[], Awaitable[object]]
+) -> float:
+    """Both, round after round; the median of the CPU ratios."""
+    await sink(), await bare()
+    pairs = [(await rate(records, sink()), await rate(records, bare())) for _ in range(ROUNDS)]
+    cpu = median(ours.cpu / theirs.cpu for ours, theirs in pairs)
+    wall = median(ours.wall / theirs.wall for ours, theirs in pairs)
+    ours, theirs = (max(pair[n].cpu for pair in pairs) for n in (0, 1))
+    show(name, f"{ours:,.0f} records a CPU-second, bare {theirs:,.0f}: ratio {cpu:.2f} (wall {wall:.2f})")
+    return cpu
+
+
+async def bare_calls(batches: Sequence[Any], call: Callable[[Any], Awaitable[object]], at_once: int) -> None:
+    """One call a batch, so many at once."""
+    left = iter(batches)
+
+    async def lane() -> None:
+        for batch in left:
+            await call(batch)
+
+    await asyncio.gather(*(lane() for _ in range(at_once)))
+
+
+def cut(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+VALUES = [
+    b'{"id":"card-%d","count":%d,"total":%d.25,"country":"DE","until":1704067800000}' % (n, n, n)
+    for n in range(RECORDS)
+]
+
+
+def outgoing() -> list[Outgoing]:
+    return [Outgoing(b"card-%d" % n, value, 1_704_067_799_999) for n, value in enumerate(VALUES)]
+
+
+@asynccontextmanager
+async def sending(url: str, rows: Sequence[Outgoing]) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """Stages and delivers `rows` to where `url` leads."""
+    async with destination(url, None) as to:
+        sink = to.sink(SinkTask("bench", "group", 0, 1, SystemClock()))
+        await sink.open(None)
+        yield lambda: sink.deliver(sink.stage(rows, final=False))
+
+
+@pytest.fixture
+def ministack(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with servers.ministack() as url:
+        for name, value in servers.aws_environment(url).items():
+            monkeypatch.setenv(name, value)
+        yield url
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(600)
+async def test_kinesis_sink(ministack: str) -> None:
+    name = f"s-{uuid.uuid4().hex[:8]}"
+    async with open_client("kinesis", AwsOptions(), "kinesis://x") as client:
+        await client.create_stream(StreamName=name, ShardCount=2)
+        await client.get_waiter("stream_exists").wait(StreamName=name, WaiterConfig={"Delay": 1})
+        batches = cut([{"Data": value, "PartitionKey": f"card-{n}"} for n, value in enumerate(VALUES)], 500)
+        async with sending(f"kinesis://{name}", outgoing()) as send:
+            ratio = await in_turn(
+                "kinesis sink",
+                RECORDS,
+                send,
+                lambda: bare_calls(batches, lambda b: client.put_records(StreamName=name, Records=b), 8),
+            )
+    assert ratio > 0.8
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(600)
+async def test_firehose_sink(ministack: str) -> None:
+    name = f"f-{uuid.uuid4().hex[:8]}"
+    async with open_client("firehose", AwsOptions(), "firehose://x") as client:
+        await client.create_delivery_stream(DeliveryStreamName=name)
+        batches = cut([{"Data": value + b"\n"} for value in VALUES], 500)
+        async with sending(f"firehose://{name}", outgoing()) as send:
+            ratio = await in_turn(
+                "firehose sink",
+                RECORDS,
+                send,
+                lambda: bare_calls(batches, lambda b: client.put_record_batch(DeliveryStreamName=name, Records=b), 8),
+            )
+    assert ratio > 0.8
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("write", ["conditional", "batch"])
+async def test_dynamodb_sink(ministack: str, write: str) -> None:
+    """The bare loop puts without conditions; `conditional` has one a record, and two attributes more in it."""
+    name, count = f"t-{uuid.uuid4().hex[:8]}", RECORDS if write == "batch" else RECORDS // 10
+    async with open_client("dynamodb", AwsOptions(), "dynamodb://x") as client:
+        key = [{"AttributeName": "id", "AttributeType": "S"}]
+        await client.create_table(
+            TableName=name,
+            AttributeDefinitions=key,
+            KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        items = [
+            {"id": {"S": f"card-{n}"}, "count": {"N": str(n)}, "total": {"N": f"{n}.25"}, "country": {"S": "DE"},
+             "until": {"N": "1704067800000"}}
+            for n in range(count)
+        ]  # fmt: skip
+
+        async def bare() -> None:
+            if write == "batch":
+                batches = cut([{"PutRequest": {"Item": item}} for item in items], 25)
+                await bare_calls(batches, lambda b: client.batch_write_item(RequestItems={name: b}), 32)
+            else:
+                await bare_calls(items, lambda item: client.put_item(TableName=name, Item=item), 32)
+
+        async with sending(f"dynamodb://{name}?write={write}", outgoing()[:count]) as send:
+            ratio = await in_turn(f"dynamodb sink, {write}", count, send, bare)
+    assert ratio > 0.7
