@@ -44,7 +44,11 @@ async def rate(records: int, work: Awaitable[object]) -> Rate:
 
 
 async def in_turn(
-    name: str, records: int, sink: Callable[[], Awaitable[object]], bare: Callable[[], Awaitable[object]]
+    capsys: object,
+    name: str,
+    records: int,
+    sink: Callable[[], Awaitable[object]],
+    bare: Callable[[], Awaitable[object]],
 ) -> float:
     """Both, round after round; the median of the CPU ratios."""
     await sink(), await bare()
@@ -52,7 +56,7 @@ async def in_turn(
     cpu = median(ours.cpu / theirs.cpu for ours, theirs in pairs)
     wall = median(ours.wall / theirs.wall for ours, theirs in pairs)
     ours, theirs = (max(pair[n].cpu for pair in pairs) for n in (0, 1))
-    show(name, f"{ours:,.0f} records a CPU-second, bare {theirs:,.0f}: ratio {cpu:.2f} (wall {wall:.2f})")
+    show(capsys, f"{name}: {ours:,.0f} records a CPU-second, bare {theirs:,.0f}: ratio {cpu:.2f} (wall {wall:.2f})")
     return cpu
 
 
@@ -100,7 +104,7 @@ def ministack(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(600)
-async def test_kinesis_sink(ministack: str) -> None:
+async def test_kinesis_sink(capsys: object, ministack: str) -> None:
     name = f"s-{uuid.uuid4().hex[:8]}"
     async with open_client("kinesis", AwsOptions(), "kinesis://x") as client:
         await client.create_stream(StreamName=name, ShardCount=2)
@@ -108,6 +112,7 @@ async def test_kinesis_sink(ministack: str) -> None:
         batches = cut([{"Data": value, "PartitionKey": f"card-{n}"} for n, value in enumerate(VALUES)], 500)
         async with sending(f"kinesis://{name}", outgoing()) as send:
             ratio = await in_turn(
+                capsys,
                 "kinesis sink",
                 RECORDS,
                 send,
@@ -118,13 +123,14 @@ async def test_kinesis_sink(ministack: str) -> None:
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(600)
-async def test_firehose_sink(ministack: str) -> None:
+async def test_firehose_sink(capsys: object, ministack: str) -> None:
     name = f"f-{uuid.uuid4().hex[:8]}"
     async with open_client("firehose", AwsOptions(), "firehose://x") as client:
         await client.create_delivery_stream(DeliveryStreamName=name)
         batches = cut([{"Data": value + b"\n"} for value in VALUES], 500)
         async with sending(f"firehose://{name}", outgoing()) as send:
             ratio = await in_turn(
+                capsys,
                 "firehose sink",
                 RECORDS,
                 send,
@@ -136,7 +142,7 @@ async def test_firehose_sink(ministack: str) -> None:
 @pytest.mark.benchmark
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("write", ["conditional", "batch"])
-async def test_dynamodb_sink(ministack: str, write: str) -> None:
+async def test_dynamodb_sink(capsys: object, ministack: str, write: str) -> None:
     """The bare loop puts without conditions; `conditional` has one a record, and two attributes more in it."""
     name, count = f"t-{uuid.uuid4().hex[:8]}", RECORDS if write == "batch" else RECORDS // 10
     async with open_client("dynamodb", AwsOptions(), "dynamodb://x") as client:
@@ -161,5 +167,5 @@ async def test_dynamodb_sink(ministack: str, write: str) -> None:
                 await bare_calls(items, lambda item: client.put_item(TableName=name, Item=item), 32)
 
         async with sending(f"dynamodb://{name}?write={write}", outgoing()[:count]) as send:
-            ratio = await in_turn(f"dynamodb sink, {write}", count, send, bare)
+            ratio = await in_turn(capsys, f"dynamodb sink, {write}", count, send, bare)
     assert ratio > 0.7
