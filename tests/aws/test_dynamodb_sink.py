@@ -126,8 +126,9 @@ async def test_what_comes_again_or_late_or_from_a_zombie_changes_nothing(server:
 async def test_among_windows_the_later_end_wins_then_the_pane_then_the_number(server: str, url: str) -> None:
     async with table() as (name, client), destination(f"dynamodb://{name}", None) as to:
 
-        async def deliver(v: int, now: int, **window: int) -> Any:
-            handed, sink = await hand_off(to, record(b'{"id":"a","v":%d}' % v, **window), now=now)
+        async def deliver(v: int, now: int, window: int, pane: int = 1) -> Any:
+            row = record(b'{"id":"a","v":%d}' % v, window=window, pane=pane)
+            handed, sink = await hand_off(to, row, now=now)
             await sink.deliver(handed)
             return await value_of(client, name)
 

@@ -3,9 +3,9 @@
     pytest tests/benchmarks/test_aws.py -m benchmark -s
 
 Told in records a second of this process's CPU, which what else the machine does changes little, and of the clock, which
-the server's own speed bounds. The bare loop has the records as they go over the wire, cuts them into batches as large
-as the service takes, and has as many calls under way as the sink: it numbers nothing, keeps no order of keys, and tries
-nothing again.
+the server's own speed bounds. The bare loop makes the same requests of the same encoded records, cuts them into batches
+as large as the service takes, and has as many calls under way as the sink: it counts no sizes, keeps no order of keys,
+and tries nothing again.
 """
 
 import asyncio
@@ -109,14 +109,19 @@ async def test_kinesis_sink(capsys: object, ministack: str) -> None:
     async with open_client("kinesis", AwsOptions(), "kinesis://x") as client:
         await client.create_stream(StreamName=name, ShardCount=2)
         await client.get_waiter("stream_exists").wait(StreamName=name, WaiterConfig={"Delay": 1})
-        batches = cut([{"Data": value, "PartitionKey": f"card-{n}"} for n, value in enumerate(VALUES)], 500)
-        async with sending(f"kinesis://{name}", outgoing()) as send:
+
+        async def put(batch: Sequence[Outgoing]) -> None:
+            entries = [{"Data": row.value, "PartitionKey": (row.key or b"").decode()} for row in batch]
+            await client.put_records(StreamName=name, Records=entries)
+
+        rows = outgoing()
+        async with sending(f"kinesis://{name}", rows) as send:
             ratio = await in_turn(
                 capsys,
                 "kinesis sink",
                 RECORDS,
                 send,
-                lambda: bare_calls(batches, lambda b: client.put_records(StreamName=name, Records=b), 8),
+                lambda: bare_calls(cut(rows, 500), put, 8),
             )
     assert ratio > 0.8
 
@@ -127,14 +132,19 @@ async def test_firehose_sink(capsys: object, ministack: str) -> None:
     name = f"f-{uuid.uuid4().hex[:8]}"
     async with open_client("firehose", AwsOptions(), "firehose://x") as client:
         await client.create_delivery_stream(DeliveryStreamName=name)
-        batches = cut([{"Data": value + b"\n"} for value in VALUES], 500)
-        async with sending(f"firehose://{name}", outgoing()) as send:
+
+        async def put(batch: Sequence[Outgoing]) -> None:
+            entries = [{"Data": (row.value or b"") + b"\n"} for row in batch]
+            await client.put_record_batch(DeliveryStreamName=name, Records=entries)
+
+        rows = outgoing()
+        async with sending(f"firehose://{name}", rows) as send:
             ratio = await in_turn(
                 capsys,
                 "firehose sink",
                 RECORDS,
                 send,
-                lambda: bare_calls(batches, lambda b: client.put_record_batch(DeliveryStreamName=name, Records=b), 8),
+                lambda: bare_calls(cut(rows, 500), put, 8),
             )
     assert ratio > 0.8
 
@@ -159,12 +169,26 @@ async def test_dynamodb_sink(capsys: object, ministack: str, write: str) -> None
             for n in range(count)
         ]  # fmt: skip
 
+        version = 0
+
+        async def put(item: dict[str, Any]) -> None:
+            nonlocal version
+            version += 1
+            number = {"N": str((1_704_067_800_000 << 16) + version)}
+            await client.put_item(
+                TableName=name,
+                Item={**item, "version": number},
+                ConditionExpression="attribute_not_exists(#n) OR #n < :n",
+                ExpressionAttributeNames={"#n": "version"},
+                ExpressionAttributeValues={":n": number},
+            )
+
         async def bare() -> None:
             if write == "batch":
                 batches = cut([{"PutRequest": {"Item": item}} for item in items], 25)
                 await bare_calls(batches, lambda b: client.batch_write_item(RequestItems={name: b}), 32)
             else:
-                await bare_calls(items, lambda item: client.put_item(TableName=name, Item=item), 32)
+                await bare_calls(items, put, 32)
 
         async with sending(f"dynamodb://{name}?write={write}", outgoing()[:count]) as send:
             ratio = await in_turn(capsys, f"dynamodb sink, {write}", count, send, bare)
