@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 
 log = structlog.get_logger("flowkit.sink")
@@ -29,7 +30,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 10.0
 TELL_SECONDS = 10.0
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, gc=False):  # a hand-off has many, and none is part of a cycle
     """What is sent for one record: row `row` of its hand-off, `size` bytes by the service's count.
 
     Of those with the same `key` one is under way at a time; None: any number.
@@ -136,7 +137,7 @@ class _Turn:
                 lanes[item.key] = deque((item,))
             else:
                 lane.append(item)
-        self.fresh.extend(sorted(ready, key=itemgetter(0)))
+        self.fresh.extend(sorted(ready, key=attrgetter("row")))
 
     async def run(self) -> list[tuple[int, Never]]:
         while self.left:

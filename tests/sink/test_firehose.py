@@ -24,7 +24,7 @@ def item(url: str, value: bytes | None) -> Item | Never:
     ],
 )
 def test_a_record_is_its_value_and_a_newline(url: str, value: bytes | None, data: bytes) -> None:
-    assert item(url, value) == Item(0, None, len(data), {"Data": data})
+    assert item(url, value) == Item(0, None, len(data), data)
 
 
 def test_what_is_too_large_with_its_newline_is_never_sent() -> None:

@@ -39,10 +39,10 @@ def test_the_partition_key_is_the_key_where_it_can_be(key: bytes, partition: str
 
 
 def test_a_record_is_its_value_and_one_without_a_key_is_spread_by_its_id() -> None:
-    assert item("kinesis://s", b"k", b"{}") == Item(0, b"k", 3, {"Data": b"{}", "PartitionKey": "k"})
-    assert item("kinesis://s", None, b"{}") == Item(0, None, 6, {"Data": b"{}", "PartitionKey": "me-7"})
-    assert item("kinesis://s", b"k", None) == Item(0, b"k", 1, {"Data": b"", "PartitionKey": "k"})
-    assert item("kinesis://s?order=none", b"k", b"{}") == Item(0, None, 3, {"Data": b"{}", "PartitionKey": "k"})
+    assert item("kinesis://s", b"k", b"{}") == Item(0, b"k", 3, (b"{}", "k"))
+    assert item("kinesis://s", None, b"{}") == Item(0, None, 6, (b"{}", "me-7"))
+    assert item("kinesis://s", b"k", None) == Item(0, b"k", 1, (b"", "k"))
+    assert item("kinesis://s?order=none", b"k", b"{}") == Item(0, None, 3, (b"{}", "k"))
 
 
 @pytest.mark.parametrize("value", [{}, {"a": 1}, {"a": {"id": 2}}])
