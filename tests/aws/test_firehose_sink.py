@@ -45,7 +45,7 @@ async def test_all_arrives_in_lines_and_again_only_under_the_same_id(moto: str, 
     async with stream() as (name, s3), proxy_to(moto) as proxy:
         proxy.fault = all_faults("PutRecordBatch", seed=2)
         target = f"firehose://{name}?endpoint={proxy.url}&tries=1&timeout=5&id=record_id"
-        assert await run_through(copying(), rows, target, tmp_path, commit_every=1_000) == 8
+        assert await run_through(copying(), rows, target, tmp_path, commit_every=1_000, proxy=proxy) == 8
         faults = {seen.fault for seen in proxy.requests if seen.action == "PutRecordBatch"}
         assert faults >= {"throttle", "broken", "reset", "lost", "half", "slow", "part"}
         lines = (await read_all(s3, name)).splitlines()

@@ -51,7 +51,7 @@ async def test_all_arrives_in_each_keys_order_and_again_only_under_the_same_id(
     async with stream() as (name, client), proxy_to(url) as proxy:
         proxy.fault = all_faults("PutRecords", seed=1, share=0.15)
         target = f"kinesis://{name}?endpoint={proxy.url}&tries=1&timeout=5&id=record_id"
-        assert await run_through(copying(), rows, target, tmp_path) == 8
+        assert await run_through(copying(), rows, target, tmp_path, proxy=proxy) == 8
         faults = {seen.fault for seen in proxy.requests if seen.action == "PutRecords"}
         assert faults >= {"throttle", "broken", "reset", "lost", "half", "slow", "part"}
         records = await read_all(client, name)

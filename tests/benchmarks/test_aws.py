@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from flowkit.aws import AwsOptions, open_client
@@ -73,6 +74,16 @@ async def bare_calls(batches: Sequence[Any], call: Callable[[Any], Awaitable[obj
 
 def cut(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+class Card(msgspec.Struct):
+    """What the records are."""
+
+    id: str
+    count: int
+    total: float
+    country: str
+    until: int
 
 
 VALUES = [
@@ -163,21 +174,31 @@ async def test_dynamodb_sink(capsys: object, ministack: str, write: str) -> None
             KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
             BillingMode="PAY_PER_REQUEST",
         )
-        items = [
-            {"id": {"S": f"card-{n}"}, "count": {"N": str(n)}, "total": {"N": f"{n}.25"}, "country": {"S": "DE"},
-             "until": {"N": "1704067800000"}}
-            for n in range(count)
-        ]  # fmt: skip
+        values, decode = VALUES[:count], msgspec.json.Decoder(Card).decode
+
+        def item_of(value: bytes) -> dict[str, Any]:
+            card = decode(value)
+            return {
+                "id": {"S": card.id},
+                "count": {"N": str(card.count)},
+                "total": {"N": str(card.total)},
+                "country": {"S": card.country},
+                "until": {"N": str(card.until)},
+            }
+
+        async def put_all(batch: Sequence[bytes]) -> None:
+            requests = [{"PutRequest": {"Item": item_of(value)}} for value in batch]
+            await client.batch_write_item(RequestItems={name: requests})
 
         version = 0
 
-        async def put(item: dict[str, Any]) -> None:
+        async def put(value: bytes) -> None:
             nonlocal version
             version += 1
             number = {"N": str((1_704_067_800_000 << 16) + version)}
             await client.put_item(
                 TableName=name,
-                Item={**item, "version": number},
+                Item={**item_of(value), "version": number},
                 ConditionExpression="attribute_not_exists(#n) OR #n < :n",
                 ExpressionAttributeNames={"#n": "version"},
                 ExpressionAttributeValues={":n": number},
@@ -185,10 +206,9 @@ async def test_dynamodb_sink(capsys: object, ministack: str, write: str) -> None
 
         async def bare() -> None:
             if write == "batch":
-                batches = cut([{"PutRequest": {"Item": item}} for item in items], 25)
-                await bare_calls(batches, lambda b: client.batch_write_item(RequestItems={name: b}), 32)
+                await bare_calls(cut(values, 25), put_all, 32)
             else:
-                await bare_calls(items, put, 32)
+                await bare_calls(values, put, 32)
 
         async with sending(f"dynamodb://{name}?write={write}", outgoing()[:count]) as send:
             ratio = await in_turn(capsys, f"dynamodb sink, {write}", count, send, bare)
