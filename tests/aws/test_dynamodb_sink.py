@@ -94,7 +94,7 @@ async def test_through_all_faults_each_item_is_the_last_record_of_its_key(
     assert all(("flowkit_version" in item) is (write == "conditional") for item in items)
 
 
-@pytest.mark.parametrize("server", ["dynamodb"])
+@pytest.mark.parametrize("server", ["ministack"])
 async def test_every_record_is_an_item_where_the_table_tells_them_apart(server: str, url: str, tmp_path: Path) -> None:
     rows = readings(keys=300)
     async with table("id", "n:N") as (name, client), proxy_to(url) as proxy:
@@ -269,7 +269,7 @@ async def test_the_tables_key_and_ttl_are_looked_at_when_it_is_opened(server: st
 async def test_what_may_not_be_done_is_told_with_the_right_that_is_missing(server: str, url: str) -> None:
     async with table() as (name, client), proxy_to(url) as proxy:
         proxy.fault = lambda seen: "denied" if seen.action == "DescribeTable" else None
-        with pytest.raises(ConfigError, match="AccessDenied.*: allow dynamodb:DescribeTable"):
+        with pytest.raises(ConfigError, match=r"AccessDenied.*: allow dynamodb:DescribeTable"):
             async with destination(f"dynamodb://{name}?endpoint={proxy.url}", None):
                 pass
         proxy.fault = lambda seen: "denied" if seen.action == "PutItem" else None
