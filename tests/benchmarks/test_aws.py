@@ -134,7 +134,7 @@ async def test_kinesis_sink(capsys: object, ministack: str) -> None:
                 send,
                 lambda: bare_calls(cut(rows, 500), put, 8),
             )
-    assert ratio > 0.8
+    assert ratio > 0.7
 
 
 @pytest.mark.benchmark
@@ -157,7 +157,7 @@ async def test_firehose_sink(capsys: object, ministack: str) -> None:
                 send,
                 lambda: bare_calls(cut(rows, 500), put, 8),
             )
-    assert ratio > 0.8
+    assert ratio > 0.7
 
 
 @pytest.mark.benchmark
