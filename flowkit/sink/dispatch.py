@@ -15,9 +15,12 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 
 log = structlog.get_logger("flowkit.sink")
@@ -27,7 +30,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 10.0
 TELL_SECONDS = 10.0
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, gc=False):  # a hand-off has many, and none is part of a cycle
     """What is sent for one record: row `row` of its hand-off, `size` bytes by the service's count.
 
     Of those with the same `key` one is under way at a time; None: any number.
@@ -109,59 +112,97 @@ class _Turn:
 
     def __init__(self, dispatch: Dispatch, items: Iterable[Item]) -> None:
         self.dispatch, self.limits = dispatch, dispatch.limits
-        self.ready: list[tuple[int, Item]] = []
-        self.lanes: dict[bytes, deque[Item]] = {}
+        self.fresh: deque[Item] = deque()
+        self.back: list[tuple[int, Item]] = []
+        """A heap: what is ready after it waited for another, or was not taken. Before what is fresh, by its row."""
+        self.lanes: dict[bytes, deque[Item] | None] = {}
         """By key: what waits for the one that is ready or under way."""
         self.left = 0
         self.running: set[asyncio.Task[None]] = set()
+        self.ended = asyncio.Event()
+        self.error: BaseException | None = None
         self.never: list[tuple[int, Never]] = []
         self.failures = 0
         self.paused_until = self.told = 0.0
-        self.reason = ""
+        ready: list[Item] = []
+        lanes = self.lanes
         for item in items:
             self.left += 1
             if item.key is None:
-                self.ready.append((item.row, item))
-            elif (lane := self.lanes.get(item.key)) is None:
-                self.lanes[item.key] = deque()
-                self.ready.append((item.row, item))
+                ready.append(item)
+            elif item.key not in lanes:
+                lanes[item.key] = None
+                ready.append(item)
+            elif (lane := lanes[item.key]) is None:
+                lanes[item.key] = deque((item,))
             else:
                 lane.append(item)
-        self.ready.sort(key=lambda pair: pair[0])
+        self.fresh.extend(sorted(ready, key=attrgetter("row")))
 
     async def run(self) -> list[tuple[int, Never]]:
         while self.left:
+            self.ended.clear()
+            self._start()
             pause = self.paused_until - time.monotonic()
-            if pause <= 0:
-                while self.ready and len(self.running) < int(self.dispatch.window):
-                    call = self._call(self._batch())
-                    self.running.add(asyncio.create_task(call, name=f"send to {self.dispatch.where}"))
-                pause = TELL_SECONDS
-            if self.running:
-                done, self.running = await asyncio.wait(
-                    self.running, timeout=pause, return_when=asyncio.FIRST_COMPLETED
-                )
-                for call_done in done:
-                    call_done.result()
-            else:
+            if not self.running:
                 await asyncio.sleep(pause)
+            elif pause <= 0:
+                await self.ended.wait()
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.ended.wait(), pause)
+            if self.error is not None:
+                raise self.error
         return sorted(self.never, key=lambda pair: pair[0])
 
     async def stop(self) -> None:
         """Drop what is under way, if it was broken off."""
-        for call in self.running:
-            call.cancel()
-        if self.running:
-            await asyncio.gather(*self.running, return_exceptions=True)
+        running = list(self.running)
+        for lane in running:
+            lane.cancel()
+        if running:
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _start(self) -> None:
+        """As many tasks as may be, for as much as is ready: each makes one call after the other."""
+        while len(self.running) < int(self.dispatch.window) and (batch := self._batch()):
+            task = asyncio.create_task(self._work(batch), name=f"send to {self.dispatch.where}")
+            self.running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled():
+            self.error = self.error or task.exception()
+        self.ended.set()
+
+    async def _work(self, batch: list[Item]) -> None:
+        while batch:
+            await self._call(batch)
+            if len(self.running) > int(self.dispatch.window):
+                return
+            batch = self._batch()
+            self._start()  # what the call has set free may be more than one batch
 
     def _batch(self) -> list[Item]:
+        """What goes into the next call; nothing if nothing is ready, or there is a pause."""
         batch: list[Item] = []
-        size = 0
-        while self.ready and len(batch) < self.limits.items:
-            item = self.ready[0][1]
-            if batch and size + item.size > self.limits.bytes:
+        if self.paused_until > time.monotonic():
+            return batch
+        size, fresh, back = 0, self.fresh, self.back
+        most, most_bytes = self.limits.items, self.limits.bytes
+        while len(batch) < most:
+            older = bool(back) and (not fresh or back[0][0] < fresh[0].row)
+            if not older and not fresh:
                 break
-            batch.append(heappop(self.ready)[1])
+            item = back[0][1] if older else fresh[0]
+            if batch and size + item.size > most_bytes:
+                break
+            if older:
+                heappop(back)
+            else:
+                fresh.popleft()
+            batch.append(item)
             size += item.size
         return batch
 
@@ -184,7 +225,7 @@ class _Turn:
         for item, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Again):
                 again = outcome if again is None or outcome.slow else again
-                heappush(self.ready, (item.row, item))
+                heappush(self.back, (item.row, item))
                 self.dispatch.again += 1
                 continue
             if outcome is not None:
@@ -200,7 +241,7 @@ class _Turn:
         lane = self.lanes[item.key]
         if lane:
             follower = lane.popleft()
-            heappush(self.ready, (follower.row, follower))
+            heappush(self.back, (follower.row, follower))
         else:
             del self.lanes[item.key]
 

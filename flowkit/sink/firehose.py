@@ -108,10 +108,10 @@ class FirehoseDestination:
             value += self._end
         if len(value) > RECORD_BYTES:
             return Never("RecordTooLarge", f"{len(value)} bytes, and Firehose takes {RECORD_BYTES}")
-        return Item(index, None, len(value), {"Data": value})
+        return Item(index, None, len(value), value)
 
     async def _send(self, items: Sequence[Item]) -> Sequence[Outcome]:
-        records = [item.body for item in items]
+        records = [{"Data": item.body} for item in items]
         call = self._client.put_record_batch(DeliveryStreamName=self._name, Records=records)
         answer = await called(self.where, call)
         if not answer.get("FailedPutCount"):

@@ -123,11 +123,11 @@ class KinesisDestination:
         size = len(value) + len(partition.encode())
         if size > self.record_bytes:
             return Never("RecordTooLarge", f"{size} bytes with its key, and {self.where} takes {self.record_bytes}")
-        return Item(index, row.key if self.ordered else None, size, {"Data": value, "PartitionKey": partition})
+        return Item(index, row.key if self.ordered else None, size, (value, partition))
 
     async def _send(self, items: Sequence[Item]) -> Sequence[Outcome]:
-        call = self._client.put_records(Records=[item.body for item in items], **self._stream)
-        answer = await called(self.where, call)
+        records = [{"Data": item.body[0], "PartitionKey": item.body[1]} for item in items]
+        answer = await called(self.where, self._client.put_records(Records=records, **self._stream))
         if not answer.get("FailedRecordCount"):
             return [None] * len(items)
         return [_outcome(record) for record in answer["Records"]]

@@ -10,14 +10,16 @@ again after a crash has the number that it had: a version for services that comp
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from flowkit.clock import Clock
 from flowkit.sink.dispatch import Dispatch, Item, Never
 from flowkit.sink.seam import Outgoing, Rejected
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One record as a service's file gets it. `number` grows from record to record; `id` no other record has."""
 
     key: bytes | None

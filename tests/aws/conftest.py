@@ -38,6 +38,13 @@ def kinesalite_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def dynamodb_url() -> Iterator[str]:
+    """The URL of DynamoDB Local."""
+    with servers.dynamodb() as url:
+        yield url
+
+
 def _go_to(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in servers.aws_environment(url).items():
         monkeypatch.setenv(name, value)
@@ -60,3 +67,9 @@ def ministack(ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def kinesalite(kinesalite_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Kinesalite, which every client of the test goes to."""
     return _go_to(kinesalite_url, monkeypatch)
+
+
+@pytest.fixture
+def dynamodb(dynamodb_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """DynamoDB Local, which every client of the test goes to."""
+    return _go_to(dynamodb_url, monkeypatch)

@@ -10,6 +10,7 @@ lost        it is passed on, and the answer is not     done, and nobody knows
 half        it is passed on, and half an answer comes  done, and nobody knows
 slow        it is passed on after `delay` seconds
 denied      the service says that it may not be        nothing done
+part        of a batch every other record is taken     see partly.py; what is no batch is passed on
 """
 
 import asyncio
@@ -23,7 +24,9 @@ from urllib.parse import parse_qs
 import aiohttp
 from aiohttp import web
 
-Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied"]
+from tests.aws import partly
+
+Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "part"]
 
 THROTTLES = {
     "kinesis": "ProvisionedThroughputExceededException",
@@ -111,16 +114,25 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return answer
     if fault == "slow":
         await asyncio.sleep(proxy.delay)
-    headers = {k: v for k, v in request.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+    dropped = ("transfer-encoding", "connection", "content-length", "x-amz-crc32")
+    headers = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
+    halved = partly.split(seen.action, body) if fault == "part" else None
     async with session.request(
-        request.method, url + request.raw_path, data=body, headers=headers, allow_redirects=False
+        request.method,
+        url + request.raw_path,
+        data=halved[0] if halved else body,
+        headers=headers,
+        allow_redirects=False,
     ) as got:
         data = await got.read()
         seen.status = got.status
+        if halved and got.status == 200:
+            data = partly.joined(seen.action, body, data, halved[1])
         if fault == "lost":
             _cut(request)
             return web.Response()
-        kept = {k: v for k, v in got.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+        unfit = dropped if halved else dropped[:2]
+        kept = {k: v for k, v in got.headers.items() if k.lower() not in unfit}
         if fault == "half":
             response = web.StreamResponse(status=got.status, headers={**kept, "Content-Length": str(len(data) + 100)})
             await response.prepare(request)

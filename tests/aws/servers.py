@@ -3,6 +3,7 @@
     moto        most services, in memory                    python, `moto[server]`
     ministack   most services; runs Lambda functions        python
     kinesalite  Kinesis: the one that splits shards right   node
+    dynamodb    Amazon's own DynamoDB Local                 java
 
 They are installed once, into a cache outside the checkout, with environments of their own: none of their dependencies
 is one of flowkit's. Where one cannot be had its tests say so and are skipped, but not in CI.
@@ -24,12 +25,42 @@ import pytest
 
 from tests.kafka.jars import locked
 
-VERSIONS = {"moto[server]": "5.2.5", "ministack": "1.5.33", "kinesalite": "3.3.3"}
+VERSIONS = {"moto[server]": "5.2.5", "ministack": "1.5.33", "kinesalite": "3.3.3", "DynamoDBLocal": "3.1.0"}
 START_SECONDS = 60
 
 KINESALITE = """
 const server = require('kinesalite')({createStreamMs: 5, deleteStreamMs: 5, updateStreamMs: 5, shardLimit: 5000});
 server.listen(Number(process.argv[1]), '127.0.0.1');
+"""
+
+DYNAMODB_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>flowkit.tests</groupId><artifactId>dynamodb</artifactId><version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>software.amazon.dynamodb</groupId><artifactId>DynamoDBLocal</artifactId>
+      <version>{VERSIONS["DynamoDBLocal"]}</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+DYNAMODB = """
+import org.eclipse.jetty.server.Server;
+import org.eclipse.jetty.server.ServerConnector;
+import software.amazon.dynamodb.services.local.main.ServerRunner;
+import software.amazon.dynamodb.services.local.server.DynamoDBProxyServer;
+
+public class Loopback {
+    public static void main(String[] words) throws Exception {
+        var local = ServerRunner.createServerFromCommandLineArgs(words);
+        var field = DynamoDBProxyServer.class.getDeclaredField("server");
+        field.setAccessible(true);
+        ((ServerConnector) ((Server) field.get(local)).getConnectors()[0]).setHost("127.0.0.1");
+        local.safeStart();
+        local.join();
+    }
+}
 """
 
 
@@ -82,6 +113,14 @@ def _npm(place: Path, wanted: str) -> None:
     place.mkdir(parents=True)
     words = ["npm", "install", "--prefix", str(place), "--no-audit", "--no-fund", "--silent", wanted]
     subprocess.run(words, check=True, capture_output=True, text=True)
+
+
+def _maven(place: Path) -> None:
+    place.mkdir(parents=True)
+    (place / "pom.xml").write_text(DYNAMODB_POM)
+    (place / "Loopback.java").write_text(DYNAMODB)
+    words = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=libs", "-DincludeScope=runtime"]
+    subprocess.run(words, cwd=place, check=True, capture_output=True, text=True)
 
 
 def free_port() -> int:
@@ -145,6 +184,18 @@ def kinesalite() -> Iterator[str]:
     port = free_port()
     environ = {"NODE_PATH": str(node_modules("kinesalite") / "node_modules")}
     with running(["node", "-e", KINESALITE, str(port)], f"http://127.0.0.1:{port}", environ=environ) as url:
+        yield url
+
+
+@contextmanager
+def dynamodb() -> Iterator[str]:
+    """DynamoDB Local, not by its command line, which would listen on all interfaces."""
+    port = free_port()
+    package = "DynamoDBLocal"
+    place = _made(cache() / f"{package}-{VERSIONS[package]}", package, _maven)
+    words = ["java", f"-Dsqlite4java.library.path={place / 'libs'}", "-cp", f"{place / 'libs'}/*"]
+    words += [str(place / "Loopback.java"), "-inMemory", "-sharedDb", "-disableTelemetry", "-port", str(port)]
+    with running(words, f"http://127.0.0.1:{port}") as url:
         yield url
 
 
