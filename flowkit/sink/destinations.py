@@ -7,9 +7,11 @@ from urllib.parse import parse_qsl
 
 from flowkit.errors import ConfigError
 from flowkit.sink.file import FileDestination
-from flowkit.sink.seam import Destination
+from flowkit.sink.seam import Destination, Typed
 
-SERVICES: dict[str, tuple[str, str]] = {}
+SERVICES: dict[str, tuple[str, str]] = {
+    "s3": ("flowkit.sink.s3", "s3://BUCKET/PREFIX"),
+}
 """By scheme: the module, and what a URL of it looks like. `open_destination(place, options, where, fields)` of the
 module makes one, or raises ConfigError."""
 
@@ -19,8 +21,10 @@ def is_file(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
-def destination(url: str, fields: Sequence[str] | None, *, sync: bool = True) -> Destination:
-    """Where `url` leads. `fields` are the columns of the records, if they have such.
+def destination(
+    url: str, fields: Sequence[str] | None, *, sync: bool = True, element: Any = None
+) -> Destination:
+    """Where `url` leads. `fields` are the columns of the records, if they have such; `element` is their type.
 
     `sync` is for files: a delivery is on disk when it returns. Raises ConfigError with all that is wrong.
     """
@@ -41,4 +45,6 @@ def destination(url: str, fields: Sequence[str] | None, *, sync: bool = True) ->
         raise ConfigError(f"{scheme}://{place}: what stands behind ? is not NAME=VALUE&NAME=VALUE") from None
     module: Any = import_module(SERVICES[scheme][0])
     made: Destination = module.open_destination(place, options, f"{scheme}://{place}", fields)
+    if isinstance(made, Typed):
+        made.of(element)
     return made

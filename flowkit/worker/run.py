@@ -163,7 +163,7 @@ async def run(
             open_host(options.store_memory, bytes_per_second=options.compaction_rate)
         )
         store = await stack.enter_async_context(open_store(store_path, host=host, keys=keys_from_environment()))
-        part = SinkTask(app.name, "run", 0, 1, SystemClock())
+        part = SinkTask(app.name, "run", 0, 1, SystemClock(), bounded=True)
         sinks: dict[str, Sink] = {name: found.sink(part) for name, found in destinations.items()}
         letters = dict(outputs).get(app.dead_letters.name) or _dead_letters_path(app, state)
         if app.dead_letters.name not in sinks:
@@ -329,7 +329,8 @@ def _bind(
             wrong.append(error)
     for name, path in outputs:
         try:
-            sinks[name] = destination(path, fields_of(_outlet(app, name).element), sync=sync)
+            element = _outlet(app, name).element
+            sinks[name] = destination(path, fields_of(element), sync=sync, element=element)
             sinks[name].check()
         except ConfigError as error:
             wrong.append(error)
