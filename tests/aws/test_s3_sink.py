@@ -1,0 +1,421 @@
+"""The S3 sink on servers that speak its protocol: exactly once whatever breaks off, and every byte the same."""
+
+import asyncio
+import gzip
+import io
+import json
+import random
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowkit import App, Closed, ConfigError, Record, Stream, Tumbling, hours
+from flowkit.aws import AwsOptions, open_client
+from flowkit.clock import VirtualClock
+from flowkit.errors import SinkError
+from flowkit.options import WorkerOptions
+from flowkit.sink import SinkTask, destination
+from flowkit.sink.s3_sink import S3Sink
+from flowkit.store import MemoryStore
+from flowkit.worker import Summary, Worker, run
+from flowkit.worker.outlets import Outgoing
+from tests.aws.proxy import Fault, Proxy, Request, proxy_to
+
+START = 1_767_225_600_000
+HOUR = 3_600_000
+BIG = 5 << 20
+
+
+class Reading(Record):
+    id: str
+    value: int
+    at: int
+    filler: str = ""
+
+
+class Total(Record):
+    id: str
+    total: int
+    until: int
+
+
+def app_of() -> App:
+    app = App("plant")
+    readings = app.topic("readings", Reading, key="id", time="at")
+    totals = app.table("totals", str, int, window=Tumbling(hours(1)))
+    out = app.sink("out", Reading, key="id")
+    results = app.sink("results", Total, key="id")
+
+    @app.agent(readings, tables=[totals], sinks=[out])
+    async def keep(stream: Stream[Reading]) -> AsyncIterator[Reading]:
+        async for reading in stream:
+            totals[reading.id] += reading.value
+            yield reading
+
+    @app.each(totals.closed, sinks=[results])
+    def close(window: Closed[str, int]) -> Total:
+        return Total(window.key, window.value, window.end)
+
+    return app
+
+
+def written(path: Path, count: int, step: int = 20_000, filler: int = 0) -> list[dict[str, Any]]:
+    chance = random.Random(count)
+    rows = [
+        {"id": f"k{n % 7}", "value": n, "at": START + n * step, "filler": chance.randbytes(filler // 2).hex()}
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@pytest.fixture(params=["moto", "ministack"])
+def server(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(request.param)
+    return url
+
+
+@asynccontextmanager
+async def bucket() -> AsyncIterator[tuple[Any, str]]:
+    """A client, and a bucket of its own."""
+    async with open_client("s3", AwsOptions(), "test") as client:
+        name = f"b-{uuid.uuid4().hex[:12]}"
+        await client.create_bucket(Bucket=name)
+        yield client, name
+
+
+async def objects(client: Any, name: str, prefix: str = "") -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    async for page in client.get_paginator("list_objects_v2").paginate(Bucket=name, Prefix=prefix):
+        for each in page.get("Contents", ()):
+            got = await client.get_object(Bucket=name, Key=each["Key"])
+            found[each["Key"].removeprefix(prefix)] = await got["Body"].read()
+    return found
+
+
+async def uploads(client: Any, name: str) -> list[str]:
+    return [each["Key"] for each in (await client.list_multipart_uploads(Bucket=name)).get("Uploads", ())]
+
+
+def rows_of(found: Mapping[str, bytes]) -> list[Any]:
+    """The records in gzipped lines."""
+    return [json.loads(line) for key in sorted(found) for line in gzip.decompress(found[key]).splitlines()]
+
+
+class Killed(Exception):
+    pass
+
+
+async def run_it(source: Path, state: Path, url: str, stop: str = "", after: int = 0, every: int = 100) -> Summary:
+    seen = 0
+
+    async def hook(step: str) -> None:
+        nonlocal seen
+        seen += step == stop
+        if seen > after:
+            raise Killed
+
+    return await run(
+        app_of(),
+        [("readings", str(source))],
+        [("out", url), ("results", url.replace("/out/", "/results/"))],
+        state=state,
+        options=WorkerOptions(commit_every=every, commit_interval=60_000),
+        hook=hook,
+    )
+
+
+STEPS = ["cut", "prepared", "resolved", "delivered"]
+
+
+@pytest.mark.parametrize("stop", STEPS)
+async def test_broken_off_at_any_step_the_objects_are_those_of_an_unbroken_run(
+    server: str, tmp_path: Path, stop: str
+) -> None:
+    source = tmp_path / "in.jsonl"
+    written(source, 900)
+    async with bucket() as (client, name):
+        url = f"s3://{name}/%s/out/dt={{dt}}/hour={{hour}}?roll_bytes=3KB&name=run"
+        await run_it(source, tmp_path / "whole", url % "whole", every=1_000)
+        whole = await objects(client, name, "whole/")
+        assert len(whole) > 20
+        for after in (0, 3, 8):
+            place = f"broken-{after}"
+            with pytest.raises(Killed):
+                await run_it(source, tmp_path / place, url % place, stop, after)
+            await run_it(source, tmp_path / place, url % place, every=70)
+            assert await objects(client, name, f"{place}/") == whole
+
+
+FORMATS = ["format=csv&compress=zst", "format=parquet", "format=jsonl&compress=none"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_broken_off_in_any_format(moto: str, tmp_path: Path, form: str) -> None:
+    source = tmp_path / "in.jsonl"
+    written(source, 500)
+    async with bucket() as (client, name):
+        url = f"s3://{name}/%s/out/{{id}}/{{year}}-{{month}}-{{day}}?{form}&name=run"
+        await run_it(source, tmp_path / "whole", url % "whole", every=1_000)
+        whole = await objects(client, name, "whole/")
+        assert len(whole) == 14
+        with pytest.raises(Killed):
+            await run_it(source, tmp_path / "state", url % "broken", "resolved", 5)
+        await run_it(source, tmp_path / "state", url % "broken", every=70)
+        assert await objects(client, name, "broken/") == whole
+
+
+async def test_parquet_is_read_back(server: str, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = written(tmp_path / "in.jsonl", 500)
+    async with bucket() as (client, name):
+        await run_it(tmp_path / "in.jsonl", tmp_path / "s", f"s3://{name}/out/dt={{dt}}/hour={{hour}}?format=parquet")
+        found = await objects(client, name, "out/")
+        assert [row for key in sorted(found) for row in pq.read_table(io.BytesIO(found[key])).to_pylist()] == rows
+
+
+async def test_a_run_that_is_done_again_writes_beside_it_or_if_it_is_named_over_it(moto: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    written(source, 50)
+    async with bucket() as (client, name):
+        for state in ("a", "b"):
+            await run_it(source, tmp_path / state, f"s3://{name}/out/")
+            await run_it(source, tmp_path / f"{state}-named", f"s3://{name}/named/out/?name=monday")
+        assert len(await objects(client, name, "out/")) == 2
+        assert list(await objects(client, name, "named/out/")) == ["plant-run-0-monday-00000000.jsonl.gz"]
+
+
+# Faults
+
+
+async def test_20000_records_arrive_once_each_through_a_network_that_is_as_bad_as_can_be(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in.jsonl"
+    rows = written(source, 20_000, filler=600)
+    chance = random.Random(1)
+    kinds: list[Fault] = ["throttle", "broken", "reset", "lost", "half", "slow"]
+
+    def fault(request: Request) -> Fault | None:
+        return chance.choice(kinds) if chance.random() < 0.3 else None
+
+    async with bucket() as (client, name), proxy_to(server) as proxy:
+        proxy.delay = 0.02
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.fault = fault
+        url = f"s3://{name}/out/{{id}}/dt={{dt}}?tries=1&roll_bytes=6MB"
+        seen = 0
+
+        async def hook(step: str) -> None:
+            nonlocal seen
+            seen += step == "resolved"
+            if seen in (2, 4):
+                seen += 1
+                raise Killed
+
+        options = WorkerOptions(commit_every=4_000, commit_interval=60_000)
+        for attempt in range(3):
+            try:
+                await run(app_of(), [("readings", str(source))], [("out", url)], state=tmp_path / "s", options=options, hook=hook)
+            except Killed:
+                continue
+            break
+        assert attempt == 2
+        assert {request.fault for request in proxy.requests} == {None, *kinds}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        found = rows_of(await objects(client, name, "out/"))
+        assert sorted(row["value"] for row in found) == [row["value"] for row in rows]
+        assert {row["value"]: row for row in found} == {row["value"]: row for row in rows}
+        assert await uploads(client, name) == []
+
+
+async def test_large_objects_go_in_parts_and_one_that_was_broken_off_is_done_anew_with_nothing_left_over(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in.jsonl"
+    rows = written(source, 6_000, step=1, filler=3_000)
+    async with bucket() as (client, name), proxy_to(server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        held = asyncio.Event()
+
+        def fault(request: Request) -> Fault | None:
+            if request.action == "POST" and "uploadId" in request.path:
+                held.set()
+                return "slow"
+            return None
+
+        proxy.fault, proxy.delay = fault, 60.0
+        url = f"s3://{name}/out/x?compress=none&part_bytes=5MiB&name=run"
+        options = WorkerOptions(commit_every=1_000, commit_interval=60_000)
+
+        async def go() -> None:
+            await run(app_of(), [("readings", str(source))], [("out", url)], state=tmp_path / "s", options=options)
+
+        task = asyncio.create_task(go())
+        await held.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        assert len(await uploads(client, name)) == 1
+        assert await objects(client, name) == {}
+        await go()
+        assert await uploads(client, name) == []
+        [data] = (await objects(client, name)).values()
+        assert [json.loads(line) for line in data.splitlines()] == rows
+        assert len(data) > 3 * BIG
+        assert proxy.times("PUT") == len(data) // BIG + 1
+
+
+async def test_uploads_of_others_are_left_alone(moto: str, tmp_path: Path) -> None:
+    async with bucket() as (client, name):
+        place = destination(f"s3://{name}/out/?name=run", None)
+        async with place:
+            sink = place.sink(SinkTask("plant", "g", 1, 20, VirtualClock()))
+            for task in ("plant-g-1-run", "plant-g-11-run", "plant-g-1-other"):
+                await client.create_multipart_upload(Bucket=name, Key=f"out/{task}-00000000.jsonl.gz")
+            assert isinstance(sink, S3Sink)
+            await sink.open(sink.state() | {"id": "run"})
+        assert sorted(key.split("/")[1][:15] for key in await uploads(client, name)) == [
+            "plant-g-1-other",
+            "plant-g-11-run-",
+        ]
+
+
+async def test_a_zombie_that_delivers_late_changes_nothing(server: str) -> None:
+    async with bucket() as (client, name):
+        place = destination(f"s3://{name}/out/?name=run&roll_bytes=1KB", None)
+        async with place:
+            clock, store = VirtualClock(START), MemoryStore()
+            sink = place.sink(SinkTask("plant", "g", 0, 1, clock, bounded=True))
+            assert isinstance(sink, S3Sink)
+            sink.attach(store, "sink out")
+            await sink.open(None)
+            old = sink.stage([Outgoing(None, b'{"n":%d}' % n, START) for n in range(1_000)], False)
+            await store.commit({(c.table, c.end): dict(zip(c.keys, c.values, strict=True)) for c in sink.changes()})
+            await sink.deliver(old)
+            before = await objects(client, name)
+            # The successor goes on with what the zombie has written, and more.
+            twin = MemoryStore()
+            await twin.commit({space: dict(store.scan(space)) for space in _spaces(store)})
+            after = place.sink(SinkTask("plant", "g", 0, 1, clock, bounded=True))
+            assert isinstance(after, S3Sink)
+            after.attach(twin, "sink out")
+            await after.open(sink.state())
+            await after.deliver(old)
+            new = after.stage([Outgoing(None, b'{"n":%d}' % n, START) for n in range(1_000, 2_000)], True)
+            drops = after.drops()
+            assert len(drops) == len(old)
+            puts = {(c.table, c.end): dict(zip(c.keys, c.values, strict=True)) for c in after.changes()}
+            await twin.commit(puts, drops)
+            await after.deliver(new)
+            now = await objects(client, name)
+            await sink.deliver(old)
+            assert await objects(client, name) == now
+            assert {key: now[key] for key in before} == before
+            assert [row["n"] for row in rows_of(now)] == list(range(2_000))
+
+
+def _spaces(store: MemoryStore) -> list[tuple[str, int]]:
+    return [("sink out", end) for end in store.ends("sink out")]
+
+
+# A worker
+
+
+async def test_a_worker_keeps_what_is_not_complete_when_it_stops_and_writes_it_when_it_is_old_enough(
+    moto: str, tmp_path: Path
+) -> None:
+    from flowkit.source import MemoryBroker
+    from flowkit.source.memory_store import store_named
+    from flowkit.worker.task import Out
+
+    clock = VirtualClock(START)
+    broker_name = f"m-{uuid.uuid4().hex}"
+    async with bucket() as (client, name):
+        binds = {"out": f"s3://{name}/out/dt={{dt}}?roll_after=10m", "results": f"s3://{name}/results/"}
+
+        def worker() -> Worker:
+            made = Worker(app_of(), f"memory://{broker_name}", tmp_path / "state", binds=binds,
+                          options=WorkerOptions(commit_every=10, commit_interval=50, partitions=1))
+            made.clock = clock
+            return made
+
+        async def until(is_so: Any) -> None:
+            while not await is_so():
+                await asyncio.sleep(0.02)
+
+        first = worker()
+        running = asyncio.create_task(first.run())
+        broker = MemoryBroker(clock, store_named(broker_name))
+        await until(lambda: _ready(first))
+        claim = await broker.claim("feeder", "")
+        outs = [Out("readings", 0, b"k", json.dumps({"id": "k", "value": n, "at": START + n}).encode(), START) for n in range(25)]
+        await broker.commit("feeder", claim.epoch, 1, b"1", {}, outs)
+        await until(lambda: _seen(first, 25))
+        first.stop()
+        await running
+        assert await objects(client, name) == {}
+        clock.advance(600_000)
+        second = worker()
+        running = asyncio.create_task(second.run())
+        await until(lambda: _any(client, name))
+        second.stop()
+        await running
+        assert [row["value"] for row in rows_of(await objects(client, name))] == list(range(25))
+
+
+async def _ready(worker: Worker) -> bool:
+    return any(owned.live is not None and owned.live.opened for owned in worker.owned.values())
+
+
+async def _seen(worker: Worker, count: int) -> bool:
+    return sum(owned.live.counters.records for owned in worker.owned.values() if owned.live is not None) >= count
+
+
+async def _any(client: Any, name: str) -> bool:
+    return bool(await objects(client, name))
+
+
+# What a person has to mend
+
+
+async def test_a_bucket_that_is_not_there_is_told_at_the_start(server: str) -> None:
+    with pytest.raises(ConfigError, match=r"s3://no-such-bucket-x/y: NoSuchBucket.*See that the bucket is there"):
+        async with destination("s3://no-such-bucket-x/y", None):
+            pass
+
+
+async def test_a_bucket_of_another_account_is_refused(moto: str) -> None:
+    async with bucket() as (_, name):
+        with pytest.raises(ConfigError, match="account 999999999999 owns it"):
+            async with destination(f"s3://{name}/y?owner=999999999999", None):
+                pass
+
+
+async def test_objects_are_encrypted_there_as_asked_for(moto: str, tmp_path: Path) -> None:
+    written(tmp_path / "in.jsonl", 10)
+    async with bucket() as (client, name):
+        url = f"s3://{name}/out/?sse=aws:kms&kms_key=arn:aws:kms:us-east-1:123456789012:key/k&name=x"
+        await run_it(tmp_path / "in.jsonl", tmp_path / "s", url)
+        head = await client.head_object(Bucket=name, Key="out/plant-run-0-x-00000000.jsonl.gz")
+        assert (head["ServerSideEncryption"], head["SSEKMSKeyId"][-5:]) == ("aws:kms", "key/k")
+
+
+async def test_rights_that_are_taken_away_end_the_run_which_goes_on_once_they_are_back(
+    moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = written(tmp_path / "in.jsonl", 900)
+    async with bucket() as (client, name), proxy_to(moto) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.fault = lambda request: "denied" if proxy.times("PUT") == 7 else None
+        url = f"s3://{name}/out/dt={{dt}}/hour={{hour}}?roll_bytes=3KB"
+        with pytest.raises(SinkError, match=f"s3://{name}/.*: put_object: AccessDenied"):
+            await run_it(tmp_path / "in.jsonl", tmp_path / "s", url)
+        proxy.fault = Proxy().fault
+        await run_it(tmp_path / "in.jsonl", tmp_path / "s", url)
+        assert sorted(row["value"] for row in rows_of(await objects(client, name, "out/"))) == [r["value"] for r in rows]
