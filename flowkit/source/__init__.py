@@ -6,7 +6,7 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 
 import typing
 
-from flowkit.source.brokers import bounded_topic, open_broker
+from flowkit.source.brokers import BOUNDED, bounded_topic, open_broker
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
@@ -22,14 +22,17 @@ from flowkit.source.seam import (
     Output,
     Position,
     Reader,
+    Remembers,
     SendsEarly,
     Source,
 )
 
 if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
+    from flowkit.source.s3 import S3Topic as S3Topic
 
 __all__ = [
+    "BOUNDED",
     "AtOffset",
     "Batch",
     "Broker",
@@ -45,6 +48,7 @@ __all__ = [
     "Placing",
     "Position",
     "Reader",
+    "Remembers",
     "SendsEarly",
     "Source",
     "bounded_topic",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flowkit.source.kafka import KafkaBroker
     from flowkit.source.kafka_bounded import BoundedTopic
     from flowkit.source.memory import MemoryBroker
+    from flowkit.source.s3 import S3Topic
 
 SCHEMES = "kafka://HOST:PORT (Apache Kafka, MSK), embedded://DIR (topics in a directory) or memory://NAME (for tests)"
 LATER = ("kinesis",)
@@ -53,8 +54,16 @@ def open_broker(
     return EmbeddedBroker(Path(path).expanduser(), clock, sync="normal" if query == "sync=normal" else "full")
 
 
-def bounded_topic(url: str, start: Start = "earliest") -> "BoundedTopic":
-    """A topic of a cluster, to its end: `kafka://HOST:PORT/TOPIC`. Raises ConfigError."""
+BOUNDED = ("kafka://", "s3://")
+"""What URLs of inputs of a bounded run begin with, beside files."""
+
+
+def bounded_topic(url: str, start: Start = "earliest") -> Union["BoundedTopic", "S3Topic"]:
+    """A topic of a cluster, to its end: `kafka://HOST:PORT/TOPIC`; or objects: `s3://BUCKET/PREFIX`. Raises ConfigError."""
+    if url.startswith("s3://"):
+        from flowkit.source.s3 import S3Topic
+
+        return S3Topic(url)
     from flowkit.source.kafka_bounded import BoundedTopic
 
     return BoundedTopic(url, start)

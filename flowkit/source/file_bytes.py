@@ -49,12 +49,12 @@ def open_bytes(path: str, compression: str, offset: int) -> RawBytes:
     try:
         if compression == "":
             return PlainBytes(path, file, offset)
-        raw: RawBytes = GzipBytes(path, file) if compression == ".gz" else ZstdBytes(path, file)
+        raw: RawBytes = GzipBytes(path, file, os.fstat(file.fileno()).st_size) if compression == ".gz" else ZstdBytes(path, file)
     except BaseException:
         file.close()
         raise
     try:
-        _skip(path, raw, offset)
+        skip(path, raw, offset)
     except BaseException:
         raw.close()
         raise
@@ -84,7 +84,8 @@ def _changed(path: str, offset: int, found: str) -> InputError:
     )
 
 
-def _skip(path: str, raw: RawBytes, offset: int) -> None:
+def skip(path: str, raw: RawBytes, offset: int) -> None:
+    """Read over what lies before `offset`. Raises InputError if that is no start of a line."""
     left, last = offset, b"\n"
     while left:
         piece = raw.read(min(left, 1 << 20))

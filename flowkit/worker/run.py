@@ -22,7 +22,7 @@ from flowkit.codec import fields_of
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
 from flowkit.sink import Destination, FileSink, Rejected, Sink, SinkTask, destination, is_file
-from flowkit.source import FileReader, FileSource, bounded_topic
+from flowkit.source import BOUNDED, FileReader, FileSource, Remembers, bounded_topic
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
@@ -35,7 +35,9 @@ from flowkit.worker.tracing import tracing_from_environment
 from flowkit.worker.watchdog import told_stalls
 
 if TYPE_CHECKING:
-    from flowkit.source import BoundedTopic
+    from flowkit.source import BoundedTopic, S3Topic
+
+    Source = FileSource | BoundedTopic | S3Topic
 
 log = structlog.get_logger("flowkit.run")
 
@@ -137,7 +139,8 @@ async def run(
 ) -> Summary:
     """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
 
-    Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now. The same topic may be
+    Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now; s3://BUCKET/PREFIX is
+    objects, those that are there when the run begins. The same topic may be
     given several files: they are its splits, merged by time. `beside` makes what is to go on as long as the run does,
     such as a server that shows it. Raises ConfigError with everything that is wrong before anything starts; InputError
     if an input cannot be read.
@@ -314,12 +317,12 @@ def _check(
 
 def _bind(
     app: App, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]], *, sync: bool
-) -> tuple[dict[str, "FileSource | BoundedTopic"], dict[str, Destination]]:
+) -> tuple[dict[str, "Source"], dict[str, Destination]]:
     """Where all comes from and goes to. Raises ConfigError or InputError with everything wrong; changes nothing."""
     paths: dict[str, list[str]] = {}
     for name, path in inputs:
         paths.setdefault(name, []).append(path)
-    sources: dict[str, FileSource | BoundedTopic] = {}
+    sources: dict[str, Source] = {}
     sinks: dict[str, Destination] = {}
     wrong: list[ConfigError | InputError] = []
     for name, files in paths.items():
@@ -341,13 +344,14 @@ def _bind(
     return sources, sinks
 
 
-def _source(topic: Topic[Any], paths: list[str]) -> "FileSource | BoundedTopic":
+def _source(topic: Topic[Any], paths: list[str]) -> "Source":
     """What a topic is read from. Raises ConfigError, or InputError for a file that cannot be read."""
-    clusters = [path for path in paths if path.startswith("kafka://")]
-    if clusters:
+    places = [path for path in paths if path.startswith(BOUNDED)]
+    if places:
         if len(paths) > 1:
-            raise ConfigError(f"--input {topic.name}: a topic of a cluster is all of an input; name nothing beside it")
-        return bounded_topic(clusters[0], topic.start)
+            what = "a topic of a cluster" if places[0].startswith("kafka://") else "a prefix in S3"
+            raise ConfigError(f"--input {topic.name}: {what} is all of an input; name nothing beside it")
+        return bounded_topic(places[0], topic.start)
     source = FileSource(paths)
     source.check()
     return source
@@ -377,7 +381,7 @@ def _dead_letters_path(app: App, state: str | Path | None) -> str:
 
 
 async def _open_heads(
-    feed: BoundedFeed, sources: dict[str, "FileSource | BoundedTopic"], meta: dict[str, Any], batch_size: int
+    feed: BoundedFeed, sources: dict[str, "Source"], meta: dict[str, Any], batch_size: int
 ) -> None:
     """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
     for engine in feed.engines:
@@ -389,6 +393,8 @@ async def _open_heads(
             if topic.name not in sources:
                 continue
             source = sources[topic.name]
+            if isinstance(source, Remembers):
+                source.remember(_positions(topic.name, meta))
             for number in await source.splits():
                 split = engine.splits.add(f"{topic.name}[{number}]", topic.out_of_order, number)
                 reader = await source.open(number, feed.position(engine, split, meta))
@@ -401,6 +407,12 @@ async def _open_heads(
                 feed.add(head)
                 if topic.idle_after is not None:
                     engine.idle_after[split.name] = topic.idle_after
+
+
+def _positions(topic: str, meta: dict[str, Any]) -> list[Any]:
+    """Where an earlier run stood in the splits of a topic, whoever read it."""
+    rows = [row for heads in meta.get("heads", {}).values() for row in heads.items()]
+    return [saved[0] for split, saved in rows if split.rpartition("[")[0] == topic and not split.endswith("[-1]")]
 
 
 def _progress(counters: Counters, engines: Sequence[Engine], heads: Sequence[Head], seconds: float) -> Progress:

@@ -23,6 +23,9 @@ from urllib.parse import parse_qs
 import aiohttp
 from aiohttp import web
 
+HOP = ("transfer-encoding", "connection", "expect")
+"""Headers that are the proxy's own matter."""
+
 Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied"]
 
 THROTTLES = {
@@ -98,6 +101,8 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
 
 
 async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, request: web.BaseRequest) -> Any:
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # clients of S3 hold the body back until then
     body = await request.read()
     seen = request_of(request, body)
     proxy.requests.append(seen)
@@ -111,7 +116,7 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return answer
     if fault == "slow":
         await asyncio.sleep(proxy.delay)
-    headers = {k: v for k, v in request.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+    headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     async with session.request(
         request.method, url + request.raw_path, data=body, headers=headers, allow_redirects=False
     ) as got:

@@ -110,7 +110,7 @@ class Killed(Exception):
     pass
 
 
-async def run_it(source: Path, state: Path, url: str, stop: str = "", after: int = 0, every: int = 100) -> Summary:
+async def run_it(source: Path, state: Path, url: str, stop: str = "", after: int = 0, every: int = 60) -> Summary:
     seen = 0
 
     async def hook(step: str) -> None:
@@ -137,17 +137,17 @@ async def test_broken_off_at_any_step_the_objects_are_those_of_an_unbroken_run(
     server: str, tmp_path: Path, stop: str
 ) -> None:
     source = tmp_path / "in.jsonl"
-    written(source, 900)
+    written(source, 300)
     async with bucket() as (client, name):
-        url = f"s3://{name}/%s/out/dt={{dt}}/hour={{hour}}?roll_bytes=3KB&name=run"
+        url = f"s3://{name}/%s/out/dt={{dt}}/hour={{hour}}?roll_bytes=5KB&name=run"
         await run_it(source, tmp_path / "whole", url % "whole", every=1_000)
         whole = await objects(client, name, "whole/")
-        assert len(whole) > 20
-        for after in (0, 3, 8):
+        assert len(whole) > 5
+        for after in (0, 3):
             place = f"broken-{after}"
             with pytest.raises(Killed):
                 await run_it(source, tmp_path / place, url % place, stop, after)
-            await run_it(source, tmp_path / place, url % place, every=70)
+            await run_it(source, tmp_path / place, url % place, every=40)
             assert await objects(client, name, f"{place}/") == whole
 
 
@@ -196,7 +196,7 @@ async def test_20000_records_arrive_once_each_through_a_network_that_is_as_bad_a
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "in.jsonl"
-    rows = written(source, 20_000, filler=600)
+    rows = written(source, 20_000, step=5_000)
     chance = random.Random(1)
     kinds: list[Fault] = ["throttle", "broken", "reset", "lost", "half", "slow"]
 
@@ -207,7 +207,7 @@ async def test_20000_records_arrive_once_each_through_a_network_that_is_as_bad_a
         proxy.delay = 0.02
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         proxy.fault = fault
-        url = f"s3://{name}/out/{{id}}/dt={{dt}}?tries=1&roll_bytes=6MB"
+        url = f"s3://{name}/out/dt={{dt}}/hour={{hour}}?tries=1"
         seen = 0
 
         async def hook(step: str) -> None:
@@ -237,7 +237,7 @@ async def test_large_objects_go_in_parts_and_one_that_was_broken_off_is_done_ane
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "in.jsonl"
-    rows = written(source, 6_000, step=1, filler=3_000)
+    rows = written(source, 4_000, step=1, filler=3_000)
     async with bucket() as (client, name), proxy_to(server) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         held = asyncio.Event()
@@ -267,7 +267,7 @@ async def test_large_objects_go_in_parts_and_one_that_was_broken_off_is_done_ane
         assert await uploads(client, name) == []
         [data] = (await objects(client, name)).values()
         assert [json.loads(line) for line in data.splitlines()] == rows
-        assert len(data) > 3 * BIG
+        assert len(data) > 2 * BIG
         assert proxy.times("PUT") == len(data) // BIG + 1
 
 
@@ -409,10 +409,10 @@ async def test_objects_are_encrypted_there_as_asked_for(moto: str, tmp_path: Pat
 async def test_rights_that_are_taken_away_end_the_run_which_goes_on_once_they_are_back(
     moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = written(tmp_path / "in.jsonl", 900)
+    rows = written(tmp_path / "in.jsonl", 300)
     async with bucket() as (client, name), proxy_to(moto) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        proxy.fault = lambda request: "denied" if proxy.times("PUT") == 7 else None
+        proxy.fault = lambda request: "denied" if proxy.times("PUT") == 3 else None
         url = f"s3://{name}/out/dt={{dt}}/hour={{hour}}?roll_bytes=3KB"
         with pytest.raises(SinkError, match=f"s3://{name}/.*: put_object: AccessDenied"):
             await run_it(tmp_path / "in.jsonl", tmp_path / "s", url)
