@@ -13,8 +13,9 @@ denied      the service says that it may not be        nothing done
 """
 
 import asyncio
+import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -47,6 +48,7 @@ class Request:
     body: bytes
     fault: Fault | None = None
     status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def json(self) -> Any:
@@ -75,7 +77,7 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
     target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
     action = target or (form.get("Action") or [request.method])[0]
-    return Request(service, action, request.path_qs, body)
+    return Request(service, action, request.path_qs, body, headers=request.headers)
 
 
 @asynccontextmanager
@@ -103,7 +105,7 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
 async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, request: web.BaseRequest) -> Any:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # clients of S3 hold the body back until then
-    body = await request.read()
+    body = await request.content.read()  # `request.read` takes no more than a MiB
     seen = request_of(request, body)
     proxy.requests.append(seen)
     fault = seen.fault = proxy.fault(seen)
@@ -118,7 +120,7 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         await asyncio.sleep(proxy.delay)
     headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     async with session.request(
-        request.method, url + request.raw_path, data=body, headers=headers, allow_redirects=False
+        request.method, url + request.raw_path, data=io.BytesIO(body), headers=headers, allow_redirects=False
     ) as got:
         data = await got.read()
         seen.status = got.status
