@@ -51,7 +51,9 @@ class S3Place(NamedTuple):
                 "AWS_SECRET_ACCESS_KEY, a profile or a role"
             )
         shown, options = f"checkpoints s3://{rest}", dict(parse_qsl(query, keep_blank_values=True))
-        unknown = [f"{shown}: unknown option {n!r}; there are {', '.join(OPTIONS)}" for n in options if n not in OPTIONS]
+        unknown = [
+            f"{shown}: unknown option {n!r}; there are {', '.join(OPTIONS)}" for n in options if n not in OPTIONS
+        ]
         place, problems = cls.read(rest, options, shown, environ)
         if problems or unknown:
             at = 1 if problems and "is no name of a bucket" in problems[0] else 0

@@ -21,9 +21,7 @@ def is_file(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
-def destination(
-    url: str, fields: Sequence[str] | None, *, sync: bool = True, element: Any = None
-) -> Destination:
+def destination(url: str, fields: Sequence[str] | None, *, sync: bool = True, element: Any = None) -> Destination:
     """Where `url` leads. `fields` are the columns of the records, if they have such; `element` is their type.
 
     `sync` is for files: a delivery is on disk when it returns. Raises ConfigError with all that is wrong.

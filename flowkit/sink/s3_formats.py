@@ -16,7 +16,11 @@ BLOCK_BYTES = 256 << 10
 FLUSH_BLOCKS = 32
 
 FORMATS = ("jsonl", "csv", "parquet")
-COMPRESSIONS = {"jsonl": ("gz", "zst", "none"), "csv": ("gz", "zst", "none"), "parquet": ("snappy", "zst", "gz", "none")}
+COMPRESSIONS = {
+    "jsonl": ("gz", "zst", "none"),
+    "csv": ("gz", "zst", "none"),
+    "parquet": ("snappy", "zst", "gz", "none"),
+}
 """The first one is what is taken if nothing is said."""
 
 

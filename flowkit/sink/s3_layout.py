@@ -81,7 +81,7 @@ class Layout:
         """A partition's path, for one task."""
         bucket, parts = key
         at = _EPOCH + timedelta(milliseconds=bucket * self.step)
-        found = {**task, **dict(zip(self.by_field, parts, strict=True))}
+        found: dict[str, str] = {**task, **dict(zip(self.by_field, parts, strict=True))}
 
         def fill(match: re.Match[str]) -> str:
             name = match[1]

@@ -1,6 +1,6 @@
 """Parquet by pyarrow (the extra `parquet`): the schema from the records' type, in row groups of a fixed size."""
 
-import datetime
+import datetime as dt
 import decimal
 import enum
 import importlib.util
@@ -51,13 +51,13 @@ class ParquetEncoder:
     """One object: JSON lines in, row groups out."""
 
     def __init__(self, element: Any, compression: str) -> None:
-        import pyarrow.parquet
+        from pyarrow import parquet
 
         self._schema = schema_of(element)
         self._names = self._schema.names
         self._decode = msgspec.json.Decoder(element).decode
         self._out = _Taken()
-        self._writer = pyarrow.parquet.ParquetWriter(self._out, self._schema, compression=compression)
+        self._writer = parquet.ParquetWriter(self._out, self._schema, compression=compression)
         self._lines: list[bytes] = []
         self._size = 0
 
@@ -78,13 +78,11 @@ class ParquetEncoder:
         return self._out.take()
 
     def _group(self) -> None:
-        import pyarrow
+        import pyarrow as pa
 
         rows = [_plain(self._decode(line)) for line in self._lines]
-        arrays = [
-            pyarrow.array([row.get(name) for row in rows], type=self._schema.field(name).type) for name in self._names
-        ]
-        table = pyarrow.Table.from_arrays(arrays, schema=self._schema)
+        arrays = [pa.array([row.get(name) for row in rows], type=self._schema.field(name).type) for name in self._names]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
         self._writer.write_table(table, row_group_size=len(rows))
         self._lines, self._size = [], 0
 
@@ -118,14 +116,14 @@ class _Taken:
 def _plain(record: Any) -> dict[str, Any]:
     """As pyarrow takes it: times stay times, what has no column type of its own is text."""
     plain: dict[str, Any] = msgspec.to_builtins(
-        record, builtin_types=(datetime.datetime, datetime.date, datetime.time, bytes), enc_hook=str
+        record, builtin_types=(dt.datetime, dt.date, dt.time, bytes), enc_hook=str
     )
     return plain
 
 
 def schema_of(element: Any) -> Any:
     """The Arrow schema of a record type. Raises ConfigError naming each field that has none."""
-    import pyarrow
+    import pyarrow as pa
 
     try:
         info = msgspec.inspect.type_info(element)
@@ -143,15 +141,15 @@ def schema_of(element: Any) -> Any:
         except ConfigError as error:
             problems += [f"field {field.name!r}: {problem}" for problem in error.problems]
             continue
-        columns.append(pyarrow.field(field.encode_name, kind, nullable=nullable))
+        columns.append(pa.field(field.encode_name, kind, nullable=nullable))
     if problems:
         raise ConfigError(*problems)
-    return pyarrow.schema(columns)
+    return pa.schema(columns)
 
 
 def _arrow(hint: Any) -> tuple[Any, bool]:
     """An Arrow type, and whether there may be none."""
-    import pyarrow
+    import pyarrow as pa
 
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
@@ -161,26 +159,26 @@ def _arrow(hint: Any) -> tuple[Any, bool]:
         if len(arms) == 1:
             return _arrow(arms[0])[0], len(arms) < len(args)
         if set(arms) == {int, float}:
-            return pyarrow.float64(), len(arms) < len(args)
+            return pa.float64(), len(arms) < len(args)
         raise ConfigError(f"{hint}: a column has one type")
     if origin is typing.Literal:
         kinds = {type(arg) for arg in args}
         return _arrow(kinds.pop()) if len(kinds) == 1 else _no(hint)
     if origin in (list, set, frozenset) or (origin is tuple and len(args) == 2 and args[1] is ...):
-        return pyarrow.list_(_arrow(args[0])[0]), False
+        return pa.list_(_arrow(args[0])[0]), False
     if origin is dict and args[0] is str:
-        return pyarrow.map_(pyarrow.string(), _arrow(args[1])[0]), False
+        return pa.map_(pa.string(), _arrow(args[1])[0]), False
     simple = {
-        bool: pyarrow.bool_(),
-        int: pyarrow.int64(),
-        float: pyarrow.float64(),
-        str: pyarrow.string(),
-        bytes: pyarrow.binary(),
-        uuid.UUID: pyarrow.string(),
-        decimal.Decimal: pyarrow.string(),
-        datetime.datetime: pyarrow.timestamp("us", tz="UTC"),
-        datetime.date: pyarrow.date32(),
-        datetime.time: pyarrow.time64("us"),
+        bool: pa.bool_(),
+        int: pa.int64(),
+        float: pa.float64(),
+        str: pa.string(),
+        bytes: pa.binary(),
+        uuid.UUID: pa.string(),
+        decimal.Decimal: pa.string(),
+        dt.datetime: pa.timestamp("us", tz="UTC"),
+        dt.date: pa.date32(),
+        dt.time: pa.time64("us"),
     }
     if hint in simple:
         return simple[hint], False
@@ -188,9 +186,9 @@ def _arrow(hint: Any) -> tuple[Any, bool]:
         kinds = {type(member.value) for member in hint}
         return _arrow(kinds.pop()) if len(kinds) == 1 else _no(hint)
     if isinstance(hint, type) and getattr(msgspec.inspect.type_info(hint), "fields", None):
-        return pyarrow.struct(list(schema_of(hint))), False
+        return pa.struct(list(schema_of(hint))), False
     return _no(hint)
 
 
-def _no(hint: Any) -> Any:
+def _no(hint: Any) -> tuple[Any, bool]:
     raise ConfigError(f"{hint} has no column type: use a Record with fields of their own")

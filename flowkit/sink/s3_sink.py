@@ -104,9 +104,7 @@ class S3Sink:
         if state is not None:
             # Without a state there is nothing: an upload begins after the commit that tells of its object.
             ours = f"{self._name}-"
-            found = await self._objects.abort(
-                self._layout.stem, lambda key: key.rpartition("/")[2].startswith(ours)
-            )
+            found = await self._objects.abort(self._layout.stem, lambda key: key.rpartition("/")[2].startswith(ours))
             if found:
                 log.info("uploads that were not completed are gone", task=self._task.name, uploads=found)
 
@@ -189,8 +187,7 @@ class S3Sink:
             if len(self._paths) >= KNOWN_PATHS:
                 self._paths.clear()
             path = self._paths[key] = self._layout.path(key, self._words)
-        if latest > self._high:
-            self._high = latest
+        self._high = max(self._high, latest)
         if self._task.bounded and self._soonest + self._rolling.delay <= self._high:
             self._roll_over(path)
         sizes: list[int] | None = None

@@ -44,7 +44,9 @@ class Objects:
         while True:
             now = dict(more)
             page = await self.do(
-                "list_multipart_uploads", prefix, lambda now=now: {"Prefix": prefix, **now}  # type: ignore[misc]
+                "list_multipart_uploads",
+                prefix,
+                lambda now=now: {"Prefix": prefix, **now},  # type: ignore[misc]
             )
             for upload in page.get("Uploads", ()):
                 if ours(upload["Key"]):

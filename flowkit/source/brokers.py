@@ -59,7 +59,10 @@ BOUNDED = ("kafka://", "s3://")
 
 
 def bounded_topic(url: str, start: Start = "earliest") -> Union["BoundedTopic", "S3Topic"]:
-    """A topic of a cluster, to its end: `kafka://HOST:PORT/TOPIC`; or objects: `s3://BUCKET/PREFIX`. Raises ConfigError."""
+    """A topic of a cluster, to its end (`kafka://HOST:PORT/TOPIC`), or objects (`s3://BUCKET/PREFIX`).
+
+    Raises ConfigError.
+    """
     if url.startswith("s3://"):
         from flowkit.source.s3 import S3Topic
 

@@ -27,8 +27,9 @@ class RawBytes(Protocol):
     size: int | None
     """The length of the file on disk in bytes, None where `taken` cannot be told or there is no file."""
 
-    taken: int
-    """How many bytes of the file on disk were used so far."""
+    @property
+    def taken(self) -> int:
+        """How many bytes of the file on disk were used so far."""
 
     def read(self, limit: int) -> bytes | None: ...
 
@@ -49,7 +50,9 @@ def open_bytes(path: str, compression: str, offset: int) -> RawBytes:
     try:
         if compression == "":
             return PlainBytes(path, file, offset)
-        raw: RawBytes = GzipBytes(path, file, os.fstat(file.fileno()).st_size) if compression == ".gz" else ZstdBytes(path, file)
+        raw: RawBytes = (
+            GzipBytes(path, file, os.fstat(file.fileno()).st_size) if compression == ".gz" else ZstdBytes(path, file)
+        )
     except BaseException:
         file.close()
         raise

@@ -1,8 +1,8 @@
 """JSON values one after another, with or without lines between them (Firehose's objects), as one value a line.
 
-    {"a":1}{"a":2}          →   {"a":1}
-    {"a":                       {"a":2}
-      3}                        {"a":  3}
+{"a":1}{"a":2}          →   {"a":1}
+{"a":                       {"a":2}
+  3}                        {"a":  3}
 """
 
 import re

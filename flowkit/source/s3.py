@@ -41,7 +41,7 @@ SUFFIXES = {
 OPTIONS = ("format", "since", "until", "order", "lanes", "owner", "addressing")
 MOST_LANES = 256
 AHEAD = 8
-"""So many objects are open beside those that are read, all lanes together: small ones are there when it is their turn."""
+"""So many objects are open beside those that are read, all lanes together: small ones are there at their turn."""
 RANGE_BYTES, SMALL_RANGE_BYTES = 4 << 20, 1 << 20
 START_SECONDS = 60.0
 
@@ -103,7 +103,7 @@ class S3Topic:
                 check_same(listing, stamp, self.where, [(saved[1], saved[2]) for saved in self._saved])
             else:
                 listing = arranged(entries, **self._how)
-            if not listing.count:
+            if not listing.total:
                 raise InputError(f"{self.where}: no object to read is there. Check the prefix, since= and until=")
             self._find_format([entry.key for lane in listing.lanes for entry in lane])
             self._listing = listing
@@ -235,7 +235,7 @@ class LaneReader:
             return
         self._entry = self._entries[self._next - len(self._ahead)]
         reader = await self._ahead[0]
-        self._ahead.pop(0)
+        del self._ahead[0]
         if self.fields is not None and reader.fields != self.fields:
             await reader.close()
             raise InputError(

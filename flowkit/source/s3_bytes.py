@@ -51,9 +51,7 @@ class S3Object:
             raise
 
     async def _get(self, start: int, stop: int) -> bytes:
-        got = await self.client.get_object(
-            **self.place.target, Key=self.entry.key, Range=f"bytes={start}-{stop - 1}"
-        )
+        got = await self.client.get_object(**self.place.target, Key=self.entry.key, Range=f"bytes={start}-{stop - 1}")
         async with got["Body"] as body:
             if got["ETag"] != self.entry.etag:
                 raise InputError(

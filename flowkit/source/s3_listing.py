@@ -38,14 +38,14 @@ class Listing(NamedTuple):
     """The objects of a run, and what a later look has to give again: those not newer than `until` have `digest`."""
 
     lanes: list[list[Entry]]
-    count: int
+    total: int
     until: int
     digest: str
 
     @property
     def stamp(self) -> list[Any]:
         """What a position remembers of it."""
-        return [self.until, self.count, self.digest]
+        return [self.until, self.total, self.digest]
 
 
 class Period(NamedTuple):
@@ -97,7 +97,8 @@ def arranged(
             continue
         period = period_of(entry.key)
         if period is not None and (
-            (since is not None and period.start + period.length <= since) or (until is not None and period.start >= until)
+            (since is not None and period.start + period.length <= since)
+            or (until is not None and period.start >= until)
         ):
             continue
         found.append((period.start if by_time and period is not None else 0, _natural(entry.key), entry))
@@ -127,8 +128,8 @@ def check_same(now: Listing, stamp: Sequence[Any], where: str, at: Sequence[tupl
             found = f"its ETag was {etag}, and is {tags[key]}" if key in tags else "it is gone"
             raise InputError(f"s3://{where.split('/')[2]}/{key}: has changed since the run began: {found}. {CURE}")
     raise InputError(
-        f"{where}: is not what the run has begun with: {stamp[1]} objects then, {now.count} now (newer ones left out), or "
-        f"others, or other options. {CURE}"
+        f"{where}: is not what the run has begun with: {stamp[1]} objects then, {now.total} now (newer ones left out), "
+        f"or others, or other options. {CURE}"
     )
 
 

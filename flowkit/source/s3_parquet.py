@@ -53,15 +53,15 @@ class ParquetReader:
     fields: tuple[str, ...] | None = None
 
     def __init__(self, name: str, file: io.FileIO, start: int) -> None:
-        import pyarrow
+        import pyarrow as pa
         from pyarrow import parquet
 
         self._name, self._at = name, 0
         try:
             self._file = parquet.ParquetFile(file)
-        except pyarrow.ArrowException as error:
+        except pa.ArrowException as error:
             raise InputError(f"{name}: is no Parquet that can be read: {error}") from error
-        self._error = pyarrow.ArrowException
+        self._error = pa.ArrowException
         groups = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
         first = 0
         while first < len(groups) and self._at + groups[first] <= start:
@@ -69,7 +69,9 @@ class ParquetReader:
             first += 1
         self._left = sum(groups[first:])
         self._skip = start - self._at
-        self._batches = self._file.iter_batches(ROWS, row_groups=list(range(first, len(groups)))) if self._left else None
+        self._batches = (
+            self._file.iter_batches(ROWS, row_groups=list(range(first, len(groups)))) if self._left else None
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"read {name}")
         self._next: Future[list[bytes]] | None = None
         self._rows: list[bytes] = []

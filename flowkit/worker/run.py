@@ -380,9 +380,7 @@ def _dead_letters_path(app: App, state: str | Path | None) -> str:
     return str(path)
 
 
-async def _open_heads(
-    feed: BoundedFeed, sources: dict[str, "Source"], meta: dict[str, Any], batch_size: int
-) -> None:
+async def _open_heads(feed: BoundedFeed, sources: dict[str, "Source"], meta: dict[str, Any], batch_size: int) -> None:
     """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
     for engine in feed.engines:
         order = [*engine.app.topics, engine.app.dead_letters.name]

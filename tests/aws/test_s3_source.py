@@ -1,4 +1,4 @@
-"""Objects in S3 as a bounded input: every format, in order, gone on with anywhere, and nothing that changed meanwhile."""
+"""Objects in S3 as a bounded input: every format, in order, gone on with anywhere, and nothing that has changed."""
 
 import gzip
 import io
@@ -192,10 +192,10 @@ async def test_an_object_that_has_changed_since_the_run_began_ends_it(moto: str,
         with pytest.raises(Killed):
             await run_it(url, tmp_path / "s", "resolved", 1)
         await fill(client, name, {"in/1.jsonl": jsonl(all_rows[100:190])})
-        with pytest.raises(InputError, match="has changed since the run began|is not what the run has begun with"):
+        with pytest.raises(InputError, match=r"has changed since the run began|is not what the run has begun with"):
             await run_it(url, tmp_path / "s")
         await client.delete_object(Bucket=name, Key="in/1.jsonl")
-        with pytest.raises(InputError, match="it is gone|is not what the run has begun with"):
+        with pytest.raises(InputError, match=r"it is gone|is not what the run has begun with"):
             await run_it(url, tmp_path / "s")
 
 
@@ -208,7 +208,9 @@ async def test_an_object_that_changes_under_the_reader_is_told(moto: str, tmp_pa
         try:
             await topic.splits()
             await fill(client, name, {"in/0.jsonl": jsonl(rows(11))})
-            with pytest.raises(InputError, match=r"in/0.jsonl: has changed since the run began: its ETag was \"\w+\", and is"):
+            with pytest.raises(
+                InputError, match=r"in/0.jsonl: has changed since the run began: its ETag was \"\w+\", and is"
+            ):
                 await topic.open(0, None)
         finally:
             await topic.close()
@@ -270,7 +272,10 @@ async def test_what_the_sink_wrote_the_very_same_app_reads_again(ministack: str,
 
 
 WRONG = [
-    ("s3://B_x/p?lanes=0&colour=red&order=random", ["no name of a bucket", "unknown option 'colour'", "order=", "lanes=0"]),
+    (
+        "s3://B_x/p?lanes=0&colour=red&order=random",
+        ["no name of a bucket", "unknown option 'colour'", "order=", "lanes=0"],
+    ),
     ("s3://bucket/p?format=xml", ["format=xml: there are jsonl, json"]),
     ("s3://bucket/p?since=yesterday", ["since=yesterday: write a day"]),
 ]
@@ -285,7 +290,8 @@ async def test_all_that_is_wrong_with_a_url_is_told(url: str, told: list[str], t
 
 
 async def test_nothing_to_read_and_no_bucket_are_told_before_anything_is_written(moto: str, tmp_path: Path) -> None:
-    Path(f"{tmp_path}/s.out.jsonl").write_text("kept")
+    kept = tmp_path / "s.out.jsonl"
+    kept.write_text("kept")
     async with bucket() as (client, name):
         with pytest.raises(InputError, match="no object to read is there"):
             await run_it(f"s3://{name}/nothing/", tmp_path / "s")
@@ -294,4 +300,4 @@ async def test_nothing_to_read_and_no_bucket_are_told_before_anything_is_written
             await run_it(f"s3://{name}/in/", tmp_path / "s")
     with pytest.raises(InputError, match=r"s3://no-such-bucket-y/p: NoSuchBucket"):
         await run_it("s3://no-such-bucket-y/p", tmp_path / "s")
-    assert Path(f"{tmp_path}/s.out.jsonl").read_text() == "kept"
+    assert kept.read_text() == "kept"

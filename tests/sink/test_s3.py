@@ -12,6 +12,7 @@ import cramjam
 import pytest
 
 from flowkit import ConfigError, Record
+from flowkit.clock import VirtualClock
 from flowkit.codec import fields_of
 from flowkit.sink import Outgoing, SinkTask, destination
 from flowkit.sink.s3 import S3Destination
@@ -21,7 +22,6 @@ from flowkit.sink.s3_parquet import GROUP_BYTES, Parquet
 from flowkit.sink.s3_sink import Rolling, S3Sink
 from flowkit.sink.s3_upload import Objects
 from flowkit.store import MemoryStore
-from flowkit.clock import VirtualClock
 from flowkit.worker.outlets import Outgoing as Sent
 
 HOUR, DAY = 3_600_000, 86_400_000
