@@ -57,13 +57,14 @@ class Layout:
         """What all paths begin with."""
         return self.template.partition("{")[0]
 
-    def runs(self, times: Sequence[int], values: Sequence[bytes]) -> Iterator[tuple[Hashable, int, int]]:
-        """Records `[start, stop)` that follow each other in one partition, and its key, for `path` and `end`."""
+    def runs(self, times: Sequence[int], values: Sequence[bytes]) -> Iterator[tuple[Hashable, int, int, int]]:
+        """A partition's key, records `[start, stop)` that follow each other in it, and the latest of their times."""
         keys: Sequence[Hashable]
         step = self.step
         if not self.by_field:
-            if not step or min(times) // step == max(times) // step:
-                yield (times[0] // step if step else 0, ()), 0, len(times)
+            latest = max(times)
+            if not step or min(times) // step == latest // step:
+                yield (latest // step if step else 0, ()), 0, len(times), latest
                 return
             keys = [(time // step, ()) for time in times]
         else:
@@ -71,7 +72,7 @@ class Layout:
             keys = [(time // step if step else 0, part) for time, part in zip(times, parts, strict=True)]
         for key, rows in groupby(enumerate(keys), itemgetter(1)):
             indices = [index for index, _ in rows]
-            yield key, indices[0], indices[-1] + 1
+            yield key, indices[0], indices[-1] + 1, max(times[indices[0] : indices[-1] + 1])
 
     def end(self, key: Any) -> int | None:
         """When (ms) a partition is over; None: never."""

@@ -15,6 +15,7 @@ those of an unbroken one. In a live run age (by the clock) and the watermark cou
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -60,6 +61,11 @@ class Open:
     chunks: int
     opened: int
     end: int | None
+    staged: int = -1
+    """How much of `size` is in the store already."""
+
+    def __post_init__(self) -> None:
+        self.staged = self.size
 
     def saved(self) -> list[Any]:
         """As the state holds it."""
@@ -122,12 +128,14 @@ class S3Sink:
         At a clean stop a live run keeps what is not complete: it goes on later, or another does in its place.
         """
         self._drop, self._done, self._rolled = self._done, [], []
-        present = [record for record in records if record.value is not None]
-        if present:
-            values: list[bytes] = [record.value for record in present]  # type: ignore[misc]
-            times = [record.time for record in present]
-            for key, start, stop in self._layout.runs(times, values):
-                self._add(key, values[start:stop], max(times[start:stop]))
+        values = [record.value for record in records]
+        if None in values:
+            records = [record for record in records if record.value is not None]
+            values = [record.value for record in records]
+        if values:
+            times = [record.time for record in records]
+            for key, start, stop, latest in self._layout.runs(times, values):
+                self._add(key, values[start:stop], latest)
         if not self._task.bounded:
             now = self._task.clock.now_ms()
             for each in [each for each in self._open.values() if self._is_due(each, now)]:
@@ -201,10 +209,8 @@ class S3Sink:
                     each.size += total
                     self._lines.setdefault(each.number, []).extend(values)
                     return
-                sizes = [0, *accumulate(len(value) + 1 for value in values)]
-            stop = start + 1
-            while stop < len(values) and sizes[stop] - sizes[start] < room:
-                stop += 1
+                sizes = [0, *accumulate(map((1).__add__, map(len, values)))]
+            stop = bisect_left(sizes, sizes[start] + room, start + 1, len(values))
             each.size += sizes[stop] - sizes[start]
             self._lines.setdefault(each.number, []).extend(values[start:stop])
             if each.size >= self._rolling.bytes:
@@ -248,9 +254,10 @@ class S3Sink:
         by_number = {each.number: each for each in (*self._open.values(), *self._rolled)}
         changes = []
         for number, lines in self._lines.items():
-            each, chunks = by_number[number], _chunks(lines)
+            each = by_number[number]
+            chunks = _chunks(lines, each.size - each.staged)
             keys = [_chunk_key(each.chunks + n) for n in range(len(chunks))]
-            each.chunks += len(chunks)
+            each.chunks, each.staged = each.chunks + len(chunks), each.size
             changes.append(SpaceChange(self._space, number, keys, chunks))
         self._lines = {}
         return changes
@@ -279,14 +286,8 @@ def _chunk_key(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def _chunks(lines: list[bytes]) -> list[bytes]:
-    """Lines, put together to pieces of about CHUNK_BYTES."""
-    found, start, size = [], 0, 0
-    for n, line in enumerate(lines):
-        size += len(line) + 1
-        if size >= CHUNK_BYTES:
-            found.append(b"\n".join([*lines[start : n + 1], b""]))
-            start, size = n + 1, 0
-    if start < len(lines):
-        found.append(b"\n".join([*lines[start:], b""]))
-    return found
+def _chunks(lines: list[bytes], size: int) -> list[bytes]:
+    """Lines of `size` bytes in all, put together to pieces of about CHUNK_BYTES. Where they are cut never shows."""
+    pieces = max(1, round(size / CHUNK_BYTES))
+    step = -(-len(lines) // pieces)
+    return [b"\n".join([*lines[at : at + step], b""]) for at in range(0, len(lines), step)]

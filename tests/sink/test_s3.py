@@ -110,7 +110,7 @@ PATHS = [
 @pytest.mark.parametrize(("template", "time", "path"), PATHS)
 def test_a_path_is_made_of_the_time(template: str, time: int, path: str) -> None:
     layout = Layout(template, FIELDS, "json", "x")
-    [(key, _, _)] = layout.runs([time], [b"{}"])
+    [(key, *_)] = layout.runs([time], [b"{}"])
     assert layout.path(key, {"app": "shop", "group": "g", "partition": "0"}) == path
 
 
@@ -129,13 +129,13 @@ VALUES = [
 @pytest.mark.parametrize(("value", "path"), VALUES)
 def test_a_path_is_made_of_fields(value: bytes, path: str) -> None:
     layout = Layout("{country}", FIELDS, "json", "x")
-    [(key, _, _)] = layout.runs([START], [value])
+    [(key, *_)] = layout.runs([START], [value])
     assert layout.path(key, {}) == path
 
 
 def test_fields_of_csv_are_found_by_their_columns() -> None:
     layout = Layout("{country}-{amount}", FIELDS, "csv", "x")
-    [(key, _, _)] = layout.runs([START], [b'"a,b",7,DE,0.0,x,[]'])
+    [(key, *_)] = layout.runs([START], [b'"a,b",7,DE,0.0,x,[]'])
     assert layout.path(key, {}) == "DE-7"
 
 
@@ -143,7 +143,7 @@ def test_partitions_end_where_their_path_has_a_day() -> None:
     ends = {}
     for template in ("dt={dt}/hour={hour}", "dt={dt}", "{hour}", "x", "{country}/{year}-{month}-{day}"):
         layout = Layout(template, FIELDS, "json", "x")
-        [(key, _, _)] = layout.runs([START + 1], [b"{}"])
+        [(key, *_)] = layout.runs([START + 1], [b"{}"])
         ends[template] = layout.end(key)
     assert list(ends.values()) == [START + HOUR, START + DAY, None, None, START + DAY]
 
