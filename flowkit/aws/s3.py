@@ -29,8 +29,8 @@ class S3Place(NamedTuple):
     """Where in which bucket, and how: `s3://BUCKET/PREFIX?region=…&addressing=path&sse=aws:kms&kms_key=…`.
 
     `sse` and `kms_key` are server-side encryption (FLOWKIT_S3_SSE and FLOWKIT_S3_KMS_KEY where the URL is silent); the
-    bucket's own default otherwise. `addressing=path` is for servers that know no buckets in host names. `owner` is the
-    account that the bucket has to be of: another's of that name is refused.
+    bucket's own default otherwise. `addressing=path` is for servers that know no buckets in host names. `owner` (or
+    FLOWKIT_S3_OWNER) is the account that the bucket has to be of: another's of that name is refused.
     """
 
     bucket: str
@@ -72,7 +72,8 @@ class S3Place(NamedTuple):
             problems.append(f"{shown}: {bucket!r} is no name of a bucket; write s3://BUCKET/PREFIX")
         kms_key = options.get("kms_key") or found.get("FLOWKIT_S3_KMS_KEY") or None
         sse = options.get("sse") or found.get("FLOWKIT_S3_SSE") or ("aws:kms" if kms_key else None)
-        addressing, owner = options.get("addressing") or "auto", options.get("owner") or None
+        addressing = options.get("addressing") or "auto"
+        owner = options.get("owner") or found.get("FLOWKIT_S3_OWNER") or None
         if sse is not None and sse not in ENCRYPTIONS:
             problems.append(f"{shown}: sse={sse}: no such encryption; there are {', '.join(ENCRYPTIONS)}")
         elif kms_key is not None and sse == "AES256":

@@ -53,7 +53,10 @@ class Rolling(NamedTuple):
 
 @dataclass(slots=True)
 class Open:
-    """An object that is not complete. `opened` by the clock, `end` of its partition by event time (ms)."""
+    """An object that is not complete. `opened` by the clock (ms).
+
+    `end` is that of its partition by event time; None: it has none, or was over already when this was opened.
+    """
 
     path: str
     number: int
@@ -125,10 +128,11 @@ class S3Sink:
     def stage(self, records: Sequence[Outgoing], final: bool) -> Any:
         """As the protocol says. Tombstones are left out.
 
-        At a clean stop a live run keeps what is not complete: it goes on later, or another does in its place.
+        At a clean stop a live run keeps what is not complete: it goes on later, or another does in its place. A bounded
+        one writes everything, also if it is stopped before the end of its input.
         """
         self._drop, self._done, self._rolled = self._done, [], []
-        values = [record.value for record in records]
+        values: list[Any] = [record.value for record in records]
         if None in values:
             records = [record for record in records if record.value is not None]
             values = [record.value for record in records]
@@ -197,7 +201,7 @@ class S3Sink:
             path = self._paths[key] = self._layout.path(key, self._words)
         self._high = max(self._high, latest)
         if self._task.bounded and self._soonest + self._rolling.delay <= self._high:
-            self._roll_over(path)
+            self._roll_over()
         sizes: list[int] | None = None
         start = 0
         while start < len(values):
@@ -217,15 +221,12 @@ class S3Sink:
                 self._roll(each)
             start = stop
 
-    def _roll_over(self, path: str) -> None:
-        """Roll what is of partitions that are over, by the records' times.
-
-        Not that of `path`, if it is late: where a commit falls between two such records must not show.
-        """
+    def _roll_over(self) -> None:
+        """Roll what is of partitions that are over, by the records' times."""
         high, soonest = self._high - self._rolling.delay, END_OF_TIME
         for each in list(self._open.values()):
             if each.end is not None:
-                if each.end <= high and each.path != path:
+                if each.end <= high:
                     self._roll(each)
                 else:
                     soonest = min(soonest, each.end)
@@ -234,6 +235,9 @@ class S3Sink:
     def _begin(self, path: str, end: int | None) -> Open:
         if len(self._open) >= MOST_OPEN:
             self._roll(next(iter(self._open.values())))
+        passed = self._high if self._task.bounded else self._watermark + 1
+        if end is not None and end + self._rolling.delay <= passed:
+            end = None  # what is late gathers too: it is rolled by its size and age, not with every commit
         made = self._open[path] = Open(path, self._next, 0, 0, self._task.clock.now_ms(), end)
         self._next += 1
         if end is not None:

@@ -106,7 +106,7 @@ class S3Storage:
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def _list(self, **options: Any) -> dict[str, Any]:
-        page: dict[str, Any] = await self.client.list_objects_v2(Bucket=self.place.bucket, **options)
+        page: dict[str, Any] = await self.client.list_objects_v2(**self.place.target, **options)
         return page
 
     async def do(self, doing: str, work: Callable[[], Awaitable[_T]]) -> _T:
@@ -125,7 +125,7 @@ class S3Blobs:
 
     def __init__(self, storage: S3Storage, prefix: str) -> None:
         self.storage, self.prefix = storage, prefix
-        self._client, self._bucket = storage.client, storage.place.bucket
+        self._client, self._target = storage.client, storage.place.target
 
     async def put(self, name: str, data: bytes, *, over: str | None = None) -> str | None:
         """As the protocol says."""
@@ -142,7 +142,7 @@ class S3Blobs:
         options["ChecksumCRC32"] = base64.b64encode(crc.to_bytes(4, "big")).decode()
         for tries_left in reversed(range(TRIES)):
             try:
-                done = await self._client.put_object(Bucket=self._bucket, Key=self.prefix + name, Body=data, **options)
+                done = await self._client.put_object(**self._target, Key=self.prefix + name, Body=data, **options)
                 return str(done["ETag"])
             except ClientError as error:
                 code = code_of(error)
@@ -164,7 +164,7 @@ class S3Blobs:
 
         for tries_left in reversed(range(TRIES)):
             try:
-                found = await self._client.get_object(Bucket=self._bucket, Key=self.prefix + name)
+                found = await self._client.get_object(**self._target, Key=self.prefix + name)
                 async with found["Body"] as body:
                     return await body.read(), str(found["ETag"])
             except ClientError as error:
@@ -190,5 +190,5 @@ class S3Blobs:
     async def delete(self, name: str) -> None:
         """As the protocol says."""
         await self.storage.do(
-            f"deleting {name}", lambda: self._client.delete_object(Bucket=self._bucket, Key=self.prefix + name)
+            f"deleting {name}", lambda: self._client.delete_object(**self._target, Key=self.prefix + name)
         )

@@ -244,6 +244,20 @@ async def test_a_partition_that_is_over_is_rolled_once_late_records_have_had_the
     assert names == ["dt=2026-01-01/hour=00/shop-g-0-id-00000000.jsonl"]
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_late_records_gather_in_one_object(bounded: bool) -> None:
+    desk = Desk(bounded=bounded, after=60_000)
+    sink = await desk.sink()
+    sink.look(START + 2 * HOUR)
+    names = []
+    for n in range(50):
+        names += await desk.commit(sink, [order(n, START + 2 * HOUR + n), order(n, START + n)])
+    assert names == []
+    desk.clock.advance(60_000)
+    assert len(await desk.commit(sink, [], final=True)) == 2
+    assert sorted(data.count(b"\n") for data in desk.objects.values()) == [50, 50]
+
+
 async def test_a_live_task_rolls_by_its_clock_though_nothing_comes() -> None:
     desk = Desk(bounded=False, after=60_000)
     sink = await desk.sink()

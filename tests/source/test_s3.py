@@ -98,7 +98,7 @@ def test_what_has_changed_since_is_told() -> None:
 class Piecewise:
     """Bytes that come in pieces of any size."""
 
-    size = None
+    size: int | None = None
     taken = 0
 
     def __init__(self, data: bytes, piece: Callable[[], int]) -> None:
