@@ -5,7 +5,10 @@ import gzip
 import io
 import itertools
 import json
+import os
 import random
+import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -270,6 +273,72 @@ async def test_large_objects_go_in_parts_and_one_that_was_broken_off_is_done_ane
         assert [json.loads(line) for line in data.splitlines()] == rows
         assert len(data) > 2 * BIG
         assert proxy.times("PUT") == len(data) // BIG + 1
+
+
+APP = """
+from collections.abc import AsyncIterator
+from flowkit import App, Record, Stream
+
+class Reading(Record):
+    id: str
+    value: int
+    at: int
+    filler: str = ""
+
+app = App("plant")
+readings = app.topic("readings", Reading, key="id", time="at")
+out = app.sink("out", Reading, key="id")
+
+@app.agent(readings, sinks=[out])
+async def keep(stream: Stream[Reading]) -> AsyncIterator[Reading]:
+    async for reading in stream:
+        yield reading
+"""
+
+
+async def test_a_process_that_is_killed_while_it_uploads_leaves_nothing_behind(
+    moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL at requests of all kinds: among them between two parts, and before an upload is completed."""
+    source, app = tmp_path / "in.jsonl", tmp_path / "app.py"
+    written(source, 6_000, step=1_200, filler=3_000)
+    app.write_text(APP)
+    monkeypatch.setenv("FLOWKIT_COMMIT_EVERY", "500")
+    async with bucket() as (client, name), proxy_to(moto) as proxy:
+        url = f"s3://{name}/%s/dt={{dt}}/hour={{hour}}?compress=none&part_bytes=5MiB&name=run"
+        child: asyncio.subprocess.Process
+        seen, last = 0, 0
+
+        def kill(request: Request) -> Fault | None:
+            nonlocal seen
+            seen += request.action in ("PUT", "POST")
+            if seen == last:
+                child.kill()
+            return None
+
+        async def go(place: str, endpoint: str) -> int:
+            nonlocal child
+            words = ["-m", "flowkit", "run", str(app), "-i", f"readings={source}", "-o", f"out={url % place}"]
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, *words, "--state", str(tmp_path / place)),
+                env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            return await child.wait()
+
+        assert await go("whole", moto) == 0
+        whole = await objects(client, name, "whole/")
+        assert len(whole) == 2
+        assert min(map(len, whole.values())) > BIG
+        proxy.fault = kill
+        for at in (2, 3, 4):
+            seen, last = 0, at
+            assert await go("broken", proxy.url) == -signal.SIGKILL
+        seen, last = 0, -1
+        assert await go("broken", proxy.url) == 0
+        assert await objects(client, name, "broken/") == whole
+        assert await uploads(client, name) == []
 
 
 async def test_uploads_of_others_are_left_alone(moto: str, tmp_path: Path) -> None:
