@@ -132,9 +132,11 @@ async def open_reader(
         start = start or (0, 0)
         return fields, Cutter(name, codec, open_raw(start[0]), start, chunk_bytes, max_record_bytes)
 
+    begun = thread.submit(begin)
     try:
-        fields, cutter = await _result(thread.submit(begin))
+        fields, cutter = await _result(begun)
     except BaseException:
+        begun.add_done_callback(_let_go)  # whoever was to get it has gone
         thread.shutdown(wait=False)
         raise
     reader = FileReader(name, cutter, thread, fields)
@@ -144,6 +146,11 @@ async def open_reader(
         await reader.close()
         raise
     return reader
+
+
+def _let_go(begun: "Future[tuple[Any, Cutter]]") -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result()[1].raw.close()
 
 
 def _header(cutter: Cutter) -> tuple[tuple[str, ...], Place]:

@@ -195,6 +195,7 @@ class LaneReader:
         self._entry: Entry
         self._reader: Inner | None = None
         self._objects: dict[str, S3Object] = {}
+        self._closed = False
 
     async def begin(self, position: Any) -> None:
         """Open the first object. Raises InputError."""
@@ -248,6 +249,8 @@ class LaneReader:
 
     async def _open(self, entry: Entry, place: Any) -> Inner:
         topic, loop = self._topic, asyncio.get_running_loop()
+        if self._closed:
+            raise InputError(f"{topic.where}: reading was broken off")
         found = self._objects[entry.key] = topic.object(entry, self._lanes)
         await found.look()
         if found.is_parquet:
@@ -260,8 +263,8 @@ class LaneReader:
 
     async def close(self) -> None:
         """Let go of all objects; what is under way is broken off."""
-        for task in self._ahead:
-            task.cancel()
+        self._closed = True
+        # Not the tasks themselves: what a thread of theirs opens at this moment has to be closed.
         for found in list(self._objects.values()):
             await found.cancel()
         for opened in await asyncio.gather(*self._ahead, return_exceptions=True):

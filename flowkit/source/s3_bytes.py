@@ -30,10 +30,12 @@ class S3Object:
         self.name = f"s3://{place.bucket}/{entry.key}"
         self.first = b""
         self.streams: list[ObjectBytes] = []
+        self._looking: asyncio.Task[bytes] | None = None
 
     async def look(self) -> None:
         """Read the first range. Raises InputError."""
-        self.first = await self.get(0)
+        self._looking = asyncio.create_task(self.get(0), name=f"read {self.name}")
+        self.first = await self._looking
 
     @property
     def is_parquet(self) -> bool:
@@ -105,6 +107,8 @@ class S3Object:
 
     async def cancel(self) -> None:
         """Break off what is read: a thread that waits for it gets an error."""
+        if self._looking is not None:
+            self._looking.cancel()
         for stream in self.streams:
             await stream.cancel()
 

@@ -25,6 +25,7 @@ from flowkit.options import WorkerOptions
 from flowkit.sink import SinkTask, destination
 from flowkit.sink.s3_sink import S3Sink
 from flowkit.store import MemoryStore
+from flowkit.testing.harness import StillClock
 from flowkit.worker import Summary, Worker, run
 from flowkit.worker.outlets import Outgoing
 from tests.aws.proxy import Fault, Proxy, Request, proxy_to
@@ -404,7 +405,7 @@ async def test_a_worker_keeps_what_is_not_complete_when_it_stops_and_writes_it_w
     from flowkit.source.memory_store import store_named
     from flowkit.worker.task import Out
 
-    clock = VirtualClock(START)
+    clock = StillClock(START)  # a worker's own waits do not move it
     broker_name = f"m-{uuid.uuid4().hex}"
     async with bucket() as (client, name):
         binds = {"out": f"s3://{name}/out/dt={{dt}}?roll_after=10m", "results": f"s3://{name}/results/"}
@@ -429,34 +430,43 @@ async def test_a_worker_keeps_what_is_not_complete_when_it_stops_and_writes_it_w
         broker = MemoryBroker(clock, store_named(broker_name))
         await until(lambda: _ready(first))
         claim = await broker.claim("feeder", "")
-        outs = [
-            Out("readings", 0, b"k", json.dumps({"id": "k", "value": n, "at": START + n}).encode(), START)
-            for n in range(25)
-        ]
-        await broker.commit("feeder", claim.epoch, 1, b"1", {}, outs)
-        await until(lambda: _seen(first, 25))
+
+        async def feed(commit: int, numbers: range) -> None:
+            outs = [
+                Out("readings", 0, b"k", json.dumps({"id": "k", "value": n, "at": START + n}).encode(), START)
+                for n in numbers
+            ]
+            await broker.commit("feeder", claim.epoch, commit, bytes([commit]), {}, outs)
+
+        await feed(1, range(25))
+        await until(lambda: _committed(first, 25))
         first.stop()
         await running
         assert await objects(client, name) == {}
         clock.advance(600_000)
         second = worker()
         running = asyncio.create_task(second.run())
-        await until(lambda: _any(client, name))
+        await until(lambda: _objects(client, name, 1))
+        await feed(2, range(25, 30))
+        await until(lambda: _committed(second, 5))
+        clock.advance(600_000)  # and nothing comes any more
+        await until(lambda: _objects(client, name, 2))
         second.stop()
         await running
-        assert [row["value"] for row in rows_of(await objects(client, name))] == list(range(25))
+        assert [row["value"] for row in rows_of(await objects(client, name))] == list(range(30))
 
 
 async def _ready(worker: Worker) -> bool:
     return any(owned.live is not None and owned.live.opened for owned in worker.owned.values())
 
 
-async def _seen(worker: Worker, count: int) -> bool:
-    return sum(owned.live.counters.records for owned in worker.owned.values() if owned.live is not None) >= count
+async def _committed(worker: Worker, count: int) -> bool:
+    lives = [owned.live for owned in worker.owned.values() if owned.live is not None and owned.live.opened]
+    return sum(live.task._counted for live in lives) >= count and not any(live.task.committing() for live in lives)
 
 
-async def _any(client: Any, name: str) -> bool:
-    return bool(await objects(client, name))
+async def _objects(client: Any, name: str, count: int) -> bool:
+    return len(await objects(client, name)) >= count
 
 
 # What a person has to mend
