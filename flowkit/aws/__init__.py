@@ -2,5 +2,20 @@
 
 from flowkit.aws.client import AwsOptions, open_client
 from flowkit.aws.failures import Blame, blame_of, code_of, failures, told
+from flowkit.aws.patience import patiently
+from flowkit.aws.s3 import MISSING, REFUSED, S3Place, checksum
 
-__all__ = ["AwsOptions", "Blame", "blame_of", "code_of", "failures", "open_client", "told"]
+__all__ = [
+    "MISSING",
+    "REFUSED",
+    "AwsOptions",
+    "Blame",
+    "S3Place",
+    "blame_of",
+    "checksum",
+    "code_of",
+    "failures",
+    "open_client",
+    "patiently",
+    "told",
+]

@@ -290,7 +290,7 @@ def _guarantee(app: App, outlet: Outlet[Any], bound: dict[str, str]) -> str:
     if outlet.name in bound:
         from flowkit.codec import fields_of
 
-        return destination(bound[outlet.name], fields_of(outlet.element)).guarantee
+        return destination(bound[outlet.name], fields_of(outlet.element), element=outlet.element).guarantee
     return TOPIC_GUARANTEES[app.guarantee] if isinstance(outlet, Topic) else SINK_GUARANTEE
 
 

@@ -51,7 +51,10 @@ def run(
     input_: Annotated[
         list[str] | None,
         typer.Option(
-            "--input", "-i", metavar="TOPIC=FILE", help="What the topic holds; FILE may be kafka://HOST:PORT/TOPIC."
+            "--input",
+            "-i",
+            metavar="TOPIC=FILE",
+            help="What the topic holds; FILE may be kafka://HOST:PORT/TOPIC or s3://BUCKET/PREFIX.",
         ),
     ] = None,
     output: Annotated[

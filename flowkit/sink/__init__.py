@@ -8,18 +8,20 @@ hand-off is delivered again.
 from flowkit.sink.destinations import destination, is_file
 from flowkit.sink.file import FileDestination, FileSink
 from flowkit.sink.file_target import OutputClosed
-from flowkit.sink.seam import Destination, Outgoing, Rejected, Sink, SinkTask, Staging
+from flowkit.sink.seam import Destination, Forking, Outgoing, Rejected, Sink, SinkTask, Staging, Typed
 
 __all__ = [
     "Destination",
     "FileDestination",
     "FileSink",
+    "Forking",
     "Outgoing",
     "OutputClosed",
     "Rejected",
     "Sink",
     "SinkTask",
     "Staging",
+    "Typed",
     "destination",
     "is_file",
 ]

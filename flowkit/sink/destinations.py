@@ -7,13 +7,14 @@ from urllib.parse import parse_qsl
 
 from flowkit.errors import ConfigError
 from flowkit.sink.file import FileDestination
-from flowkit.sink.seam import Destination
+from flowkit.sink.seam import Destination, Typed
 
 SERVICES: dict[str, tuple[str, str]] = {
     "dynamodb": ("flowkit.sink.dynamodb", "dynamodb://TABLE"),
     "firehose": ("flowkit.sink.firehose", "firehose://STREAM"),
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
     "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
+    "s3": ("flowkit.sink.s3", "s3://BUCKET/PREFIX"),
 }
 """By scheme: the module, and what a URL of it looks like ('': not for people). The module's
 `open_destination(place, options, where, fields)` makes one, or raises ConfigError."""
@@ -24,8 +25,8 @@ def is_file(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
-def destination(url: str, fields: Sequence[str] | None, *, sync: bool = True) -> Destination:
-    """Where `url` leads. `fields` are the columns of the records, if they have such.
+def destination(url: str, fields: Sequence[str] | None, *, sync: bool = True, element: Any = None) -> Destination:
+    """Where `url` leads. `fields` are the columns of the records, if they have such; `element` is their type.
 
     `sync` is for files: a delivery is on disk when it returns. Raises ConfigError with all that is wrong.
     """
@@ -46,4 +47,6 @@ def destination(url: str, fields: Sequence[str] | None, *, sync: bool = True) ->
         raise ConfigError(f"{scheme}://{place}: what stands behind ? is not NAME=VALUE&NAME=VALUE") from None
     module: Any = import_module(SERVICES[scheme][0])
     made: Destination = module.open_destination(place, options, f"{scheme}://{place}", fields)
+    if isinstance(made, Typed):
+        made.of(element)
     return made

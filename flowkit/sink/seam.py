@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flowkit.clock import Clock
-from flowkit.store import SpaceChange, Store
+from flowkit.store import Space, SpaceChange, Store
 
 
 class Outgoing(Protocol):
@@ -64,23 +64,56 @@ class Sink(Protocol):
 
 @runtime_checkable
 class Staging(Protocol):
-    """A sink that keeps records in the task's store until it is time to write them."""
+    """A sink that keeps records in the task's store until it is time to write them.
+
+    What it keeps is part of the commit that emitted it, and so of checkpoints and savepoints. A space of the store is a
+    name and a number: a whole one is dropped for less than the sum of its keys.
+    """
 
     def attach(self, store: Store, space: str) -> None:
-        """Where they are kept, before `open`: keys in `space` are the sink's own."""
+        """Where they are kept, before `open`: keys in spaces of the name `space` are the sink's own."""
+
+    def look(self, watermark: int) -> bool:
+        """See how late it is: event time has come to `watermark` (ms). True if a commit is wanted, though nothing came.
+
+        Asked before each `stage`, and now and then.
+        """
 
     def changes(self) -> Sequence[SpaceChange]:
         """What the commit that is being cut changes there; asked once, after `stage`."""
 
+    def drops(self) -> Sequence[Space]:
+        """The spaces that it drops (before it changes anything); asked once, after `stage`."""
+
+
+@runtime_checkable
+class Forking(Protocol):
+    """A sink whose state, should two go on from it (a savepoint's), must not lead both to the same names."""
+
+    def forked(self, state: Any) -> Any:
+        """What another one than it was goes on from."""
+
+
+@runtime_checkable
+class Typed(Protocol):
+    """A destination that has to know more of the records than their fields' names."""
+
+    def of(self, element: Any) -> None:
+        """Their type; told before `check`."""
+
 
 class SinkTask(NamedTuple):
-    """The task that a sink is of: partition `partition` of `partitions` of `group` of `app`."""
+    """The task that a sink is of: partition `partition` of `partitions` of `group` of `app`.
+
+    A `bounded` one comes to an end, and what it gives must not hang on the clock.
+    """
 
     app: str
     group: str
     partition: int
     partitions: int
     clock: Clock
+    bounded: bool = False
 
     @property
     def name(self) -> str:

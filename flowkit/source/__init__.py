@@ -6,7 +6,7 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 
 import typing
 
-from flowkit.source.brokers import bounded_topics, open_broker
+from flowkit.source.brokers import BOUNDED, bounded_topics, open_broker
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.internal import changelog_of, is_internal, may_be_internal
 from flowkit.source.memory import MemoryBroker
@@ -28,6 +28,7 @@ from flowkit.source.seam import (
     PlacesByGroup,
     Position,
     Reader,
+    Remembers,
     SendsEarly,
     Sharded,
     Source,
@@ -38,9 +39,11 @@ from flowkit.source.storages import check_storage_url, open_storage
 if typing.TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
     from flowkit.source.kafka_bounded import BoundedTopics as BoundedTopics
+    from flowkit.source.s3 import S3Topic as S3Topic
 
 __all__ = [
     "BEGIN",
+    "BOUNDED",
     "END",
     "AtOffset",
     "Batch",
@@ -60,6 +63,7 @@ __all__ = [
     "Placing",
     "Position",
     "Reader",
+    "Remembers",
     "SendsEarly",
     "Sharded",
     "Source",

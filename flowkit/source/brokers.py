@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flowkit.source.kafka_bounded import BoundedTopics
     from flowkit.source.kinesis import KinesisBroker
     from flowkit.source.memory import MemoryBroker
+    from flowkit.source.s3 import S3Topic
 
 SCHEMES = (
     "kafka://HOST:PORT (Apache Kafka, MSK), kinesis://REGION (Kinesis Data Streams), embedded://DIR (topics in a "
@@ -59,8 +60,21 @@ def open_broker(
     return EmbeddedBroker(Path(path).expanduser(), clock, sync="normal" if query == "sync=normal" else "full")
 
 
-def bounded_topics(url: str, start: Start = "earliest", pattern: "re.Pattern[str] | None" = None) -> "BoundedTopics":
-    """Topics of a cluster, to their end: `kafka://HOST:PORT/TOPIC`, or all that match. Raises ConfigError."""
+BOUNDED = ("kafka://", "s3://")
+"""What URLs of inputs of a bounded run begin with, beside files."""
+
+
+def bounded_topics(
+    url: str, start: Start = "earliest", pattern: "re.Pattern[str] | None" = None
+) -> Union["BoundedTopics", "S3Topic"]:
+    """Topics of a cluster, to their end: `kafka://HOST:PORT/TOPIC`, or all that match; or objects: `s3://BUCKET/PREFIX`.
+
+    Raises ConfigError.
+    """
+    if url.startswith("s3://"):
+        from flowkit.source.s3 import S3Topic
+
+        return S3Topic(url)
     from flowkit.source.kafka_bounded import BoundedTopics
 
     return BoundedTopics(url, start, pattern)

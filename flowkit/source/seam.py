@@ -67,6 +67,14 @@ class Source(Protocol):
         """A reader of `split` from `position` (None: from the start)."""
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """A source whose splits are found anew by each run, and must be those that an earlier one has begun with."""
+
+    def remember(self, positions: Sequence[Position]) -> None:
+        """All positions in it that an earlier run left (there may be none), before `splits`."""
+
+
 class Output(Protocol):
     """One record on its way out."""
 

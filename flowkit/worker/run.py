@@ -22,7 +22,7 @@ from flowkit.codec import fields_of
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
 from flowkit.sink import Destination, FileSink, Rejected, Sink, SinkTask, destination, is_file
-from flowkit.source import FileReader, FileSource, bounded_topics
+from flowkit.source import BOUNDED, FileReader, FileSource, Remembers, bounded_topics
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
@@ -35,7 +35,9 @@ from flowkit.worker.tracing import tracing_from_environment
 from flowkit.worker.watchdog import told_stalls
 
 if TYPE_CHECKING:
-    from flowkit.source import BoundedTopic, BoundedTopics
+    from flowkit.source import BoundedTopic, BoundedTopics, S3Topic
+
+    Source = FileSource | BoundedTopics | S3Topic
 
 log = structlog.get_logger("flowkit.run")
 
@@ -138,9 +140,10 @@ async def run(
     """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
 
     Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now; for a topic with a pattern
-    kafka://HOST:PORT is all that match. The same topic may be given several files: they are its splits, merged by time.
-    `beside` makes what is to go on as long as the run does, such as a server that shows it. Raises ConfigError with
-    everything that is wrong before anything starts; InputError if an input cannot be read.
+    kafka://HOST:PORT is all that match; s3://BUCKET/PREFIX is objects, those that are there when the run begins. The
+    same topic may be given several files: they are its splits, merged by time. `beside` makes what is to go on as long
+    as the run does, such as a server that shows it. Raises ConfigError with everything that is wrong before anything
+    starts; InputError if an input cannot be read.
     """
     options = options or WorkerOptions.from_environment()
     plan = app.plan()
@@ -163,7 +166,7 @@ async def run(
             open_host(options.store_memory, bytes_per_second=options.compaction_rate)
         )
         store = await stack.enter_async_context(open_store(store_path, host=host, keys=keys_from_environment()))
-        part = SinkTask(app.name, "run", 0, 1, SystemClock())
+        part = SinkTask(app.name, "run", 0, 1, SystemClock(), bounded=True)
         sinks: dict[str, Sink] = {name: found.sink(part) for name, found in destinations.items()}
         letters = dict(outputs).get(app.dead_letters.name) or _dead_letters_path(app, state)
         if app.dead_letters.name not in sinks:
@@ -314,12 +317,12 @@ def _check(
 
 def _bind(
     app: App, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]], *, sync: bool
-) -> tuple[dict[str, "FileSource | BoundedTopics"], dict[str, Destination]]:
+) -> tuple[dict[str, "Source"], dict[str, Destination]]:
     """Where all comes from and goes to. Raises ConfigError or InputError with everything wrong; changes nothing."""
     paths: dict[str, list[str]] = {}
     for name, path in inputs:
         paths.setdefault(name, []).append(path)
-    sources: dict[str, FileSource | BoundedTopics] = {}
+    sources: dict[str, Source] = {}
     sinks: dict[str, Destination] = {}
     wrong: list[ConfigError | InputError] = []
     for name, files in paths.items():
@@ -329,7 +332,8 @@ def _bind(
             wrong.append(error)
     for name, path in outputs:
         try:
-            sinks[name] = destination(path, fields_of(_outlet(app, name).element), sync=sync)
+            element = _outlet(app, name).element
+            sinks[name] = destination(path, fields_of(element), sync=sync, element=element)
             sinks[name].check()
         except ConfigError as error:
             wrong.append(error)
@@ -340,13 +344,14 @@ def _bind(
     return sources, sinks
 
 
-def _source(topic: Topic[Any], paths: list[str]) -> "FileSource | BoundedTopics":
+def _source(topic: Topic[Any], paths: list[str]) -> "Source":
     """What a topic is read from. Raises ConfigError, or InputError for a file that cannot be read."""
-    clusters = [path for path in paths if path.startswith("kafka://")]
-    if clusters:
+    places = [path for path in paths if path.startswith(BOUNDED)]
+    if places:
         if len(paths) > 1:
-            raise ConfigError(f"--input {topic.name}: a topic of a cluster is all of an input; name nothing beside it")
-        return bounded_topics(clusters[0], topic.start, topic.pattern)
+            what = "a topic of a cluster" if places[0].startswith("kafka://") else "a prefix in S3"
+            raise ConfigError(f"--input {topic.name}: {what} is all of an input; name nothing beside it")
+        return bounded_topics(places[0], topic.start, topic.pattern)
     source = FileSource(paths)
     source.check()
     return source
@@ -375,9 +380,7 @@ def _dead_letters_path(app: App, state: str | Path | None) -> str:
     return str(path)
 
 
-async def _open_heads(
-    feed: BoundedFeed, sources: dict[str, "FileSource | BoundedTopics"], meta: dict[str, Any], batch_size: int
-) -> None:
+async def _open_heads(feed: BoundedFeed, sources: dict[str, "Source"], meta: dict[str, Any], batch_size: int) -> None:
     """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
     for engine in feed.engines:
         order = [*engine.app.topics, engine.app.dead_letters.name]
@@ -388,6 +391,8 @@ async def _open_heads(
             if topic.name not in sources:
                 continue
             given = sources[topic.name]
+            if isinstance(given, Remembers):
+                given.remember(_positions(topic.name, meta))
             named = await given.sources() if hasattr(given, "sources") else [(topic.name, given)]
             for name, source in named:
                 for number in await source.splits():
@@ -399,7 +404,7 @@ async def _open_head(
     engine: Engine,
     topic: Topic[Any],
     name: str,
-    source: "FileSource | BoundedTopic",
+    source: "FileSource | BoundedTopic | S3Topic",
     number: int,
     meta: dict[str, Any],
     batch_size: int,
@@ -416,6 +421,12 @@ async def _open_head(
     feed.add(head)
     if topic.idle_after is not None:
         engine.idle_after[split.name] = topic.idle_after
+
+
+def _positions(topic: str, meta: dict[str, Any]) -> list[Any]:
+    """Where an earlier run stood in the splits of a topic, whoever read it."""
+    rows = [row for heads in meta.get("heads", {}).values() for row in heads.items()]
+    return [saved[0] for split, saved in rows if split.rpartition("[")[0] == topic and not split.endswith("[-1]")]
 
 
 def _progress(counters: Counters, engines: Sequence[Engine], heads: Sequence[Head], seconds: float) -> Progress:

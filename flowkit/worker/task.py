@@ -20,7 +20,7 @@ import structlog
 from flowkit.app import App
 from flowkit.codec import encode_mark
 from flowkit.errors import Fenced, StoreCorrupt
-from flowkit.record import EARLIEST, LATEST, DeadLetter
+from flowkit.record import EARLIEST, LATEST, MIN_TIME, DeadLetter
 from flowkit.sink import Rejected, Sink, Staging
 from flowkit.source import Broker, SendsEarly, partition_of
 from flowkit.store import Frame, SpaceChange, Store
@@ -100,6 +100,7 @@ class Task:
         self.sender = name.removeprefix(f"{app.name}/")
         """What it calls itself in marks."""
         self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
+        self._staging = [sink for sink in sinks.values() if isinstance(sink, Staging)]
         # Asked once: a step may be a single event, and to ask what a broker can takes some µs.
         self._sends_early: SendsEarly | None = None
         if isinstance(broker, SendsEarly) and broker.guarantee == "at least once":
@@ -241,7 +242,17 @@ class Task:
         """True after enough records and results of windows, or enough time."""
         if self.since_commit >= self.commit_every:
             return True
-        return self._dirty and time.monotonic() - self.last_commit >= self.commit_interval
+        if time.monotonic() - self.last_commit < self.commit_interval:
+            return False
+        return self._dirty or self._is_wanted()
+
+    def _is_wanted(self) -> bool:
+        """True if a sink that keeps records here has to write them, though nothing comes."""
+        if not self._staging:
+            return False
+        # A firing that was cut still sends what is of a time before the watermark.
+        marks = [MIN_TIME if engine.unfinished else engine.splits.floor for engine in self.engines]
+        return any([sink.look(min(marks, default=MIN_TIME)) for sink in self._staging])  # noqa: C419  each is to look
 
     async def handle(self, piece: Piece) -> None:
         """Run one piece; if an agent raises, go back to the last commit and come again carefully."""
@@ -344,7 +355,8 @@ class Task:
         StorePoisoned, or a sink's error.
         """
         await self.settled()
-        if not (self._dirty or final or always):
+        wanted = self._is_wanted()
+        if not (self._dirty or wanted or final or always):
             return True
         changes: list[SpaceChange] = []
         drops: list[tuple[str, int | None]] = []
@@ -367,7 +379,9 @@ class Task:
             self.outlets[self.app.dead_letters.name].emit(letter, None, letter.time or 0)
         marks = self._marks()
         outs, staged = self._stage(final)
-        changes += [change for sink in self.sinks.values() if isinstance(sink, Staging) for change in sink.changes()]
+        for sink in self._staging:
+            changes += sink.changes()
+            drops += sink.drops()
         counts = self.counters.tally.cut()
         outs += marks
         meta = {

@@ -94,7 +94,8 @@ class Wiring:
         if readers:
             return [f"{where}: {readers[0]} reads topic {name!r}, so it has to be on the broker"]
         try:
-            found = self.destinations[name] = destination(url, fields_of(written[name].element))
+            element = written[name].element
+            found = self.destinations[name] = destination(url, fields_of(element), element=element)
             found.check()
         except ConfigError as error:
             return [f"--bind {name}: {problem}" for problem in error.problems]
