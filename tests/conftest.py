@@ -28,7 +28,17 @@ collect_ignore = ["typing/api.py", "typing/operators.py"]
 
 # Programs that take their names from the environment of the process that starts them, some in other environments.
 collect_ignore += ["benchmarks/kafka_app.py", "benchmarks/rivals"]
-collect_ignore_glob = ["aws/*_app.py", "kafka/*_app.py"]
+collect_ignore_glob = ["aws/*_app.py", "integration/determined_app.py", "kafka/*_app.py"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which takes up what stands here
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All tests together run in two processes, unless it was said how many, or someone wants to see or stop them."""
+    option = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and option.markexpr != "benchmark"
+    watched = option.capture == "no" or option.usepdb or option.collectonly
+    if whole and not watched and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses, option.dist = 2, "loadfile"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark

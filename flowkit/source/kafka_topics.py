@@ -173,17 +173,19 @@ class KafkaTopics:
         if self._producer is None:
             options = {**self.address.client_options(), "acks": "all", "enable_idempotence": True}
             self._producer = await started(AIOKafkaProducer(**options), self.address)
+        producer = self._producer
         try:
             sent = [
-                await self._producer.send(topic, value, key=key, partition=partition, timestamp_ms=time)
+                await producer.send(topic, value, key=key, partition=partition, timestamp_ms=time)
                 for partition, records in groups.items()
                 for key, value, time in records
             ]
             for each in sent:  # each by itself: a failed one must not go unseen
                 await each
         except BaseException:  # its sequence numbers may be spent: another goes on
-            producer, self._producer = self._producer, None
-            await stopped(producer)
+            if self._producer is producer:  # not if another call has found that out, which goes on with another
+                self._producer = None
+                await stopped(producer)
             raise
 
     async def read(self, topic: str, partition: int, offset: int, limit: int) -> KafkaBatch:

@@ -176,7 +176,7 @@ async def test_one_whose_session_has_run_out_comes_back_as_itself(join: Join) ->
     await turns([bob], lambda: bob.numbers == [0, 1])
     ada.held.clear()
     instance = ada.group.home.instance()
-    await ada.group.tell({TopicPartition(ada.group.group, 0): 1})
+    await ada.group.tell({TopicPartition(ada.group.group, 0): 1}, {})
     await turns([ada, bob], lambda: len(ada.held) == len(bob.held) == 1)
     assert ada.group.home.instance() == instance
 

@@ -73,10 +73,20 @@ if not os.environ.get("FLOWKIT_TORTURE_ALL"):
 @pytest.mark.timeout(1200)
 def test_it_can_fail(tmp_path: Path) -> None:
     """With each mistake it does; with a misfortune alone it does not. Three runs at a time share a broker."""
+    differs = re.compile(r"events lost|more than once|not the model's|do(es)? not follow")
 
-    def run(mistake: str, trial: Trial) -> str:
+    def found_in(mistake: str, trial: Trial) -> str:
+        """What it says. Some mistakes take a race to show, which is not won each time."""
+        said = ""
+        for seed in (5, 6, 7) if mistake in SABOTAGE else (5,):
+            said = run(f"{mistake}-{seed}", mistake, trial, seed)
+            if differs.search(said):
+                break
+        return said
+
+    def run(name: str, mistake: str, trial: Trial, seed: int) -> str:
         """What it says; '' if it finds nothing."""
-        name = mistake.replace("_", "-").replace(" ", "-")
+        name = name.replace("_", "-").replace(" ", "-")
         directory = tmp_path / name
         directory.mkdir()
         chosen = [*([mistake] if mistake in SABOTAGE else []), *trial.misfortunes]
@@ -84,7 +94,7 @@ def test_it_can_fail(tmp_path: Path) -> None:
             torture(
                 directory,
                 seconds=16,
-                seed=5,
+                seed=seed,
                 variant=Variant(workers=2, guarantee=trial.guarantee),
                 deeds=trial.deeds,
                 sabotage=chosen,
@@ -98,10 +108,9 @@ def test_it_can_fail(tmp_path: Path) -> None:
         return ""
 
     with Kafka(tmp_path / "kafka") as kafka, ThreadPoolExecutor(3) as pool:
-        runs = {mistake: pool.submit(run, mistake, trial) for mistake, trial in TRIED.items()}
+        runs = {mistake: pool.submit(found_in, mistake, trial) for mistake, trial in TRIED.items()}
         found = {mistake: each.result() for mistake, each in runs.items()}
     assert {name: found.pop(name) for name in NONE if name in TRIED} == {name: "" for name in NONE if name in TRIED}
-    differs = re.compile(r"events lost|more than once|not the model's|do(es)? not follow")
     assert [mistake for mistake, said in found.items() if "'users': 0" in said] == [], "they were not at work yet"
     assert {mistake: said[:300] for mistake, said in found.items() if not differs.search(said)} == {}
 

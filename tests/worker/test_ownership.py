@@ -70,14 +70,23 @@ async def test_a_state_that_others_have_left_behind_is_begun_anew(
     assert (three / "FROM").read_text() == str(one)
 
 
-async def test_what_is_corrupt_at_once_is_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreCorrupt, match="bad"):
-        await hold(StateHome(tmp_path), [StoreCorrupt("bad")], monkeypatch)
+async def test_what_is_found_corrupt_under_a_new_claim_too_is_for_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreCorrupt, match="worse"):
+        await hold(StateHome(tmp_path), [StoreCorrupt("bad"), StoreCorrupt("worse")], monkeypatch)
+
+
+async def test_who_stood_still_may_find_what_a_successor_has_left_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await hold(StateHome(tmp_path), [StoreCorrupt("moved on")], monkeypatch)
+    assert one != two
 
 
 async def test_and_so_is_what_stays_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    errors: list[Any] = [OutcomeUnknown("?"), StoreCorrupt("one"), StoreCorrupt("two")]
-    with pytest.raises(StoreCorrupt, match="two"):
+    errors: list[Any] = [OutcomeUnknown("?"), StoreCorrupt("one"), StoreCorrupt("two"), StoreCorrupt("three")]
+    with pytest.raises(StoreCorrupt, match="three"):
         await hold(StateHome(tmp_path), errors, monkeypatch)
 
 
