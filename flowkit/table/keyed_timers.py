@@ -146,8 +146,9 @@ class TimerState(ProcessState):
             self.timers.arm(at, key_bytes)
             if self.by_clock:
                 cursor.ready = cursor.ready or at <= cursor.wall
-            elif at < self.due:
-                self.due = at
+            else:
+                cursor.ready = cursor.ready or at <= cursor.watermark
+                self.due = min(self.due, at)
 
     def cancel(self, key: Any) -> None:
         """See `Timers.cancel`."""
@@ -206,6 +207,8 @@ class TimerState(ProcessState):
             self._come = (key, end - 1)
             yield [(self.name, Timer(key, end - 1), end - 1)]
             self._come = None
+            if self.cursor.ready:
+                return  # something else has come due, and may be before the next of these: as after a commit here
 
     def _due_of(self, key_bytes: bytes) -> int:
         cell = self.cells.find(self.shape.decode_key(key_bytes))

@@ -275,6 +275,21 @@ def test_a_run_with_timers_that_was_killed_leaves_the_same_bytes(data: st.DataOb
     )
 
 
+def test_one_set_for_a_time_that_has_passed_comes_before_what_is_left_of_a_firing() -> None:
+    """Wherever a commit cuts the firing: after it, what comes next is asked anew of all tables."""
+    ops = [Op("x", 0, "a", None), Op("y", 22, "a", None, [-1])]
+    others = [Op("y", 10, "a", None), Op("z", 10, "a", None, [0])]
+    inputs = [("ops", lines(ops)), ("ops", lines(others))]
+    worlds = [unbroken(lambda: app_of(0), inputs)]
+    worlds += [broken(lambda: app_of(0), inputs, [], [Cuts(1, every, 1, 0, 1_000_000)]) for every in (1, 2, 3)]
+    for world in worlds:
+        texts = [note.text.partition(":")[0] for note in world.out("notes", Note)]
+        assert texts[texts.index("a y 23") :][:2] == ["a y 23", "c y 22"]
+        (letter,) = world.letters()
+        assert letter.position == "a key 'z' at 23"
+        same(worlds[0], world)
+
+
 @examples(60)
 @given(data=st.data())
 def test_event_timers_of_a_live_task_that_crashes_come_as_in_a_bounded_run(data: st.DataObject) -> None:
