@@ -1,6 +1,6 @@
 """Records of an internal topic on their way through a stream that may bring them twice: many in one, numbered.
 
-    parcel := MAGIC, CRC-32 of the rest, msgpack [sender, number of the first, keys, values, times in ms]
+    parcel := F1 `kp1`, CRC-32 of the rest, msgpack [sender, number of the first, keys, values, times in ms]
 
 Each sender numbers what it sends to one split, from 1 on. A receiver keeps the next number of each sender, and passes
 over what it has had.
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-MAGIC = b"\xf1kp1"
+PARCEL = b"\xf1kp1"
+"""What a parcel begins with."""
 _CRC = 4
 
 
@@ -37,7 +38,7 @@ def encode_parcel(sender: str, first: int, rows: Sequence[Sequence[object]]) -> 
     """
     keys, values, times = zip(*rows, strict=True)
     data = _encode([sender, first, keys, values, times])
-    return MAGIC + zlib.crc32(data).to_bytes(_CRC, "big") + data
+    return PARCEL + zlib.crc32(data).to_bytes(_CRC, "big") + data
 
 
 def decode_parcel(data: bytes) -> Parcel | None:
@@ -46,10 +47,10 @@ def decode_parcel(data: bytes) -> Parcel | None:
     >>> decode_parcel(b"{}") is None
     True
     """
-    if not data.startswith(MAGIC):
+    if not data.startswith(PARCEL):
         return None
-    rest = data[len(MAGIC) + _CRC :]
-    if zlib.crc32(rest).to_bytes(_CRC, "big") != data[len(MAGIC) : len(MAGIC) + _CRC]:
+    rest = data[len(PARCEL) + _CRC :]
+    if zlib.crc32(rest).to_bytes(_CRC, "big") != data[len(PARCEL) : len(PARCEL) + _CRC]:
         return None
     try:
         return _decode(rest)

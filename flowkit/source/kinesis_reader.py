@@ -20,10 +20,10 @@ from typing import Any
 import structlog
 
 from flowkit.aws import Blame, blame_of, code_of, failures, told
-from flowkit.codec import decode_parcel
+from flowkit.codec import PARCEL, decode_parcel
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import OutOfRange, Start
-from flowkit.source.kinesis_aggregated import taken_apart
+from flowkit.source.kinesis_aggregated import MAGIC, taken_apart
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
 from flowkit.source.seam import is_end
 
@@ -38,6 +38,8 @@ RECORDS = 10_000
 AHEAD = 2
 TELL_SECONDS = 10.0
 _LOW = 2**63 - 1
+PACKED = frozenset((MAGIC[:1], PARCEL[:1]))
+"""What records begin with in which there are others."""
 
 
 class KinesisBatch:
@@ -329,33 +331,40 @@ class KinesisReader:
         times: list[int] = []
         heard: list[tuple[str, int]] = []
         for record in records:
-            sequence, data, key = record["SequenceNumber"], record["Data"], record["PartitionKey"].encode()
+            sequence, data = record["SequenceNumber"], record["Data"]
+            start = self._skip
+            self._skip = 0
+            if data[:1] not in PACKED:  # most are not: 0.3 of 1.1 µs a record
+                rows.append((sequence, 0))
+                keys.append(record["PartitionKey"].encode())
+                values.append(data)
+                times.append(_arrival(record))
+                continue
             parcel = decode_parcel(data)
             if parcel is not None:
-                had = self._heard.get(parcel.sender, 1) - parcel.first
-                for number in range(max(had, 0), len(parcel.keys)):
-                    rows.append((sequence, 0 if number + 1 == len(parcel.keys) else number + 1))
-                    heard.append((parcel.sender, parcel.first + number + 1))
-                keys += parcel.keys[max(had, 0) :]
-                values += parcel.values[max(had, 0) :]
-                times += parcel.times[max(had, 0) :]
+                start = max(start, self._heard.get(parcel.sender, 1) - parcel.first)
+                after = range(parcel.first + start + 1, parcel.first + len(parcel.keys) + 1)
+                heard += [("", 0)] * (len(rows) - len(heard))  # before it: somebody else's, in a stream of ours
+                heard += [(parcel.sender, number) for number in after]
                 self._heard[parcel.sender] = max(self._heard.get(parcel.sender, 1), parcel.first + len(parcel.keys))
-                self._skip = 0
-                continue
-            at = round(record["ApproximateArrivalTimestamp"].timestamp() * 1000)
-            parts = taken_apart(data, key)
-            for number, (own_key, value) in enumerate(parts, 1):
-                if number <= self._skip:
-                    continue
-                rows.append((sequence, 0 if number == len(parts) else number))
-                keys.append(own_key)
-                values.append(value)
-                times.append(at)
-                if self._heard:  # somebody else's, in a stream of ours
-                    heard.append(("", 0))
-            self._skip = 0
+                own_keys, own_values, own_times = parcel.keys, parcel.values, parcel.times
+            else:
+                parts = taken_apart(data, record["PartitionKey"].encode())
+                own_keys, own_values = [key for key, _ in parts], [value for _, value in parts]
+                own_times = [_arrival(record)] * len(parts)
+            rows += [(sequence, (n + 1) % len(own_keys)) for n in range(start, len(own_keys))]
+            keys += own_keys[start:]
+            values += own_values[start:]
+            times += own_times[start:]
         if rows:
+            if heard:
+                heard += [("", 0)] * (len(rows) - len(heard))
             batch = KinesisBatch(self._source.stream, self.shard.id, self._asked, rows, keys, values, times, heard)
             self._asked, self._begin = batch.position(len(batch)), {}
             self._ready.append(batch)
             self._source.arrivals.came()
+
+
+def _arrival(record: Any) -> int:
+    at: datetime = record["ApproximateArrivalTimestamp"]
+    return round(at.timestamp() * 1000)
