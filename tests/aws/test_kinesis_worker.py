@@ -1,5 +1,7 @@
 """Workers on Kinesis: tasks shared out by leases, killed and taken over, with nothing lost or counted twice."""
 
+import asyncio
+import json
 import shutil
 import uuid
 from pathlib import Path
@@ -86,4 +88,61 @@ async def test_resharding_moves_state_with_its_keys(resharding: dict[str, str], 
         await fleet.put(range(600, 800))
         check(await fleet.until(800), 800)
         assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
+    assert dead(tmp_path) == []
+
+
+KEYS, EVERY, LAST = 12, 3_000, 10_000_000
+
+
+def events_of(start: int, stop: int) -> list[tuple[bytes, bytes, int]]:
+    """One event of each key every three seconds, with a pause of a minute after each twentieth."""
+    rows = []
+    for n in range(start, stop):
+        at = n * EVERY + n // 20 * 60_000
+        rows += [(b"k%d" % k, json.dumps({"key": f"k{k}", "at": at}).encode(), 0) for k in range(KEYS)]
+    return rows
+
+
+def told_of(count: int) -> set[tuple[str, int, int]]:
+    """What is to be told of one key after so many events: (kind, end, n)."""
+    times = [n * EVERY + n // 20 * 60_000 for n in range(count)]
+    found = {("total", 0, n + 1) for n in range(count + 1)} | {("minute", 60_000, 0)} | {("ten", 0, 10)}
+    for size, kind in ((10_000, "tumbling"), (20_000, "sliding")):
+        ends = {at // 10_000 * 10_000 + more for at in times for more in range(10_000, size + 1, 10_000)}
+        found |= {(kind, end, len([at for at in times if end - size <= at < end])) for end in ends}
+    for n in range(0, count, 20):
+        session = times[n : n + 20]
+        found.add(("session", session[-1] + 8_000, len(session)))
+    return found
+
+
+async def test_windows_sessions_timers_and_counts_move_with_their_keys(
+    resharding: dict[str, str], tmp_path: Path
+) -> None:
+    app = Path(__file__).parent / "kinesis_windows_app.py"
+    async with Fleet(tmp_path, resharding, shards=1, app=app) as fleet:
+        stream = f"{fleet.name}-in"
+        fleet.start("a")
+        fleet.start("b")
+        await fleet.streams.put(stream, events_of(0, 25))
+        await split(fleet.streams, stream, 0)
+        await fleet.streams.put(stream, events_of(25, 45))
+        await split(fleet.streams, stream, 2)
+        await fleet.streams.put(stream, events_of(45, 50))
+        await merge(fleet.streams, stream, 1, 3)
+        await fleet.streams.put(stream, events_of(50, 65))
+        last = [(b"k%d" % k, json.dumps({"key": f"k{k}", "at": LAST}).encode(), 0) for k in range(KEYS)]
+        await fleet.streams.put(stream, last)
+        wanted = told_of(65)
+        found: dict[str, set[tuple[str, int, int]]] = {}
+        async with asyncio.timeout(100):
+            while len(found) < KEYS or any(len(told) < len(wanted) for told in found.values()):
+                found = {f"k{k}": set() for k in range(KEYS)}
+                for row in await fleet.rows():
+                    if row["end"] < LAST:  # the last events' own windows are not over in every shard
+                        found[row["key"]].add((row["kind"], row["end"], row["n"]))
+                await asyncio.sleep(0.5)
+        assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
+        for key, told in found.items():
+            assert told == wanted, key
     assert dead(tmp_path) == []

@@ -3,7 +3,9 @@ from hypothesis import strategies as st
 
 from flowkit.codec import decode_parcel, encode_parcel
 
-rows = st.tuples(st.none() | st.binary(max_size=9), st.none() | st.binary(max_size=30), st.integers(-(2**63), 2**63 - 1))
+rows = st.tuples(
+    st.none() | st.binary(max_size=9), st.none() | st.binary(max_size=30), st.integers(-(2**63), 2**63 - 1)
+)
 
 
 @given(st.text(), st.integers(1, 2**60), st.lists(rows, min_size=1))
