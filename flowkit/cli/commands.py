@@ -22,6 +22,7 @@ NAMES = (
     "why",
     "explain",
     "check",
+    "iam",
     "dlq",
     "new",
 )

@@ -21,6 +21,7 @@ from flowkit.source.seam import (
     Claim,
     EndsForOthers,
     KeepsFrames,
+    NeedsRights,
     Output,
     Part,
     Position,
@@ -28,6 +29,7 @@ from flowkit.source.seam import (
     SendsEarly,
     Sharded,
     Source,
+    TopicUse,
     is_end,
 )
 
@@ -48,6 +50,7 @@ __all__ = [
     "Known",
     "MemoryBroker",
     "MemoryStore",
+    "NeedsRights",
     "Output",
     "Part",
     "Placing",
@@ -56,6 +59,7 @@ __all__ = [
     "SendsEarly",
     "Sharded",
     "Source",
+    "TopicUse",
     "bounded_topic",
     "is_end",
     "open_broker",

@@ -13,7 +13,7 @@ To read the code, begin with `lsm`, which names the parts of a store, and `readi
     a commit      frame, memtable; commits, turns, journal; log, records, cipher
     sstables      block, sstable, sstable_index, sstable_writer, merge; cache; version, manifest, catalog
     background    background, upkeep, compaction, staleness; jobs, replay, runner, helper
-    opening       opening, state_dir, keys, recovery, adopt
+    opening       opening, state_dir, keys, kms, recovery, adopt
     copies        pinning, snapshot, checkpoint, building; blobs, s3, storage; inspection, verifying
     others        memory, rocks: stores that are read and committed to alike
 """
@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from flowkit.store.compaction import CompactionOptions
     from flowkit.store.inspection import Inspection, copy_store, inspect, stores_in
     from flowkit.store.keys import FileKey, KeyProvider, StaticKey, keys_from_environment, rotate
+    from flowkit.store.kms import KmsKey
     from flowkit.store.lsm import LsmStore
     from flowkit.store.memory import MemoryStore
     from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
@@ -38,9 +39,9 @@ if typing.TYPE_CHECKING:
     from flowkit.store.reading import Reading
     from flowkit.store.runner import Inline
     from flowkit.store.sizes import Size, table_sizes
-    from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
+    from flowkit.store.state_dir import app_of, check_directory, claim_directory, open_directory, sync_directory
     from flowkit.store.stats import Stats
-    from flowkit.store.storage import Storage, check_storage_url, folder_of, open_storage, tasks_in
+    from flowkit.store.storage import Storage, check_storage_url, folder_of, open_storage, storage_rights, tasks_in
     from flowkit.store.verifying import Problem, Report, verify
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "Inline",
     "Inspection",
     "KeyProvider",
+    "KmsKey",
     "Listing",
     "Look",
     "LsmStore",
@@ -76,6 +78,7 @@ __all__ = [
     "Storage",
     "Store",
     "StoreOptions",
+    "app_of",
     "block_cache",
     "check_directory",
     "check_storage_url",
@@ -92,6 +95,7 @@ __all__ = [
     "open_store",
     "read_store",
     "rotate",
+    "storage_rights",
     "stores_in",
     "sync_directory",
     "table_sizes",
@@ -106,6 +110,7 @@ _WHERE = {
     "compaction": ["CompactionOptions"],
     "inspection": ["Inspection", "copy_store", "inspect", "stores_in"],
     "keys": ["FileKey", "KeyProvider", "StaticKey", "keys_from_environment", "rotate"],
+    "kms": ["KmsKey"],
     "lsm": ["LsmStore"],
     "memory": ["MemoryStore"],
     "opening": ["Host", "Look", "Store", "open_host", "open_store", "read_store"],
@@ -114,9 +119,9 @@ _WHERE = {
     "reading": ["Reading"],
     "runner": ["Inline"],
     "sizes": ["Size", "table_sizes"],
-    "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
+    "state_dir": ["app_of", "check_directory", "claim_directory", "open_directory", "sync_directory"],
     "stats": ["Stats"],
-    "storage": ["Storage", "check_storage_url", "folder_of", "open_storage", "tasks_in"],
+    "storage": ["Storage", "check_storage_url", "folder_of", "open_storage", "storage_rights", "tasks_in"],
     "verifying": ["Problem", "Report", "verify"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}

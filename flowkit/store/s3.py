@@ -11,11 +11,12 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import anyio
 
+from flowkit.aws import Condition, Right, bucket_arn, key_right, literal, via
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store.blobs import Blob
 from flowkit.store.checksum import crc32
@@ -24,15 +25,19 @@ _T = TypeVar("_T")
 
 ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 ADDRESSING = ("auto", "path", "virtual")
-OPTIONS = ("region", "addressing", "sse", "kms_key")
+OPTIONS = ("region", "addressing", "sse", "kms_key", "owner")
+Use = Literal["keep", "add", "read"]
+"""What is done with blobs: all, all but deleting them, or reading only."""
 TRIES = 5
 """So often botocore tries a request (its standard mode), and we one that others were in the way of."""
 FIRST_WAIT = 0.05
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_ACCOUNT = re.compile(r"[0-9]{12}")
 _REFUSED = ("PreconditionFailed", "412")
 _IN_THE_WAY = ("ConditionalRequestConflict", "OperationAborted", "409")
 _MISSING = ("NoSuchKey", "404")
+_DENIED = ("AccessDenied", "403")
 _FOR_A_PERSON = (
     *("NoSuchBucket", "AccessDenied", "AllAccessDisabled", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     *("InvalidToken", "ExpiredToken", "PermanentRedirect", "301", "AuthorizationHeaderMalformed", "InvalidBucketName"),
@@ -42,10 +47,12 @@ _FOR_A_PERSON = (
 
 
 class S3Place(NamedTuple):
-    """Where in which bucket, and how: `s3://BUCKET/PREFIX?region=…&addressing=path&sse=aws:kms&kms_key=…`.
+    """Where in which bucket, and how: `s3://BUCKET/PREFIX?region=…&addressing=path&sse=aws:kms&kms_key=…&owner=…`.
 
     `sse` and `kms_key` are server-side encryption (FLOWKIT_S3_SSE and FLOWKIT_S3_KMS_KEY where the URL is silent); the
-    bucket's own default otherwise. `addressing=path` is for servers that know no buckets in host names.
+    bucket's own default otherwise. `addressing=path` is for servers that know no buckets in host names. `owner` (or
+    FLOWKIT_S3_BUCKET_OWNER) is the account, in 12 digits, that the bucket must belong to: S3 refuses every request to
+    another's, so that a name that someone else has taken gets no data.
     """
 
     bucket: str
@@ -54,6 +61,7 @@ class S3Place(NamedTuple):
     addressing: str = "auto"
     sse: str | None = None
     kms_key: str | None = None
+    owner: str | None = None
 
     @classmethod
     def parse(cls, url: str, environ: Mapping[str, str] | None = None) -> "S3Place":
@@ -82,9 +90,32 @@ class S3Place(NamedTuple):
             problems.append(f"{shown}: a kms_key is for sse=aws:kms, not for sse=AES256")
         if addressing not in ADDRESSING:
             problems.append(f"{shown}: addressing={addressing}: there are {', '.join(ADDRESSING)}")
+        owner = options.get("owner") or found.get("FLOWKIT_S3_BUCKET_OWNER") or None
+        if owner is not None and not _ACCOUNT.fullmatch(owner):
+            problems.append(f"{shown}: owner={owner}: needs the number of an account, 12 digits")
         if problems:
             raise ConfigError(*problems)
-        return cls(bucket, unquote(prefix).strip("/"), options.get("region") or None, addressing, sse, kms_key)
+        region = options.get("region") or None
+        return cls(bucket, unquote(prefix).strip("/"), region, addressing, sse, kms_key, owner)
+
+    def rights(self, *folder: str, use: Use = "keep") -> list[Right]:
+        """What a role has to be allowed for the objects of one folder, and for `S3Storage.check`."""
+        start = "".join(f"{name}/" for name in ([self.prefix] if self.prefix else []))
+        here = start + "".join(f"{name}/" for name in folder)
+        actions = {"keep": ("DeleteObject", "GetObject", "PutObject"), "add": ("GetObject", "PutObject")}
+        rights = [Right("s3", actions.get(use, ("GetObject",)), bucket_arn(self.bucket, f"{literal(here)}*"))]
+        looked = tuple(dict.fromkeys((literal(start), f"{literal(here)}*")))
+        under = (Condition("StringLike", "s3:prefix", looked),) if here else ()
+        rights.append(Right("s3", ("ListBucket",), bucket_arn(self.bucket), under))
+        if self.kms_key is not None:
+            used = ("Decrypt",) if use == "read" else ("Decrypt", "GenerateDataKey")
+            rights.append(key_right(self.kms_key, used, self.region, via("s3", self.region)))
+        return rights
+
+    @property
+    def owned(self) -> dict[str, str]:
+        """What each request says of the bucket's owner."""
+        return {} if self.owner is None else {"ExpectedBucketOwner": self.owner}
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
@@ -140,7 +171,7 @@ class S3Storage:
         from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError, ParamValidationError
 
         try:
-            await self.do("listing", lambda: self._list(Prefix=self._prefix(()), MaxKeys=1))
+            await self.do("listing", lambda: self.list_page(Prefix=self._prefix(()), MaxKeys=1))
         except StoreError as error:
             cause = error.__cause__
             mendable = isinstance(cause, NoCredentialsError | CredentialRetrievalError | ParamValidationError)
@@ -154,14 +185,17 @@ class S3Storage:
         more: dict[str, str] = {}
         while True:
             now = dict(more)
-            page = await self.do("listing", lambda now=now: self._list(Prefix=prefix, **options, **now))  # type: ignore[misc]
+            page = await self.do("listing", lambda now=now: self.list_page(Prefix=prefix, **options, **now))  # type: ignore[misc]
             found.append(page)
             if not page.get("IsTruncated"):
                 return found
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    async def _list(self, **options: Any) -> dict[str, Any]:
-        page: dict[str, Any] = await self.client.list_objects_v2(Bucket=self.place.bucket, **options)
+    async def list_page(self, **options: Any) -> dict[str, Any]:
+        """One page of a listing, with the client's own errors."""
+        page: dict[str, Any] = await self.client.list_objects_v2(
+            Bucket=self.place.bucket, **self.place.owned, **options
+        )
         return page
 
     async def do(self, doing: str, work: Callable[[], Awaitable[_T]]) -> _T:
@@ -195,6 +229,7 @@ class S3Blobs:
         options |= {} if place.kms_key is None else {"SSEKMSKeyId": place.kms_key}
         # botocore would work it out in the event loop, and send it in a way that not every server knows.
         crc = await anyio.to_thread.run_sync(crc32, data)
+        options |= place.owned
         options["ChecksumCRC32"] = base64.b64encode(crc.to_bytes(4, "big")).decode()
         for tries_left in reversed(range(TRIES)):
             try:
@@ -220,11 +255,13 @@ class S3Blobs:
 
         for tries_left in reversed(range(TRIES)):
             try:
-                found = await self._client.get_object(Bucket=self._bucket, Key=self.prefix + name)
+                found = await self._client.get_object(
+                    Bucket=self._bucket, Key=self.prefix + name, **self.storage.place.owned
+                )
                 async with found["Body"] as body:
                     return await body.read(), str(found["ETag"])
             except ClientError as error:
-                if code_of(error) in _MISSING:
+                if code_of(error) in _MISSING or (code_of(error) in _DENIED and await self._is_missing(name)):
                     return None
                 raise
             except (HTTPClientError, IncompleteReadError, HttpError):  # botocore tries again only up to the first byte
@@ -232,6 +269,19 @@ class S3Blobs:
                     raise
             await asyncio.sleep(FIRST_WAIT * 2 ** (TRIES - 1 - tries_left))
         raise AssertionError
+
+    async def _is_missing(self, name: str) -> bool:
+        """True if there is no such object, which S3 tells only those who may list the whole bucket: others are denied.
+
+        A role that may list what is under the prefix finds out by that.
+        """
+        from botocore.exceptions import ClientError
+
+        try:
+            page = await self.storage.list_page(Prefix=self.prefix + name, MaxKeys=1)
+        except ClientError:
+            return False
+        return all(each["Key"] != self.prefix + name for each in page.get("Contents", ()))
 
     async def find(self, prefix: str = "") -> list[Blob]:
         """As the protocol says; what lies in folders of this one is not in it."""
@@ -246,7 +296,8 @@ class S3Blobs:
     async def delete(self, name: str) -> None:
         """As the protocol says."""
         await self.storage.do(
-            f"deleting {name}", lambda: self._client.delete_object(Bucket=self._bucket, Key=self.prefix + name)
+            f"deleting {name}",
+            lambda: self._client.delete_object(Bucket=self._bucket, Key=self.prefix + name, **self.storage.place.owned),
         )
 
 

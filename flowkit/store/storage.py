@@ -7,7 +7,7 @@ A task's checkpoints are those in `storage.blobs(*folder_of("shop/orders/0"))`.
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +15,10 @@ from urllib.parse import quote, unquote
 
 import anyio
 
+from flowkit.aws import Right
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store.blobs import Blobs, DirectoryBlobs
-from flowkit.store.s3 import S3Place, open_s3
+from flowkit.store.s3 import S3Place, Use, open_s3
 
 SCHEMES = "file:///DIR, a path, or s3://BUCKET/PREFIX"
 
@@ -70,6 +71,15 @@ class DirectoryStorage:
 def check_storage_url(url: str) -> None:
     """Raise ConfigError, saying what there is, for a URL that cannot be."""
     _place(url)
+
+
+def storage_rights(url: str, *folder: str, use: Use = "keep") -> Sequence[Right]:
+    """What a role has to be allowed for blobs in one folder of the storage at `url`; () for a directory.
+
+    Raises ConfigError for a URL that cannot be.
+    """
+    place = _place(url)
+    return () if isinstance(place, Path) else place.rights(*folder, use=use)
 
 
 def _place(url: str) -> Path | S3Place:

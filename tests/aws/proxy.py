@@ -44,6 +44,7 @@ class Request:
     body: bytes
     fault: Fault | None = None
     status: int = 0
+    answer: bytes = b""
 
     @property
     def json(self) -> Any:
@@ -53,10 +54,14 @@ class Request:
 
 @dataclass
 class Proxy:
-    """See the head of this file. `fault` decides about each request, in the order in which they come."""
+    """See the head of this file. `fault` decides about each request, in the order in which they come.
+
+    `answered` is told of each that the server has answered.
+    """
 
     url: str = ""
     fault: Callable[[Request], Fault | None] = lambda _: None
+    answered: Callable[[Request], None] = lambda _: None
     delay: float = 0.2
     requests: list[Request] = field(default_factory=list)
 
@@ -116,7 +121,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         request.method, url + request.raw_path, data=body, headers=headers, allow_redirects=False
     ) as got:
         data = await got.read()
-        seen.status = got.status
+        seen.status, seen.answer = got.status, data
+        proxy.answered(seen)
         if fault == "lost":
             _cut(request)
             return web.Response()

@@ -25,9 +25,11 @@ ROOT = Path(__file__).parents[2]
 class Fleet:
     """Workers of one app, its streams, and the directory where each has its state. Use it within `async with`."""
 
-    def __init__(self, place: Path, environ: dict[str, str], *, shards: int = 2, options: str = "") -> None:
+    def __init__(
+        self, place: Path, environ: dict[str, str], *, shards: int = 2, options: str = "", app: Path = APP
+    ) -> None:
         self.name = f"app-{uuid.uuid4().hex[:8]}"
-        self.place, self.shards = place, shards
+        self.place, self.shards, self.app = place, shards, app
         self.broker = f"kinesis://us-east-1?leases=leases-{self.name}{options}"
         self.environ = {**os.environ, **environ, "KINESIS_APP": self.name, "PYTHONPATH": str(ROOT)}
         self.environ |= {"FLOWKIT_LEASE_TTL": "3000", "FLOWKIT_COMMIT_INTERVAL": "100", "FLOWKIT_LOG_LEVEL": "info"}
@@ -52,7 +54,7 @@ class Fleet:
 
     def start(self, worker: str, *more: str) -> None:
         """Start a worker, or start it again in its old directory."""
-        words = [sys.executable, "-m", "flowkit", "worker", str(APP), "--broker", self.broker]
+        words = [sys.executable, "-m", "flowkit", "worker", str(self.app), "--broker", self.broker]
         words += [
             "--state",
             str(self.place / worker),

@@ -40,7 +40,7 @@ WRONG: list[tuple[str, list[str]]] = [
         "s3://Big_Bucket/x?sse=none&colour=red",
         [
             "checkpoints s3://Big_Bucket/x: 'Big_Bucket' is no name of a bucket; write s3://BUCKET/PREFIX",
-            "checkpoints s3://Big_Bucket/x: unknown option 'colour'; there are region, addressing, sse, kms_key",
+            "checkpoints s3://Big_Bucket/x: unknown option 'colour'; there are region, addressing, sse, kms_key, owner",
             "checkpoints s3://Big_Bucket/x: sse=none: no such encryption; there are AES256, aws:kms, aws:kms:dsse",
         ],
     ),
