@@ -181,14 +181,16 @@ class DynamoDestination:
         return ""
 
     def rights(self) -> Sequence[Right]:
-        """As the protocol says. Only a record that is None removes an item: nobody can tell whether one will come."""
+        """As the protocol says. Items are removed by records that are None, which those of a type with fields never are."""
         actions = ["DescribeTable"]
         if self.expiry is not None:
             actions.append("DescribeTimeToLive")
         if self.options.batch:
             actions.append("BatchWriteItem")
         else:
-            actions += ["PutItem"] if self.options.mark else ["PutItem", "DeleteItem"]
+            actions.append("PutItem")
+            if self.fields is None and not self.options.mark:
+                actions.append("DeleteItem")
         return (Right("dynamodb", tuple(actions), arn("dynamodb", f"table/{self._table}", self.aws.region)),)
 
     def sink(self, task: SinkTask) -> RecordSink:

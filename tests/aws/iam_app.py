@@ -1,6 +1,7 @@
 """An app that uses all that `flowkit iam` knows rights for: streams, re-keying, items and their deletion, delivery."""
 
 import os
+from typing import Any
 
 import flowkit
 
@@ -22,7 +23,7 @@ class Total(flowkit.Record):
 
 events = app.topic(f"{NAME}-in", Event, key="key")
 out = app.topic(f"{NAME}-out", Total, key="key")
-features = app.sink("features", Total, key="key")
+features: Any = app.sink("features", Total | None, key=lambda total: total.key)
 archive = app.sink("archive", Total, key="key")
 totals = app.table("totals", str, int)
 
@@ -39,6 +40,6 @@ def count(event: Event) -> None:
     out.emit(total)
     archive.emit(total)
     if event.key == "k1":
-        features.emit(None, key=event.key)  # type: ignore[arg-type]  # a tombstone
+        features.emit(None, key=event.key)
     else:
         features.emit(total)

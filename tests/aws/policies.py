@@ -43,7 +43,7 @@ class Reader:
         """Remember what its answer gave."""
         if request.status != 200 or request.service not in ("kinesis", "kms"):
             return
-        answer = json.loads(request.answer)
+        answer = json.loads(request.answer or b"{}")
         if request.service == "kms":
             if request.action == "GenerateDataKey":
                 self.sealed[answer["CiphertextBlob"]] = answer["KeyId"].rpartition("/")[2]
@@ -80,7 +80,8 @@ def _of_s3(request: Request) -> Asked:
     bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
     query = parse_qs(parts.query, keep_blank_values=True)
     if not key:
-        assert request.action == "GET" and "list-type" in query, request.path
+        assert request.action == "GET"
+        assert "list-type" in query, request.path
         return Asked("s3:ListBucket", f"arn:aws:s3:::{bucket}", {"s3:prefix": query.get("prefix", [])})
     action = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}[request.action]
     return Asked(f"s3:{action}", f"arn:aws:s3:::{bucket}/{key}", {})

@@ -103,6 +103,8 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
 
 
 async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, request: web.BaseRequest) -> Any:
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # S3's clients wait for it before they send a body
     body = await request.read()
     seen = request_of(request, body)
     proxy.requests.append(seen)
@@ -116,7 +118,9 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return answer
     if fault == "slow":
         await asyncio.sleep(proxy.delay)
-    headers = {k: v for k, v in request.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+    headers = {
+        k: v for k, v in request.headers.items() if k.lower() not in ("transfer-encoding", "connection", "expect")
+    }
     async with session.request(
         request.method, url + request.raw_path, data=body, headers=headers, allow_redirects=False
     ) as got:
