@@ -181,7 +181,7 @@ class DynamoDestination:
         return ""
 
     def rights(self) -> Sequence[Right]:
-        """As the protocol says. Items are removed by records that are None, which those of a type with fields never are."""
+        """As the protocol says. What removes an item is a record that is None: one of a type with fields never is."""
         actions = ["DescribeTable"]
         if self.expiry is not None:
             actions.append("DescribeTimeToLive")

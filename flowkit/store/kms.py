@@ -80,6 +80,10 @@ class DataKeys:
             return made
 
 
+class HalfAnswer(Exception):
+    """What came was cut off, which botocore takes for an answer without anything in it."""
+
+
 class NoClient(Exception):
     """KMS cannot even be asked; why."""
 
@@ -93,9 +97,13 @@ class Kms:
         self._lock = threading.Lock()
 
     def ask(self, action: str, **options: Any) -> Any:
-        """One call, which botocore tries again. Raises NoClient, or what botocore raises."""
+        """One call, which botocore tries again. Raises NoClient, HalfAnswer, or what botocore raises."""
         client = self._opened()
-        return (client.generate_data_key if action == "GenerateDataKey" else client.decrypt)(**options)
+        for _ in range(TRIES):
+            answer = (client.generate_data_key if action == "GenerateDataKey" else client.decrypt)(**options)
+            if "Plaintext" in answer:
+                return answer
+        raise HalfAnswer("the answer has no key in it")
 
     def _opened(self) -> Any:
         import botocore.session
@@ -202,7 +210,7 @@ class KmsKey:
         except NoClient as error:
             raise StoreKeyError(f"{self.name}: {error}") from error
         except Exception as error:
-            blame = blame_of(error)
+            blame = Blame.PASSING if isinstance(error, HalfAnswer) else blame_of(error)
             if blame is None:
                 raise
             code = code_of(error)

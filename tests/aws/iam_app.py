@@ -23,7 +23,8 @@ class Total(flowkit.Record):
 
 events = app.topic(f"{NAME}-in", Event, key="key")
 out = app.topic(f"{NAME}-out", Total, key="key")
-features: Any = app.sink("features", Total | None, key=lambda total: total.key)
+feature: Any = Total | None
+features: Any = app.sink("features", feature, key=lambda total: total.key)
 archive = app.sink("archive", Total, key="key")
 totals = app.table("totals", str, int)
 

@@ -45,6 +45,8 @@ class Request:
     fault: Fault | None = None
     status: int = 0
     answer: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    """With names in lower case."""
 
     @property
     def json(self) -> Any:
@@ -77,7 +79,8 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
     target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
     action = target or (form.get("Action") or [request.method])[0]
-    return Request(service, action, request.path_qs, body)
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return Request(service, action, request.path_qs, body, headers=headers)
 
 
 @asynccontextmanager
