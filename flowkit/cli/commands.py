@@ -24,6 +24,7 @@ NAMES = (
     "check",
     "iam",
     "dlq",
+    "receive",
     "new",
 )
 """In the order in which --help shows them. Each is a module of this room with `add_to(app)`."""

@@ -7,6 +7,7 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 import typing
 
 from flowkit.source.brokers import bounded_topic, open_broker
+from flowkit.source.feeding import Feed, open_feed
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.memory import MemoryBroker
 from flowkit.source.memory_store import MemoryStore
@@ -34,6 +35,7 @@ from flowkit.source.seam import (
 )
 
 if typing.TYPE_CHECKING:
+    from flowkit.source.firehose import Endpoint, Target, serve_firehose
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "Batch",
     "Broker",
     "Claim",
+    "Endpoint",
     "EndsForOthers",
+    "Feed",
     "FileReader",
     "FileSource",
     "KeepsFrames",
@@ -59,9 +63,21 @@ __all__ = [
     "SendsEarly",
     "Sharded",
     "Source",
+    "Target",
     "TopicUse",
     "bounded_topic",
     "is_end",
     "open_broker",
+    "open_feed",
     "partition_of",
+    "serve_firehose",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """What needs aiohttp is loaded when it is first asked for."""
+    if name not in ("Endpoint", "Target", "serve_firehose"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from flowkit.source import firehose
+
+    return getattr(firehose, name)

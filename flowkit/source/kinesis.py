@@ -113,7 +113,7 @@ class KinesisBroker:
 
     async def partitions(self, topic: str) -> int:
         """How many open shards the stream has; 0 if it does not exist."""
-        return len([shard for shard in await self._streams.shards(topic) if not shard.closed])
+        return await self._streams.partitions(topic)
 
     async def shards(self, topic: str) -> list[Shard]:
         """All shards of a stream that hold records still."""

@@ -139,6 +139,10 @@ class KinesisStreams:
         if len(found) != shards:
             raise ConfigError(f"stream {stream!r} at {self.url} exists with {len(found)} open shards, not {shards}")
 
+    async def partitions(self, stream: str) -> int:
+        """How many open shards the stream has; 0 if it does not exist."""
+        return len([shard for shard in await self.shards(stream) if not shard.closed])
+
     def looking(self, stream: str) -> Right:
         """What has to be allowed for `shards`."""
         return Right("kinesis", ("ListShards",), arn("kinesis", f"stream/{stream}", self.aws.region))
@@ -147,10 +151,6 @@ class KinesisStreams:
         """What has to be allowed for `create`, beside `looking`."""
         actions = ("CreateStream", "DescribeStreamSummary")
         return Right("kinesis", actions, arn("kinesis", f"stream/{stream}", self.aws.region))
-
-    def putting(self, stream: str) -> Right:
-        """What has to be allowed for `put`, beside `looking`."""
-        return Right("kinesis", ("PutRecords",), arn("kinesis", f"stream/{stream}", self.aws.region))
 
     async def put(self, stream: str, records: Sequence[KeyValueTime], partition: int | None = None) -> None:
         """Put (key, value, time) from outside, into shard `partition` or by key. Their times do not travel.
