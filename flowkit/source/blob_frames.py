@@ -49,9 +49,9 @@ class Name(NamedTuple):
         return cls(int(number), commit_id, "" if parent == NOTHING else parent)
 
 
-def frame_rights(url: str, app: str) -> Sequence[Right]:
-    """What has to be allowed for the frames of an app's tasks in the storage at `url`."""
-    return storage_rights(url, FOLDER, folder_of(app)[0])
+def frame_rights(url: str, app: str, *, trims: bool) -> Sequence[Right]:
+    """What has to be allowed for the frames of an app's tasks in the storage at `url`, if they are forgotten or not."""
+    return storage_rights(url, FOLDER, folder_of(app)[0], use="keep" if trims else "add")
 
 
 class BlobFrames:

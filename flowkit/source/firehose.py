@@ -40,6 +40,8 @@ log = structlog.get_logger("flowkit.firehose")
 AT_ONCE = 4
 """So many requests are read and put at a time, each of up to 64 MiB; others wait before their bodies are read."""
 BODY_SECONDS = 60.0
+LINGER_SECONDS = 3.0
+"""So long the rest of a refused body is read, or who sends it would not see the answer."""
 WINDOW_SECONDS = 900.0
 WINDOW_IDS = 100_000
 
@@ -200,7 +202,9 @@ async def serve_firehose(endpoint: Endpoint, host: str, port: int, *, grace: flo
 
     application = web.Application(client_max_size=0)
     application.router.add_route("*", "/{path:.*}", handle)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=grace, auto_decompress=False)
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=grace, lingering_time=LINGER_SECONDS, auto_decompress=False
+    )
     await runner.setup()
     try:
         try:

@@ -151,7 +151,7 @@ class KinesisBroker:
         made = [self._streams.making(topic) for topic in use.internal]
         written = [self._streams.looking(topic) for topic in use.written]
         ledger = self._ledger.rights() if isinstance(self._ledger, DynamoLeases) else ()
-        frames = () if self.address.frames is None else frame_rights(self.address.frames, use.app)
+        frames = () if self.address.frames is None else frame_rights(self.address.frames, use.app, trims=use.trims)
         return [*read, *made, *written, *ledger, *frames]
 
     # --- placement ---

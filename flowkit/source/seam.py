@@ -193,12 +193,16 @@ class Sharded(Protocol):
 
 
 class TopicUse(NamedTuple):
-    """What an app does with a broker's topics, by their names; `internal` ones it makes, reads and writes."""
+    """What an app does with a broker's topics, by their names; `internal` ones it makes, reads and writes.
+
+    `trims` tells that there are checkpoints, so that it lets the broker forget frames.
+    """
 
     app: str
     read: Sequence[str]
     written: Sequence[str]
     internal: Sequence[str]
+    trims: bool = False
 
 
 @runtime_checkable

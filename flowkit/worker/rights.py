@@ -26,7 +26,7 @@ def rights_of(
     wiring.check()
     rights = [right for found in wiring.destinations.values() for right in found.rights()]
     if broker is not None:
-        rights += _of_broker(wiring, broker)
+        rights += _of_broker(wiring, broker, trims=bool(checkpoints))
     folder = folder_of(app.name)[0]
     if checkpoints:
         rights += storage_rights(checkpoints, folder)
@@ -40,9 +40,9 @@ def rights_of(
     return rights
 
 
-def _of_broker(wiring: Wiring, url: str) -> list[Right]:
+def _of_broker(wiring: Wiring, url: str, *, trims: bool) -> list[Right]:
     found = open_broker(url, SystemClock(), wiring.app.guarantee)
-    use, rights = wiring.use(), list[Right]()
+    use, rights = wiring.use()._replace(trims=trims), list[Right]()
     if isinstance(found, NeedsRights):
         rights += found.rights(use)
     if isinstance(found, Sharded):

@@ -49,6 +49,14 @@ def test_streams_are_told_apart_by_what_is_done_with_them(place: Place) -> None:
     assert set(found) == {"sales", "big", "flowkit-leases", "reports"}  # `unread` is not: nobody reads it
 
 
+def test_frames_are_forgotten_only_where_there_are_checkpoints(place: Place) -> None:
+    place.app()
+    words = (*BINDS, "--bind", "dead-letters=x.jsonl", "--broker", "kinesis://eu-west-1?frames=s3://states/app")
+    for more, deleted in (((), False), (("--checkpoints", "checkpoints"), True)):
+        (found,) = [s for s in statements(place, *words, *more) if "/app/frames/shop/*" in s["Resource"]]
+        assert ("s3:DeleteObject" in found["Action"]) is deleted
+
+
 def test_dead_letters_go_to_a_stream_unless_they_are_bound(place: Place) -> None:
     place.app()
     assert any("stream/dead-letters" in str(s) for s in statements(place, *BINDS, "--broker", "kinesis://"))

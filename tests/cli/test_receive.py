@@ -126,7 +126,7 @@ def test_it_says_where_it_listens_and_what_it_took(place: Place) -> None:
     [
         (
             ("--listen", "0.0.0.0:80"),
-            "so a key is needed: give --access-key-file, or listen at 127.0.0.1 by --listen 80",
+            "so a key is needed: give --access-key-file, or listen at 127.0.0.1",
         ),
         (("--listen", "x"), "--listen x: write PORT"),
         (("--topic", "none-such"), "no topic 'none-such' at embedded://topics: make it first"),
