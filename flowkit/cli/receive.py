@@ -4,7 +4,7 @@ import asyncio
 import os
 import stat
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError
 from flowkit.stopping import Stop
 
+if TYPE_CHECKING:
+    import ssl
+
 HELP = "Take records in from services that push them, and put them into a topic."
 FIREHOSE = """Be the HTTP endpoint that a delivery stream of Amazon Data Firehose posts to, and feed a topic.
 
@@ -25,7 +28,7 @@ Firehose tries again, as long as its RetryOptions say, then puts it into its err
 
 It listens on 127.0.0.1 unless told otherwise; any other address needs --access-key-file: the key that the delivery
 stream was given, in a file that only its owner may read; several, a line each, while one takes over from another.
-Firehose speaks HTTPS to port 443 only: put a load balancer or a proxy with a certificate before it.
+Firehose speaks HTTPS to port 443 only: put a load balancer with a certificate before it, or give --certificate.
 
 A record's time is the request's. --key is for topics whose agents keep state by it: records without the field, or that
 are no JSON objects, are put without a key, and told. On kinesis:// a role needs kinesis:ListShards and PutRecords.
@@ -77,6 +80,16 @@ def firehose(
             help="Add the delivery stream's common attributes under this name.",
         ),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", metavar="FILE", show_default=False, help="Speak HTTPS with this (PEM)."),
+    ] = None,
+    certificate_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificate-key", metavar="FILE", show_default=False, help="Its private key, unless it is in there."
+        ),
+    ] = None,
     log_level: LogLevel = None,
 ) -> int:
     """Receive until told to stop; the exit code."""
@@ -90,8 +103,21 @@ def firehose(
             f"--listen {listen}: others than this machine could put records there, so a key is needed: give "
             f"--access-key-file, or listen at 127.0.0.1 by --listen {port}"
         )
-    run_loop(_receive(broker, topic, key, attributes, secrets, host, port))
+    tls = None if certificate is None else _tls(certificate, certificate_key)
+    run_loop(_receive(broker, topic, key, attributes, secrets, host, port, tls))
     return OK
+
+
+def _tls(certificate: Path, key: Path | None) -> "ssl.SSLContext":
+    import ssl
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        named = f"--certificate {certificate}" + ("" if key is None else f" --certificate-key {key}")
+        raise ConfigError(f"{named}: cannot be used: {error}") from None
+    return context
 
 
 def _secrets(path: Path) -> list[str]:
@@ -110,7 +136,14 @@ def _secrets(path: Path) -> list[str]:
 
 
 async def _receive(
-    url: str, topic: str, key: str | None, attributes: str | None, secrets: list[str], host: str, port: int
+    url: str,
+    topic: str,
+    key: str | None,
+    attributes: str | None,
+    secrets: list[str],
+    host: str,
+    port: int,
+    tls: "ssl.SSLContext | None",
 ) -> None:
     from flowkit.source import Endpoint, Target, open_feed, serve_firehose
 
@@ -123,7 +156,7 @@ async def _receive(
         stop = Stop(30.0, lambda: loop.call_soon_threadsafe(stopping.set))
         try:
             endpoint = Endpoint(feed, Target(topic, key, attributes), clock, secrets)
-            async with serve_firehose(endpoint, host, port):
+            async with serve_firehose(endpoint, host, port, tls=tls):
                 await stopping.wait()
         finally:
             stop.over()

@@ -7,6 +7,7 @@ comes at least once, and twice only after a restart, or after a failure in the m
 
 import asyncio
 import hmac
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -190,8 +191,10 @@ def _json(status: int, body: bytes) -> web.Response:
 
 
 @asynccontextmanager
-async def serve_firehose(endpoint: Endpoint, host: str, port: int, *, grace: float = 25.0) -> AsyncIterator[int]:
-    """Answer at `host` and `port` (0: a free one) as long as this context lasts; gives the port.
+async def serve_firehose(
+    endpoint: Endpoint, host: str, port: int, *, tls: ssl.SSLContext | None = None, grace: float = 25.0
+) -> AsyncIterator[int]:
+    """Answer at `host` and `port` (0: a free one) as long as this context lasts; gives the port. With `tls` by HTTPS.
 
     At its end requests that are under way have `grace` seconds. Raises ConfigError if the address cannot be used.
     """
@@ -208,11 +211,18 @@ async def serve_firehose(endpoint: Endpoint, host: str, port: int, *, grace: flo
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
         except OSError as error:
             raise ConfigError(f"--listen {host}:{port}: cannot be used: {error.strerror or error}") from error
         at: int = runner.addresses[0][1]
-        log.info("receiving", host=host, port=at, topic=endpoint.target.topic, access_key=endpoint.guarded)
+        log.info(
+            "receiving",
+            host=host,
+            port=at,
+            topic=endpoint.target.topic,
+            access_key=endpoint.guarded,
+            tls=tls is not None,
+        )
         yield at
     finally:
         await runner.cleanup()

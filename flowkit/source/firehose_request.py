@@ -15,12 +15,14 @@
 
 import zlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 MOST_BYTES = 64 << 20
-MOST_ATTRIBUTES = 50
+MOST_ATTRIBUTES, MOST_ID = 50, 256
+LAST_MS = 253_402_300_799_999
+"""The end of the year 9999."""
 ERROR_CHARACTERS = 8192
 VERSION = "1.0"
 PREFIX = "X-Amz-Firehose-"
@@ -41,7 +43,7 @@ class _Record(msgspec.Struct):
 
 class _Body(msgspec.Struct, rename={"request_id": "requestId"}):
     request_id: str
-    timestamp: int
+    timestamp: Annotated[int, msgspec.Meta(ge=0, le=LAST_MS)]
     records: list[_Record]
 
 
@@ -57,8 +59,8 @@ class Delivery(NamedTuple):
     values: list[bytes]
 
 
-def check_head(method: str, headers: Mapping[str, str]) -> str:
-    """The request's id, by its head alone. Raises Refused."""
+def check_head(method: str, headers: Mapping[str, str]) -> None:
+    """Raise Refused for what can be told before the body is read."""
     if method != "POST":
         raise Refused(405, f"{method}: only POST is possible here")
     content = headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -73,7 +75,8 @@ def check_head(method: str, headers: Mapping[str, str]) -> str:
     id_ = headers.get(ID, "")
     if not id_:
         raise Refused(400, f"there is no {ID}: is it Firehose that asks?")
-    return id_
+    if len(id_) > MOST_ID:
+        raise Refused(400, f"{ID}: {len(id_)} characters, and {MOST_ID} is the most")
 
 
 def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:

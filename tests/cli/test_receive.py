@@ -3,12 +3,20 @@
 import asyncio
 import base64
 import json
+import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from flowkit.clock import SystemClock
 from flowkit.source.embedded import EmbeddedBroker
@@ -106,6 +114,46 @@ async def numbers(path: Path) -> list[int]:
     return found
 
 
+def test_with_a_certificate_it_speaks_https(place: Place) -> None:
+    place.call("topics", "create", "t", "--broker", BROKER)
+    place.write("both.pem", certificate())
+    port = free_port()
+    process = receiver(place, port, "--certificate", "both.pem")
+    trusting = ssl.create_default_context(cafile=str(place.path / "both.pem"))
+    body = json.dumps({"requestId": "r", "timestamp": 1, "records": [{"data": "eA=="}]}).encode()
+    headers = {"Content-Type": "application/json", "X-Amz-Firehose-Request-Id": "r"}
+    request = urllib.request.Request(f"https://localhost:{port}/", body, headers)
+    try:
+        end = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(request, context=trusting, timeout=10) as answer:
+                    assert json.loads(answer.read())["requestId"] == "r"
+                break
+            except urllib.error.URLError as error:
+                if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def certificate() -> bytes:
+    """One for localhost, signed by itself, and its private key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return made.public_bytes(pem) + private
+
+
 def test_it_says_where_it_listens_and_what_it_took(place: Place) -> None:
     place.call("topics", "create", "t", "--broker", BROKER)
     port = free_port()
@@ -128,6 +176,8 @@ def test_it_says_where_it_listens_and_what_it_took(place: Place) -> None:
             ("--listen", "0.0.0.0:80"),
             "so a key is needed: give --access-key-file, or listen at 127.0.0.1",
         ),
+        (("--certificate", "none"), "--certificate none: cannot be used: [Errno 2] No such file or directory"),
+        (("--certificate", "empty"), "--certificate empty: cannot be used: "),
         (("--listen", "x"), "--listen x: write PORT"),
         (("--topic", "none-such"), "no topic 'none-such' at embedded://topics: make it first"),
         (("--broker", "memory://x"), "lives in one process only"),

@@ -109,6 +109,8 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"data": b"{}"}, 400, "the body is not as it should be: Object missing required field `requestId`"),
     ({"data": b"{"}, 400, "the body is not as it should be: Input data was truncated"),
     ({"data": b'{"requestId":"x","timestamp":1,"records":[{"data":"?"}]}'}, 400, "Invalid base64"),
+    ({"data": body(b"x").replace(b"1578090901599", b"-1")}, 400, "Expected `int` >= 0"),
+    ({"data": body(b"x").replace(b"1578090901599", b"9" * 17)}, 400, "Expected `int` <="),
     ({"data": body(b"x", id_="other")}, 400, "requestId 'other' in the body, and"),
     (
         {"data": body(b"x"), "headers": {"X-Amz-Firehose-Request-Id": None}},
