@@ -4,6 +4,7 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 *reader* at a time, from a *position* that only the source understands and that lives in the task's commit.
 """
 
+import importlib
 import typing
 
 from flowkit.source.brokers import bounded_topic, open_broker
@@ -73,11 +74,11 @@ __all__ = [
     "serve_firehose",
 ]
 
+_HOME = dict.fromkeys(("Endpoint", "Target", "serve_firehose"), "firehose")
+
 
 def __getattr__(name: str) -> typing.Any:
     """What needs aiohttp is loaded when it is first asked for."""
-    if name not in ("Endpoint", "Target", "serve_firehose"):
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flowkit.source import firehose
-
-    return getattr(firehose, name)
+    return getattr(importlib.import_module(f"flowkit.source.{_HOME[name]}"), name)
