@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from flowkit.aws import Right, arn, key_right, policy_of
+from flowkit.sink import destination
 from flowkit.sink.destinations import SERVICES
 from flowkit.store import storage_rights
 from tests.cli.place import Place
@@ -138,8 +139,6 @@ def test_one_statement_says_what_may_be_done_with_several_things() -> None:
 
 @pytest.mark.parametrize("scheme", SERVICES)
 def test_every_destination_tells_its_rights(scheme: str) -> None:
-    from flowkit.sink import destination
-
     places = {"kinesis-internal": "kinesis-internal://s"}
     shape = places.get(scheme, SERVICES[scheme][1].partition("?")[0])
     rights = destination(shape, ("key",)).rights()
@@ -148,3 +147,27 @@ def test_every_destination_tells_its_rights(scheme: str) -> None:
         assert actions
         assert resource == "*" or resource.startswith("arn:"), resource
         assert service.islower()
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "actions"),
+    [
+        ("", None, {"DescribeTable", "PutItem", "DeleteItem"}),
+        ("?tombstone=mark", None, {"DescribeTable", "PutItem"}),
+        ("?write=batch", None, {"DescribeTable", "BatchWriteItem"}),
+        ("?ttl=until&ttl_after=1h", ("key",), {"DescribeTable", "DescribeTimeToLive", "PutItem"}),
+    ],
+)
+def test_a_tables_rights_follow_its_options(options: str, fields: tuple[str, ...] | None, actions: set[str]) -> None:
+    (right,) = destination(f"dynamodb://items{options}", fields).rights()
+    assert set(right.actions) == actions
+
+
+def test_savepoints_are_written_and_not_deleted_and_begun_with_by_reading(place: Place) -> None:
+    place.app()
+    places = ("--from", "s3://states/old", "--savepoints", "s3://states/new")
+    found = {s["Resource"]: s["Action"] for s in statements(place, *BINDS, *places) if "Object" in str(s["Action"])}
+    assert found == {
+        "arn:aws:s3:::states/old/*": ["s3:GetObject"],
+        "arn:aws:s3:::states/new/*": ["s3:GetObject", "s3:PutObject"],
+    }
