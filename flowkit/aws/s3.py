@@ -8,29 +8,34 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
+from flowkit.aws.rights import Condition, Right, bucket_arn, key_right, literal, via
 from flowkit.errors import ConfigError
 
 ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 ADDRESSING = ("auto", "path", "virtual")
-OPTIONS = ("region", "addressing", "sse", "kms_key")
+OPTIONS = ("region", "addressing", "sse", "kms_key", "owner")
 """What the URL of a place for checkpoints may say."""
 
 REFUSED = ("PreconditionFailed", "412")
 MISSING = ("NoSuchKey", "404")
 
+Use = Literal["keep", "add", "read"]
+"""What is done with blobs: all, all but deleting them, or reading only."""
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_OWNER = re.compile(r"\d{12}")
+_OWNER = re.compile(r"[0-9]{12}")
 
 
 class S3Place(NamedTuple):
-    """Where in which bucket, and how: `s3://BUCKET/PREFIX?region=…&addressing=path&sse=aws:kms&kms_key=…`.
+    """Where in which bucket, and how: `s3://BUCKET/PREFIX?region=…&addressing=path&sse=aws:kms&kms_key=…&owner=…`.
 
     `sse` and `kms_key` are server-side encryption (FLOWKIT_S3_SSE and FLOWKIT_S3_KMS_KEY where the URL is silent); the
     bucket's own default otherwise. `addressing=path` is for servers that know no buckets in host names. `owner` (or
-    FLOWKIT_S3_OWNER) is the account that the bucket has to be of: another's of that name is refused.
+    FLOWKIT_S3_BUCKET_OWNER) is the account, in 12 digits, that the bucket must belong to: S3 refuses every request to
+    another's, so that a name that someone else has taken gets no data.
     """
 
     bucket: str
@@ -73,7 +78,7 @@ class S3Place(NamedTuple):
         kms_key = options.get("kms_key") or found.get("FLOWKIT_S3_KMS_KEY") or None
         sse = options.get("sse") or found.get("FLOWKIT_S3_SSE") or ("aws:kms" if kms_key else None)
         addressing = options.get("addressing") or "auto"
-        owner = options.get("owner") or found.get("FLOWKIT_S3_OWNER") or None
+        owner = options.get("owner") or found.get("FLOWKIT_S3_BUCKET_OWNER") or None
         if sse is not None and sse not in ENCRYPTIONS:
             problems.append(f"{shown}: sse={sse}: no such encryption; there are {', '.join(ENCRYPTIONS)}")
         elif kms_key is not None and sse == "AES256":
@@ -81,8 +86,25 @@ class S3Place(NamedTuple):
         if addressing not in ADDRESSING:
             problems.append(f"{shown}: addressing={addressing}: there are {', '.join(ADDRESSING)}")
         if owner is not None and not _OWNER.fullmatch(owner):
-            problems.append(f"{shown}: owner={owner}: the number of an account has 12 digits")
+            problems.append(f"{shown}: owner={owner}: needs the number of an account, 12 digits")
         return cls(bucket, unquote(prefix).strip("/"), None, addressing, sse, kms_key, owner), problems
+
+    def rights(self, *folder: str, use: Use = "keep") -> list[Right]:
+        """What a role has to be allowed for the objects of one folder, and for a look whether it can be used."""
+        start = "".join(f"{name}/" for name in ([self.prefix] if self.prefix else []))
+        here = start + "".join(f"{name}/" for name in folder)
+        actions = {"keep": ("DeleteObject", "GetObject", "PutObject"), "add": ("GetObject", "PutObject")}
+        rights = [Right("s3", actions.get(use, ("GetObject",)), bucket_arn(self.bucket, f"{literal(here)}*"))]
+        looked = tuple(dict.fromkeys((literal(start), f"{literal(here)}*")))
+        under = (Condition("StringLike", "s3:prefix", looked),) if here else ()
+        rights.append(Right("s3", ("ListBucket",), bucket_arn(self.bucket), under))
+        return rights + self.key_rights("Decrypt", *(() if use == "read" else ("GenerateDataKey",)))
+
+    def key_rights(self, *actions: str) -> list[Right]:
+        """What a role has to be allowed with the key that objects are encrypted by there, if one is named."""
+        if self.kms_key is None:
+            return []
+        return [key_right(self.kms_key, actions, self.region, via("s3", self.region))]
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")

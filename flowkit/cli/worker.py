@@ -24,14 +24,16 @@ HELP = """Run an app live: join the other workers of the app and take a share of
 Topics are on the broker; --bind leads sinks (and topics that should not be there) to files. On SIGTERM or Ctrl-C it
 finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (25000). In a container nothing needs to be
 said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
-with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
+with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64; or FLOWKIT_STORE_KMS_KEY, a key of AWS KMS as
+alias/NAME, id or ARN) the state is encrypted at rest. `flowkit iam` prints the rights that a worker needs on AWS.
 
 A topic with a pattern is all topics of the broker that match, which is looked at every FLOWKIT_TOPIC_REFRESH ms (5000):
 what comes is read, what goes is left, with a word in the log. While none matches, the worker waits.
 
 With --checkpoints the state of each task goes there every minute, what is new of it, so that a worker on another
 machine can go on from it, with the frames that the broker keeps (kafka://) from after it. For s3://BUCKET/PREFIX
-credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there.
+credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there, and
+?owner=ACCOUNT refuses a bucket of another account.
 Where there is only Kafka, kafka://HOST:PORT/TOPIC takes the options and secrets that --broker takes; the topic is made,
 compacted and without retention. Workers need the right to write to it, to read its settings, and to the transactional
 ids flowkit-checkpoints/TOPIC/….

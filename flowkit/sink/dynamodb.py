@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, code_of, open_client
+from flowkit.aws import AwsOptions, Right, arn, code_of, open_client
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.calls import called, described
 from flowkit.sink.dispatch import LONGEST_WAIT, Again, Dispatch, Item, Limits, Never, Outcome
@@ -179,6 +179,19 @@ class DynamoDestination:
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can: each item tells what is newer."""
         return ""
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says. What removes an item is a record that is None: one of a type with fields never is."""
+        actions = ["DescribeTable"]
+        if self.expiry is not None:
+            actions.append("DescribeTimeToLive")
+        if self.options.batch:
+            actions.append("BatchWriteItem")
+        else:
+            actions.append("PutItem")
+            if self.fields is None and not self.options.mark:
+                actions.append("DeleteItem")
+        return (Right("dynamodb", tuple(actions), arn("dynamodb", f"table/{self._table}", self.aws.region)),)
 
     def sink(self, task: SinkTask) -> RecordSink:
         """As the protocol says."""

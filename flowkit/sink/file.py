@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import anyio.to_thread
 
+from flowkit.aws import Right
 from flowkit.codec import csv_line
 from flowkit.errors import ConfigError
 from flowkit.sink.file_target import DiskFile, Stdout
@@ -56,6 +57,10 @@ class FileDestination:
         if not missing:
             return ""
         return f"{tasks} tasks write it, and a file has one writer: put {' and '.join(missing)} into the name"
+
+    def rights(self) -> Sequence[Right]:
+        """None: files have no roles."""
+        return ()
 
     def sink(self, task: SinkTask) -> "FileSink":
         """As the protocol says."""

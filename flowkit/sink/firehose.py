@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from flowkit.aws import AwsOptions, open_client
+from flowkit.aws import AwsOptions, Right, arn, open_client
 from flowkit.errors import ConfigError
 from flowkit.sink.calls import called, described
 from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome
@@ -94,6 +94,11 @@ class FirehoseDestination:
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can."""
         return ""
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says."""
+        stream = arn("firehose", f"deliverystream/{self._name}", self.aws.region)
+        return (Right("firehose", ("DescribeDeliveryStream", "PutRecordBatch"), stream),)
 
     def sink(self, task: SinkTask) -> RecordSink:
         """As the protocol says."""

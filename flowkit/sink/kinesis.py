@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, open_client
+from flowkit.aws import AwsOptions, Right, arn, open_client
 from flowkit.errors import ConfigError
 from flowkit.sink.calls import called, described
 from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome
@@ -109,6 +109,11 @@ class KinesisDestination:
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can."""
         return ""
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says."""
+        stream = arn("kinesis", f"stream/{self._name}", self.aws.region)
+        return (Right("kinesis", ("DescribeStreamSummary", "PutRecords"), stream),)
 
     def sink(self, task: SinkTask) -> RecordSink:
         """As the protocol says."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 
-from flowkit.aws import AwsOptions, open_client
+from flowkit.aws import AwsOptions, Right, arn, open_client
 from flowkit.codec import encode_parcel
 from flowkit.errors import ConfigError
 from flowkit.sink.calls import called
@@ -69,6 +69,12 @@ class InternalDestination:
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can."""
         return ""
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says."""
+        return (
+            Right("kinesis", ("ListShards", "PutRecords"), arn("kinesis", f"stream/{self.stream}", self.aws.region)),
+        )
 
     def sink(self, task: SinkTask) -> "InternalSink":
         """As the protocol says."""

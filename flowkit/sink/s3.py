@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import structlog
 
-from flowkit.aws import AwsOptions, Blame, S3Place, blame_of, open_client, told
+from flowkit.aws import AwsOptions, Blame, Right, S3Place, blame_of, bucket_arn, literal, open_client, told
 from flowkit.errors import ConfigError
 from flowkit.sink.s3_formats import COMPRESSIONS, FORMATS, format_of
 from flowkit.sink.s3_layout import Layout
@@ -153,6 +153,15 @@ class S3Destination:
                     "s3:AbortMultipartUpload and s3:ListBucketMultipartUploads are allowed"
                 ) from error
             log.warning("S3 does not answer yet", sink=self.where, reason=told(error))
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says."""
+        objects = bucket_arn(self.place.bucket, f"{literal(self.layout.stem)}*")
+        return [
+            Right("s3", ("AbortMultipartUpload", "PutObject"), objects),
+            Right("s3", ("ListBucketMultipartUploads",), bucket_arn(self.place.bucket)),
+            *self.place._replace(region=self.aws.region).key_rights("Decrypt", "GenerateDataKey"),
+        ]
 
     def sink(self, task: SinkTask) -> S3Sink:
         """As the protocol says."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from flowkit.aws import Right
 from flowkit.clock import Clock
 from flowkit.store import Space, SpaceChange, Store
 
@@ -135,6 +136,9 @@ class Destination(AbstractAsyncContextManager["Destination"], Protocol):
 
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Why `tasks` tasks of these groups, `largest` of one, cannot write there together; '' if they can."""
+
+    def rights(self) -> Sequence[Right]:
+        """What a role has to be allowed for all that is called here, and for nothing else; () without such roles."""
 
     def sink(self, task: SinkTask) -> Sink:
         """The part of one task."""

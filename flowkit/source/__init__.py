@@ -4,9 +4,11 @@ A *source* is one bound topic. It has *splits* (a Kafka partition, a Kinesis sha
 *reader* at a time, from a *position* that only the source understands and that lives in the task's commit.
 """
 
+import importlib
 import typing
 
 from flowkit.source.brokers import BOUNDED, bounded_topics, open_broker
+from flowkit.source.feeding import Feed, open_feed
 from flowkit.source.file import FileReader, FileSource
 from flowkit.source.internal import changelog_of, is_internal, may_be_internal
 from flowkit.source.memory import MemoryBroker
@@ -23,6 +25,7 @@ from flowkit.source.seam import (
     EndsForOthers,
     Home,
     KeepsFrames,
+    NeedsRights,
     Output,
     Part,
     PlacesByGroup,
@@ -32,11 +35,13 @@ from flowkit.source.seam import (
     SendsEarly,
     Sharded,
     Source,
+    TopicUse,
     is_end,
 )
-from flowkit.source.storages import check_storage_url, open_storage
+from flowkit.source.storages import check_storage_url, open_storage, storage_rights
 
 if typing.TYPE_CHECKING:
+    from flowkit.source.firehose import Endpoint, Target, serve_firehose
     from flowkit.source.kafka_bounded import BoundedTopic as BoundedTopic
     from flowkit.source.kafka_bounded import BoundedTopics as BoundedTopics
     from flowkit.source.s3 import S3Topic as S3Topic
@@ -49,7 +54,9 @@ __all__ = [
     "Batch",
     "Broker",
     "Claim",
+    "Endpoint",
     "EndsForOthers",
+    "Feed",
     "FileReader",
     "FileSource",
     "Home",
@@ -57,6 +64,7 @@ __all__ = [
     "Known",
     "MemoryBroker",
     "MemoryStore",
+    "NeedsRights",
     "Output",
     "Part",
     "PlacesByGroup",
@@ -67,6 +75,8 @@ __all__ = [
     "SendsEarly",
     "Sharded",
     "Source",
+    "Target",
+    "TopicUse",
     "bounded_topics",
     "changelog_of",
     "check_storage_url",
@@ -74,6 +84,18 @@ __all__ = [
     "is_internal",
     "may_be_internal",
     "open_broker",
+    "open_feed",
     "open_storage",
     "partition_of",
+    "serve_firehose",
+    "storage_rights",
 ]
+
+_HOME = dict.fromkeys(("Endpoint", "Target", "serve_firehose"), "firehose")
+
+
+def __getattr__(name: str) -> typing.Any:
+    """What needs aiohttp is loaded when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"flowkit.source.{_HOME[name]}"), name)

@@ -9,19 +9,21 @@ Which of them count the ledger tells by the last one's identity; the names lead 
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
 import cramjam
 import msgspec
 
+from flowkit.aws import Right
 from flowkit.errors import StoreCorrupt, StoreError
+from flowkit.source.storages import storage_rights
 from flowkit.store import Blobs, Frame, Storage, decode_frame, encode_frame, folder_of
 
 AHEAD = 8
 """So many frames are fetched at a time."""
 NOTHING = "0"
-_SUFFIX = ".frame"
+FOLDER, _SUFFIX = "frames", ".frame"
 
 
 class Name(NamedTuple):
@@ -46,6 +48,11 @@ class Name(NamedTuple):
         if not name.endswith(_SUFFIX) or not number.isdecimal() or not parent:
             return None
         return cls(int(number), commit_id, "" if parent == NOTHING else parent)
+
+
+def frame_rights(url: str, app: str, *, trims: bool) -> Sequence[Right]:
+    """What has to be allowed for the frames of an app's tasks in the storage at `url`, if they are forgotten or not."""
+    return storage_rights(url, FOLDER, folder_of(app)[0], use="keep" if trims else "add")
 
 
 class BlobFrames:
@@ -108,4 +115,4 @@ class BlobFrames:
         return decode_frame(whole, where, 0)
 
     def _blobs(self, task: str) -> Blobs:
-        return self.storage.blobs("frames", *folder_of(task))
+        return self.storage.blobs(FOLDER, *folder_of(task))

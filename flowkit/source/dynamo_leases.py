@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import msgspec
 import structlog
 
-from flowkit.aws import AwsOptions, Blame, blame_of, code_of, open_client, told
+from flowkit.aws import AwsOptions, Blame, Right, arn, blame_of, code_of, open_client, told
 from flowkit.clock import Clock
 from flowkit.errors import BrokerError, BrokerRefused, ConfigError, Fenced, OutcomeUnknown
 from flowkit.source.rules import DEFAULT_TTL_MS, Claimed, Lease, must_apply
@@ -111,6 +111,10 @@ class DynamoLeases:
             raise self._failed("looking at it", error) from error
         found: dict[str, Any] = answer["Table"]
         return found
+
+    def rights(self) -> Sequence[Right]:
+        """What has to be allowed. CreateTable is for the first worker of all, unless the table was made by hand."""
+        return (Right("dynamodb", ACTIONS, arn("dynamodb", f"table/{self.table}", self._aws.region)),)
 
     async def close(self) -> None:
         """Disconnect. Leases stay until they are dead or released."""
@@ -357,7 +361,8 @@ class DynamoLeases:
         return BrokerError(f"{self.url}: {doing}: {told(error)}")
 
 
-_CURE = ": see to its name, region and rights (Describe-, CreateTable, Get-, Put-, Update-, DeleteItem, Scan)"
+ACTIONS = ("CreateTable", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "Scan", "UpdateItem")
+_CURE = f": see to its name, region and rights ({', '.join(ACTIONS)})"
 
 
 class _Refused(Exception):

@@ -15,18 +15,18 @@ from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlencode
 
-from flowkit.aws import AwsOptions
+from flowkit.aws import AwsOptions, Right
 from flowkit.clock import Clock
 from flowkit.errors import BrokerError, ConfigError
 from flowkit.options import OutOfRange, Start
-from flowkit.source.blob_frames import BlobFrames
+from flowkit.source.blob_frames import BlobFrames, frame_rights
 from flowkit.source.dynamo_leases import START, DynamoLeases
 from flowkit.source.embedded import EmbeddedBroker
 from flowkit.source.kinesis_reader import Arrivals, KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
 from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
-from flowkit.source.seam import Output
+from flowkit.source.seam import Output, TopicUse
 from flowkit.source.storages import check_storage_url, open_storage
 from flowkit.store import Frame
 
@@ -114,7 +114,7 @@ class KinesisBroker:
 
     async def partitions(self, topic: str) -> int:
         """How many open shards the stream has; 0 if it does not exist."""
-        return len([shard for shard in await self._streams.shards(topic) if not shard.closed])
+        return await self._streams.partitions(topic)
 
     async def shards(self, topic: str) -> list[Shard]:
         """All shards of a stream that hold records still."""
@@ -166,6 +166,15 @@ class KinesisBroker:
         aws = self.address.aws
         options = {name: value for name, value in aws._asdict().items() if value not in (None, AwsOptions().timeout)}
         return f"{scheme}://{topic}" + (f"?{urlencode(options)}" if options else "")
+
+    def rights(self, use: TopicUse) -> Sequence[Right]:
+        """As the protocol says."""
+        read = [right for topic in (*use.read, *use.internal) for right in self.source(topic).rights()]
+        made = [self._streams.making(topic) for topic in use.internal]
+        written = [self._streams.looking(topic) for topic in use.written]
+        ledger = self._ledger.rights() if isinstance(self._ledger, DynamoLeases) else ()
+        frames = () if self.address.frames is None else frame_rights(self.address.frames, use.app, trims=use.trims)
+        return [*read, *made, *written, *ledger, *frames]
 
     # --- placement ---
 

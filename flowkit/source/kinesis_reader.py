@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from flowkit.aws import Blame, blame_of, code_of, failures, told
+from flowkit.aws import Blame, Right, arn, blame_of, code_of, failures, told
 from flowkit.codec import PARCEL, decode_parcel
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import OutOfRange, Start
@@ -143,6 +143,14 @@ class KinesisSource:
     ) -> None:
         self.streams, self.arrivals, self.stream, self.out_of_range = streams, arrivals, stream, out_of_range
         self._start, self._until_end = start, until_end
+
+    def rights(self) -> Sequence[Right]:
+        """What has to be allowed for reading it."""
+        streams = self.streams
+        read = Right(
+            "kinesis", ("GetRecords", "GetShardIterator"), arn("kinesis", f"stream/{self.stream}", streams.aws.region)
+        )
+        return (streams.looking(self.stream), read)
 
     async def splits(self) -> Sequence[int]:
         """The numbers of the shards: the open ones; all that hold records, if it is to be read to its end."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from flowkit.aws import AwsOptions, Blame, blame_of, code_of, open_client, told
+from flowkit.aws import AwsOptions, Blame, Right, arn, blame_of, code_of, open_client, told
 from flowkit.clock import Clock
 from flowkit.errors import BrokerError, BrokerRefused, ConfigError
 from flowkit.source.rules import KeyValueTime
@@ -138,6 +138,19 @@ class KinesisStreams:
         found = [shard for shard in await self.shards(stream, fresh=True) if not shard.closed]
         if len(found) != shards:
             raise ConfigError(f"stream {stream!r} at {self.url} exists with {len(found)} open shards, not {shards}")
+
+    async def partitions(self, stream: str) -> int:
+        """How many open shards the stream has; 0 if it does not exist."""
+        return len([shard for shard in await self.shards(stream) if not shard.closed])
+
+    def looking(self, stream: str) -> Right:
+        """What has to be allowed for `shards`."""
+        return Right("kinesis", ("ListShards",), arn("kinesis", f"stream/{stream}", self.aws.region))
+
+    def making(self, stream: str) -> Right:
+        """What has to be allowed for `create`, beside `looking`."""
+        actions = ("CreateStream", "DescribeStreamSummary")
+        return Right("kinesis", actions, arn("kinesis", f"stream/{stream}", self.aws.region))
 
     async def put(self, stream: str, records: Sequence[KeyValueTime], partition: int | None = None) -> None:
         """Put (key, value, time) from outside, into shard `partition` or by key. Their times do not travel.

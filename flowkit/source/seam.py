@@ -1,8 +1,9 @@
 """The seam between flowkit and an outside system that records come from: what each system's file offers."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from flowkit.aws import Right
 from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.store import Frame
 
@@ -208,6 +209,27 @@ class Sharded(Protocol):
 
     def output(self, topic: str, *, internal: bool = False) -> str:
         """The URL of a topic as a destination; an `internal` one, which only this app's tasks read."""
+
+
+class TopicUse(NamedTuple):
+    """What an app does with a broker's topics, by their names; `internal` ones it makes, reads and writes.
+
+    `trims` tells that there are checkpoints, so that it lets the broker forget frames.
+    """
+
+    app: str
+    read: Sequence[str]
+    written: Sequence[str]
+    internal: Sequence[str]
+    trims: bool = False
+
+
+@runtime_checkable
+class NeedsRights(Protocol):
+    """A broker at which a role has to be allowed what the worker does."""
+
+    def rights(self, use: TopicUse) -> Sequence[Right]:
+        """What has to be allowed for all that is called, but for what is put into topics: `output` leads there."""
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ TRIES = 5
 FIRST_WAIT = 0.05
 
 _IN_THE_WAY = ("ConditionalRequestConflict", "OperationAborted", "409")
+_DENIED = ("AccessDenied", "403")
 _FOR_A_PERSON = (
     *("NoSuchBucket", "AccessDenied", "AllAccessDisabled", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     *("InvalidToken", "ExpiredToken", "PermanentRedirect", "301", "AuthorizationHeaderMalformed", "InvalidBucketName"),
@@ -85,7 +86,7 @@ class S3Storage:
         from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError, ParamValidationError
 
         try:
-            await self.do("listing", lambda: self._list(Prefix=self._prefix(()), MaxKeys=1))
+            await self.do("listing", lambda: self.list_page(Prefix=self._prefix(()), MaxKeys=1))
         except StoreError as error:
             cause = error.__cause__
             mendable = isinstance(cause, NoCredentialsError | CredentialRetrievalError | ParamValidationError)
@@ -99,13 +100,14 @@ class S3Storage:
         more: dict[str, str] = {}
         while True:
             now = dict(more)
-            page = await self.do("listing", lambda now=now: self._list(Prefix=prefix, **options, **now))  # type: ignore[misc]
+            page = await self.do("listing", lambda now=now: self.list_page(Prefix=prefix, **options, **now))  # type: ignore[misc]
             found.append(page)
             if not page.get("IsTruncated"):
                 return found
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    async def _list(self, **options: Any) -> dict[str, Any]:
+    async def list_page(self, **options: Any) -> dict[str, Any]:
+        """One page of a listing, with the client's own errors."""
         page: dict[str, Any] = await self.client.list_objects_v2(**self.place.target, **options)
         return page
 
@@ -168,7 +170,7 @@ class S3Blobs:
                 async with found["Body"] as body:
                     return await body.read(), str(found["ETag"])
             except ClientError as error:
-                if code_of(error) in MISSING:
+                if code_of(error) in MISSING or (code_of(error) in _DENIED and await self._is_missing(name)):
                     return None
                 raise
             except (HTTPClientError, IncompleteReadError, HttpError):  # botocore tries again only up to the first byte
@@ -176,6 +178,19 @@ class S3Blobs:
                     raise
             await asyncio.sleep(FIRST_WAIT * 2 ** (TRIES - 1 - tries_left))
         raise AssertionError
+
+    async def _is_missing(self, name: str) -> bool:
+        """True if there is no such object, which S3 tells only those who may list the whole bucket: others are denied.
+
+        A role that may list what is under the prefix finds out by that.
+        """
+        from botocore.exceptions import ClientError
+
+        try:
+            page = await self.storage.list_page(Prefix=self.prefix + name, MaxKeys=1)
+        except ClientError:
+            return False
+        return all(each["Key"] != self.prefix + name for each in page.get("Contents", ()))
 
     async def find(self, prefix: str = "") -> list[Blob]:
         """As the protocol says; what lies in folders of this one is not in it."""

@@ -165,7 +165,9 @@ async def run(
         host = await stack.enter_async_context(
             open_host(options.store_memory, bytes_per_second=options.compaction_rate)
         )
-        store = await stack.enter_async_context(open_store(store_path, host=host, keys=keys_from_environment()))
+        store = await stack.enter_async_context(
+            open_store(store_path, host=host, keys=keys_from_environment(app=app.name))
+        )
         part = SinkTask(app.name, "run", 0, 1, SystemClock(), bounded=True)
         sinks: dict[str, Sink] = {name: found.sink(part) for name, found in destinations.items()}
         letters = dict(outputs).get(app.dead_letters.name) or _dead_letters_path(app, state)

@@ -15,7 +15,7 @@ from flowkit.clock import Clock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
 from flowkit.sink import Destination, Sink, SinkTask, destination
-from flowkit.source import Part
+from flowkit.source import Part, TopicUse
 from flowkit.worker.finder import TopicFinder
 from flowkit.worker.live import task_name
 from flowkit.worker.shards import Shards, Streams
@@ -240,6 +240,21 @@ class Wiring:
         read = {topic.name for group in self.plan.groups for topic in group.inputs if topic.pattern is None}
         written = {name for name, outlet in self._written().items() if isinstance(outlet, Topic)}
         return read | ((written | {self.app.dead_letters.name}) - self.binds.keys())
+
+    def use(self) -> TopicUse:
+        """What the tasks do with the broker's topics."""
+        internal = {topic.name for topic in self.plan.internals}
+        read = {topic.name for group in self.plan.groups for topic in group.inputs} - internal
+        written = {
+            name
+            for name, outlet in self._outlets().items()
+            if name not in self.binds and (isinstance(outlet, Topic) or name == self.app.dead_letters.name)
+        }
+        return TopicUse(self.app.name, sorted(read), sorted(written - internal), sorted(internal))
+
+    def outlet(self, name: str) -> Outlet[Any]:
+        """What the tasks write under this name."""
+        return self._outlets()[name]
 
     def _shape_problems(self, counts: dict[str, int]) -> list[str]:
         """Where the app is not of the shape that a savepoint has."""

@@ -154,7 +154,7 @@ class Worker:
             host = await stack.enter_async_context(
                 open_host(options.store_memory, bytes_per_second=options.compaction_rate)
             )
-            self.home = StateHome(self.state, host, keys_from_environment())
+            self.home = StateHome(self.state, host, keys_from_environment(app=self.app.name))
             if options.checkpoints:
                 self.storage = await stack.enter_async_context(open_storage(options.checkpoints))
                 await self._check_storage(self.storage)

@@ -5,7 +5,7 @@ from typing import Any
 
 import flowkit
 
-NAME = os.environ["KINESIS_APP"]
+NAME = os.environ.get("KINESIS_APP", "app")
 
 app = flowkit.App(NAME)
 

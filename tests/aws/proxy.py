@@ -16,7 +16,7 @@ part        of a batch every other record is taken     see partly.py; what is no
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,7 +51,9 @@ class Request:
     body: bytes
     fault: Fault | None = None
     status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
+    answer: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    """With names in lower case."""
 
     @property
     def json(self) -> Any:
@@ -61,10 +63,14 @@ class Request:
 
 @dataclass
 class Proxy:
-    """See the head of this file. `fault` decides about each request, in the order in which they come."""
+    """See the head of this file. `fault` decides about each request, in the order in which they come.
+
+    `answered` is told of each that the server has answered.
+    """
 
     url: str = ""
     fault: Callable[[Request], Fault | None] = lambda _: None
+    answered: Callable[[Request], None] = lambda _: None
     delay: float = 0.2
     requests: list[Request] = field(default_factory=list)
 
@@ -80,7 +86,8 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
     target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
     action = target or (form.get("Action") or [request.method])[0]
-    return Request(service, action, request.path_qs, body, headers=request.headers)
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return Request(service, action, request.path_qs, body, headers=headers)
 
 
 @asynccontextmanager
@@ -136,6 +143,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         seen.status = got.status
         if halved and got.status == 200:
             data = partly.joined(seen.action, body, data, halved[1])
+        seen.answer = data
+        proxy.answered(seen)
         if fault == "lost":
             _cut(request)
             return web.Response()

@@ -45,7 +45,7 @@ WRONG: list[tuple[str, list[str]]] = [
         "s3://Big_Bucket/x?sse=none&colour=red",
         [
             "checkpoints s3://Big_Bucket/x: 'Big_Bucket' is no name of a bucket; write s3://BUCKET/PREFIX",
-            "checkpoints s3://Big_Bucket/x: unknown option 'colour'; there are region, addressing, sse, kms_key",
+            "checkpoints s3://Big_Bucket/x: unknown option 'colour'; there are region, addressing, sse, kms_key, owner",
             "checkpoints s3://Big_Bucket/x: sse=none: no such encryption; there are AES256, aws:kms, aws:kms:dsse",
         ],
     ),
@@ -203,7 +203,7 @@ async def _put(storage: S3Storage) -> str | None:
 @pytest.mark.usefixtures("s3")
 async def test_whose_the_bucket_has_to_be_every_request_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """No emulator looks at it: S3 refuses a request if the bucket is another account's."""
-    monkeypatch.setenv("FLOWKIT_S3_OWNER", "123456789012")
+    monkeypatch.setenv("FLOWKIT_S3_BUCKET_OWNER", "123456789012")
     seen: list[tuple[str, str | None]] = []
 
     def note(request: Any, **_: Any) -> None:
