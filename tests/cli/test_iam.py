@@ -139,7 +139,7 @@ def test_one_statement_says_what_may_be_done_with_several_things() -> None:
 
 @pytest.mark.parametrize("scheme", SERVICES)
 def test_every_destination_tells_its_rights(scheme: str) -> None:
-    places = {"kinesis-internal": "kinesis-internal://s"}
+    places = {"kinesis-internal": "kinesis-internal://s", "s3": "s3://bucket/prefix"}
     shape = places.get(scheme, SERVICES[scheme][1].partition("?")[0])
     rights = destination(shape, ("key",)).rights()
     assert rights, f"{shape} needs no right at all?"

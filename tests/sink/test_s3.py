@@ -53,7 +53,7 @@ WRONG = [
     ("s3://bucket/dt={dt}/x={nope}", ["{nope}: there are {dt}, {year}"]),
     ("s3://bucket/dt={dt", ["a lone brace: there are {dt}"]),
     ("s3://bucket/p?name=a/b", ["name=a/b: letters, digits"]),
-    ("s3://bucket/p?owner=me", ["owner=me: the number of an account has 12 digits"]),
+    ("s3://bucket/p?owner=me", ["owner=me: needs the number of an account, 12 digits"]),
     ("s3://bucket/p?sse=AES256&kms_key=k", ["a kms_key is for sse=aws:kms"]),
     ("s3://bucket/p?retries=never&format=xml", ["retries=never"]),
 ]
