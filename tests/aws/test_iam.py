@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from flowkit.aws import AwsOptions, open_client
-from flowkit.store import Checkpoints, KmsKey, folder_of, open_storage
+from flowkit.source import open_storage
+from flowkit.store import Checkpoints, KmsKey, folder_of
 from tests.aws.policies import ACCOUNT, AREA, Asked, Grant, Policy, Reader
 from tests.aws.proxy import Fault, Proxy, Request, proxy_to
 from tests.aws.servers import aws_environment

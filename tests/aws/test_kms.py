@@ -12,13 +12,13 @@ import pytest
 from flowkit.aws import AwsOptions, open_client
 from flowkit.cli import main
 from flowkit.errors import StoreCorrupt, StoreError, StoreKeyError
+from flowkit.source import open_storage
 from flowkit.store import (
     Checkpoints,
     KmsKey,
     StaticKey,
     keys_from_environment,
     open_directory,
-    open_storage,
     open_store,
     read_store,
     rotate,

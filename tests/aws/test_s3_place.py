@@ -6,7 +6,7 @@ import pytest
 
 from flowkit.aws import AwsOptions, open_client
 from flowkit.errors import ConfigError, StoreError
-from flowkit.store import open_storage
+from flowkit.source import open_storage
 from tests.aws.proxy import Request, proxy_to
 
 

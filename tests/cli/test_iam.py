@@ -8,7 +8,7 @@ import pytest
 from flowkit.aws import Right, arn, key_right, policy_of
 from flowkit.sink import destination
 from flowkit.sink.destinations import SERVICES
-from flowkit.store import storage_rights
+from flowkit.source import storage_rights
 from tests.cli.place import Place
 
 BINDS = ("--bind", "reports=dynamodb://reports")
