@@ -14,6 +14,7 @@ SERVICES: dict[str, tuple[str, str]] = {
     "firehose": ("flowkit.sink.firehose", "firehose://STREAM"),
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
     "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
+    "lambda": ("flowkit.sink.lambda_function", "lambda://FUNCTION"),
     "s3": ("flowkit.sink.s3", "s3://BUCKET/PREFIX"),
 }
 """By scheme: the module, and what a URL of it looks like ('': not for people). The module's
