@@ -15,6 +15,7 @@ SERVICES: dict[str, tuple[str, str]] = {
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
     "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
     "lambda": ("flowkit.sink.lambda_function", "lambda://FUNCTION"),
+    "opensearch": ("flowkit.sink.opensearch", "opensearch://HOST/INDEX"),
     "s3": ("flowkit.sink.s3", "s3://BUCKET/PREFIX"),
 }
 """By scheme: the module, and what a URL of it looks like ('': not for people). The module's

@@ -1,11 +1,21 @@
-"""A batch of which a service takes every other record, and says so: Kinesis, Firehose, DynamoDB's BatchWriteItem."""
+"""A batch of which a service takes every other record, and says so.
 
+Kinesis, Firehose, DynamoDB's BatchWriteItem, SQS, SNS, EventBridge, and OpenSearch, to which it goes on uncompressed.
+"""
+
+import gzip
 import json
 from typing import Any
 
 
 def split(action: str, body: bytes) -> tuple[bytes, list[Any]] | None:
     """The request with every other entry, and the entries that are left out; None for what takes no batches."""
+    if action == "_bulk":
+        lines = (gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body).splitlines(keepends=True)
+        entries = bulk_entries(lines)
+        if len(entries) < 2:
+            return None
+        return b"".join(entries[::2]), entries[1::2]
     asked = json.loads(body)
     if action in ("PutRecords", "PutRecordBatch"):
         records = asked["Records"]
@@ -23,6 +33,10 @@ def split(action: str, body: bytes) -> tuple[bytes, list[Any]] | None:
 def joined(action: str, body: bytes, answer: bytes, left: list[Any]) -> bytes:
     """The service's answer to half of `body`, as one to all of it."""
     got = json.loads(answer)
+    if action == "_bulk":
+        busy = {"type": "es_rejected_execution_exception", "reason": "the queue is full"}
+        mixed = alternately(got["items"], [{"index": {"status": 429, "error": busy}}] * len(left))
+        return json.dumps({**got, "errors": True, "items": mixed}).encode()
     if action == "BatchWriteItem":
         (table,) = json.loads(body)["RequestItems"]
         return json.dumps({**got, "UnprocessedItems": {table: left}}).encode()
@@ -34,3 +48,19 @@ def joined(action: str, body: bytes, answer: bytes, left: list[Any]) -> bytes:
     taken = iter(got[name])
     mixed = [next(taken) if n % 2 == 0 else failed for n in range(len(got[name]) + len(left))]
     return json.dumps({**got, name: mixed, count: len(left)}).encode()
+
+
+def bulk_entries(lines: list[bytes]) -> list[bytes]:
+    """The entries of a bulk request: an action, and, but for a removal, a document in the line after it."""
+    entries, at = [], 0
+    while at < len(lines):
+        step = 1 if lines[at].startswith(b'{"delete"') else 2
+        entries.append(b"".join(lines[at : at + step]))
+        at += step
+    return entries
+
+
+def alternately(some: list[Any], others: list[Any]) -> list[Any]:
+    """The first of `some`, the first of `others`, and so on."""
+    left, right = iter(some), iter(others)
+    return [next(right if n % 2 else left) for n in range(len(some) + len(others))]

@@ -51,6 +51,8 @@ class Request:
     body: bytes
     fault: Fault | None = None
     status: int = 0
+    method: str = ""
+    raw_path: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -79,8 +81,9 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
     service = scope[3] if len(scope) > 3 else ""
     target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
-    action = target or (form.get("Action") or [request.method])[0]
-    return Request(service, action, request.path_qs, body, headers=request.headers)
+    action = target or (form.get("Action") or ["_bulk" if request.path == "/_bulk" else request.method])[0]
+    raw: dict[str, Any] = {"method": request.method, "raw_path": request.raw_path, "headers": request.headers}
+    return Request(service, action, request.path_qs, body, **raw)
 
 
 @asynccontextmanager
@@ -92,7 +95,7 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
         async def handle(request: web.BaseRequest) -> Any:
             return await _handle(proxy, session, url, request)
 
-        runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+        runner = web.ServerRunner(web.Server(handle, auto_decompress=False), shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -124,7 +127,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
     headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     halved = partly.split(seen.action, body) if fault == "part" else None
     if halved:
-        headers = {k: v for k, v in headers.items() if k.lower() not in ("content-length", "x-amz-crc32")}
+        unfit = ("content-length", "x-amz-crc32", "content-encoding")
+        headers = {k: v for k, v in headers.items() if k.lower() not in unfit}
     async with session.request(
         request.method,
         url + request.raw_path,
@@ -162,8 +166,12 @@ def _refusal(seen: Request, fault: Fault) -> web.Response:
     if fault == "throttle":
         code, status = THROTTLES.get(seen.service, "ThrottlingException"), 400
         status = {"s3": 503, "lambda": 429, "firehose": 500}.get(seen.service, 400)
+        if seen.action == "_bulk":
+            status = 429
     elif fault == "denied":
         code, status = ("AccessDenied", 403) if seen.service == "s3" else ("AccessDeniedException", 400)
+        if seen.service in ("es", "aoss") or seen.action == "_bulk":
+            status = 403
     if seen.service in ("s3", "sns", "sqs", "monitoring", "sts") and not seen.body.startswith(b"{"):
         text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{fault}</Message></Error></ErrorResponse>"
         if seen.service == "s3":
