@@ -10,14 +10,21 @@ SLOW = frozenset(
         *("SlowDown", "BandwidthLimitExceeded", "LimitExceededException", "EC2ThrottledException", "429"),
         *("KMSThrottlingException", "TransactionInProgressException", "PriorRequestNotComplete"),
         *("ServiceUnavailableException", "ConcurrentInvocationLimitExceeded"),
-        *("ReservedFunctionConcurrentInvocationLimitExceeded",),
+        *("ReservedFunctionConcurrentInvocationLimitExceeded", "KMS.ThrottlingException", "KMSThrottling"),
     )
 )  # fmt: skip
 """Codes by which a service asks for fewer requests."""
 
 PASSING = frozenset(
     (
-        *("InternalFailure", "InternalServerError", "InternalServiceError", "InternalError", "ServiceUnavailable"),
+        *(
+            "InternalException",
+            "InternalFailure",
+            "InternalServerError",
+            "InternalServiceError",
+            "InternalError",
+            "ServiceUnavailable",
+        ),
         *("ServiceException", "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed", "500", "502", "503"),
         *("504", "ConditionalRequestConflict", "OperationAborted", "409", "ResourceInUseException"),
         *("TransactionConflictException", "KMSInternalException", "DependencyTimeoutException"),
@@ -37,7 +44,10 @@ FOR_A_PERSON = frozenset(
         *("NotFoundException", "NotFound", "QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"),
         *("NotImplemented", "UnknownOperationException", "InvalidAction", "KMSAccessDeniedException"),
         *("KMSDisabledException", "KMSInvalidStateException", "KMSNotFoundException", "KMSOptInRequired"),
-        *("InvalidKMSResourceException",),
+        *("InvalidKMSResourceException", "KMS.AccessDeniedException", "KMS.DisabledException", "KMS.NotFoundException"),
+        *("KMS.InvalidStateException", "KMS.OptInRequired", "KMSDisabled", "KMSInvalidState", "KMSNotFound"),
+        *("KMSAccessDenied", "AuthorizationError", "InvalidSecurity", "InvalidAccountIdException"),
+        *("NotAuthorizedForSourceException", "NotAuthorizedForDetailTypeException"),
     )
 )
 """Codes that only someone with rights can do something about."""
