@@ -1,7 +1,7 @@
 """What all that speaks to Amazon's services has in common: clients, credentials, and what its errors mean."""
 
 from flowkit.aws.client import AwsOptions, open_client
-from flowkit.aws.failures import Blame, blame_of, code_of, failures, told
+from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failures, told
 from flowkit.aws.patience import patiently
 from flowkit.aws.s3 import MISSING, REFUSED, S3Place, checksum
 
@@ -12,6 +12,7 @@ __all__ = [
     "Blame",
     "S3Place",
     "blame_of",
+    "blame_of_code",
     "checksum",
     "code_of",
     "failures",

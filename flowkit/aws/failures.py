@@ -70,14 +70,8 @@ def blame_of(error: BaseException) -> Blame | None:
     from botocore import exceptions as boto
 
     if isinstance(error, boto.ClientError):
-        code, status = code_of(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in SLOW or status == 429:
-            return Blame.SLOW
-        if code in FOR_A_PERSON:
-            return Blame.PERSON
-        if code in PASSING or status >= 500:
-            return Blame.PASSING
-        return Blame.REQUEST
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return blame_of_code(code_of(error), status)
     if isinstance(error, boto.ParamValidationError):
         return Blame.REQUEST
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
@@ -85,6 +79,21 @@ def blame_of(error: BaseException) -> Blame | None:
     if isinstance(error, boto.BotoCoreError | aiohttp.ClientError | asyncio.TimeoutError | OSError):
         return Blame.PASSING
     return None
+
+
+def blame_of_code(code: str, status: int = 0) -> Blame:
+    """Whose matter an error is that a service tells by a code, of a whole request or of one entry of it.
+
+    >>> blame_of_code("RequestThrottled").name, blame_of_code("AccessDenied").name, blame_of_code("", 503).name
+    ('SLOW', 'PERSON', 'PASSING')
+    """
+    if code in SLOW or status == 429:
+        return Blame.SLOW
+    if code in FOR_A_PERSON:
+        return Blame.PERSON
+    if code in PASSING or status >= 500:
+        return Blame.PASSING
+    return Blame.REQUEST
 
 
 def failures() -> tuple[type[BaseException], ...]:

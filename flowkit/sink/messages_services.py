@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from flowkit.aws.failures import FOR_A_PERSON, PASSING, SLOW
+from flowkit.aws import Blame, blame_of_code
 from flowkit.errors import SinkError
 from flowkit.sink.dispatch import Again, Never, Outcome
 from flowkit.sink.record_id import with_id
@@ -231,7 +231,7 @@ class Bus:
         if not answer.get("FailedEntryCount"):
             return [None] * count
         return [
-            _outcome(entry["ErrorCode"], entry.get("ErrorMessage"), where, fault=entry["ErrorCode"] not in PASSING)
+            _outcome(entry["ErrorCode"], entry.get("ErrorMessage"), where, fault=True)
             if entry.get("ErrorCode")
             else None
             for entry in answer["Entries"]
@@ -240,11 +240,12 @@ class Bus:
 
 def _outcome(code: str, reason: str | None, where: str, *, fault: bool) -> Outcome:
     """Of one message that was not taken. `fault`: by its own, as the service sees it."""
-    if code in SLOW:
-        return Again(f"{code}: {reason}", slow=True)
-    if code in FOR_A_PERSON:
+    blame = blame_of_code(code)
+    if blame is Blame.PERSON:
         raise SinkError(f"{where}: {code}: {reason}")
-    return Never(code, str(reason)) if fault else Again(f"{code}: {reason}")
+    if blame is Blame.REQUEST and fault:
+        return Never(code, str(reason))
+    return Again(f"{code}: {reason}", slow=blame is Blame.SLOW)
 
 
 def _text(value: bytes) -> str | Never:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -70,20 +70,19 @@ class Documents:
             return name
         if len(name.encode()) > ID_BYTES:
             return Never("IdTooLong", f"{len(name.encode())} bytes, and a document's id may have {ID_BYTES}")
-        version, how = row.number, "external"
+        version, how = row.number, b"external"
         if self.version == "order":
             self._tell_of_mixed(row.order)
             if row.order is not None:
-                version, how = row.order, "external_gte"
+                version, how = row.order, b"external_gte"
         document = (self.index.at(row.time), name)
-        action: dict[str, Any] = {"_index": document[0], "_id": name}
-        if self.version != "none":
-            action |= {"version": version, "version_type": how}
+        versioned = b"" if self.version == "none" else b',"version":%d,"version_type":"%b"' % (version, how)
+        action = b'{"_index":"%b","_id":%b%b}' % (document[0].encode(), msgspec.json.encode(name), versioned)
         if value is None:
-            body = msgspec.json.encode({"delete": action}) + b"\n"
+            body = b'{"delete":%b}\n' % action
         else:
             line = value.replace(b"\n", b" ")  # of JSON as a person writes it: a line is an entry here
-            body = b"%b\n%b\n" % (msgspec.json.encode({"index": action}), line)
+            body = b'{"index":%b}\n%b\n' % (action, line)
         return Item(index, None, len(body), Write(document, version, body))
 
     def _id(self, row: Row, value: bytes) -> str | Never:
