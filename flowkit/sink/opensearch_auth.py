@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowkit.aws import told
+from flowkit.aws import Blame, blame_of, failures, told
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import TryAgain
 
@@ -119,7 +119,7 @@ class SigV4:
 
     async def _look(self) -> None:
         from aiobotocore.session import AioSession
-        from botocore.exceptions import BotoCoreError, NoCredentialsError, NoRegionError
+        from botocore.exceptions import NoCredentialsError, NoRegionError
 
         try:
             session = AioSession(profile=self.profile)
@@ -129,8 +129,8 @@ class SigV4:
             self._credentials = await session.get_credentials()
             if self._credentials is None:
                 raise NoCredentialsError
-        except BotoCoreError as error:
-            raise SinkError(told(error)) from None
+        except failures() as error:
+            raise _meaning(error) from error
 
     async def sign(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
         """As the protocol says."""
@@ -141,8 +141,8 @@ class SigV4:
             await self._look()
         try:
             frozen = await self._credentials.get_frozen_credentials()
-        except Exception as error:
-            raise TryAgain(f"no credentials now: {told(error)}") from error
+        except failures() as error:
+            raise _meaning(error) from error
         # OpenSearch Serverless wants the payload's hash as a header; the service for domains takes it too.
         hashed = {**headers, "X-Amz-Content-SHA256": hashlib.sha256(body).hexdigest()}
         request = AWSRequest(method=method, url=url, headers=hashed, data=body)
@@ -155,3 +155,12 @@ class SigV4:
             return False
         self._credentials = None  # what stands in a file, or is given by a role, is asked for anew
         return True
+
+
+def _meaning(error: BaseException) -> SinkError | TryAgain:
+    """Of a failure to get credentials. A profile that is not there is botocore's, too, and does not pass."""
+    from botocore.exceptions import NoRegionError, ProfileNotFound
+
+    if blame_of(error) is Blame.PERSON or isinstance(error, NoRegionError | ProfileNotFound):
+        return SinkError(told(error))
+    return TryAgain(f"no credentials now: {told(error)}")

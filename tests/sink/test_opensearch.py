@@ -211,3 +211,46 @@ async def test_a_password_may_be_changed_in_its_file(tmp_path: Path) -> None:
     path.write_text("me:new\n")
     assert auth.refused("Unauthorized")
     assert (await auth.sign("POST", "", {}, b""))["Authorization"] == "Basic bWU6bmV3"
+
+
+EXPIRED = '{"message":"The security token included in the request is expired"}'
+
+
+async def test_credentials_that_have_expired_are_asked_for_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    auth = opened(f"{HOST}/x?region=eu-west-1&profile=mine").http.auth
+
+    async def key() -> str:
+        signed = await auth.sign("POST", "https://search.example/_bulk", {}, b"x")
+        return signed["Authorization"].partition("Credential=")[2].partition("/")[0]
+
+    path.write_text("[mine]\naws_access_key_id = OLD\naws_secret_access_key = s\n")
+    await auth.open()
+    path.write_text("[mine]\naws_access_key_id = NEW\naws_secret_access_key = s\n")
+    assert await key() == "OLD"
+    assert not auth.refused('{"message":"User: x is not authorized to perform: es:ESHttpPost"}')
+    assert await key() == "OLD"
+    assert auth.refused(EXPIRED)
+    assert await key() == "NEW"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"), [(f"{HOST}/x?region=r&profile=nobody", "nobody"), (f"{HOST}/x?profile=mine", "no region")]
+)
+async def test_what_is_wrong_with_credentials_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, told: str
+) -> None:
+    path = tmp_path / "credentials"
+    path.write_text("[mine]\naws_access_key_id = OLD\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=told):
+        async with opened(url):
+            pass
