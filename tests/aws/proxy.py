@@ -127,8 +127,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
     headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     halved = partly.split(seen.action, body) if fault == "part" else None
     if halved:
-        unfit = ("content-length", "x-amz-crc32", "content-encoding")
-        headers = {k: v for k, v in headers.items() if k.lower() not in unfit}
+        of_body = ("content-length", "x-amz-crc32", "content-encoding")
+        headers = {k: v for k, v in headers.items() if k.lower() not in of_body}
     async with session.request(
         request.method,
         url + request.raw_path,

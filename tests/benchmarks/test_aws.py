@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
-import msgspec
 import aiohttp
 import msgspec
 import pytest
