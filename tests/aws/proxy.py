@@ -43,7 +43,7 @@ THROTTLES = {
 
 @dataclass
 class Request:
-    """One request: `service` as in credentials ("kinesis"), `action` ("PutRecords"; for S3 and Lambda the method)."""
+    """One request: `service` as in credentials ("kinesis"), `action` ("PutRecords"; for S3 the method)."""
 
     service: str
     action: str
@@ -81,7 +81,8 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
     service = scope[3] if len(scope) > 3 else ""
     target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
-    action = target or (form.get("Action") or ["_bulk" if request.path == "/_bulk" else request.method])[0]
+    named = "_bulk" if request.path == "/_bulk" else "Invoke" if request.path.endswith("/invocations") else ""
+    action = target or named or (form.get("Action") or [request.method])[0]
     raw: dict[str, Any] = {"method": request.method, "raw_path": request.raw_path, "headers": request.headers}
     return Request(service, action, request.path_qs, body, **raw)
 

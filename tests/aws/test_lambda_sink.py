@@ -67,11 +67,10 @@ def seen(out: Path) -> list[dict[str, Any]]:
 async def test_a_function_that_looks_at_batch_ids_gets_each_record_once(ministack: str, tmp_path: Path) -> None:
     """Broken off at each step, behind a bad network: batches come again as they were, or divided, never otherwise."""
     async with function(tmp_path) as (name, out), proxy_to(ministack) as proxy:
-        bad = all_faults("POST", seed=3)
-        proxy.fault = lambda asked: bad(asked) if "/invocations" in asked.path else None
+        proxy.fault = all_faults("Invoke", seed=3)
         url = f"lambda://{name}?endpoint={proxy.url}&tries=1&timeout=15&batch=1000&calls=2&attempts=2"
-        assert await run_through(copying(), readings(keys=500), url, tmp_path) == 8
-        faults = {asked.fault for asked in proxy.requests if "/invocations" in asked.path}
+        assert await run_through(copying(), readings(keys=500), url, tmp_path, proxy=proxy) == 8
+        faults = {asked.fault for asked in proxy.requests if asked.action == "Invoke"}
         assert faults >= {"throttle", "broken", "reset", "lost", "half", "slow"}
         batches = seen(out)
     by_id: dict[str, Any] = {}
@@ -102,10 +101,9 @@ async def test_a_function_that_looks_at_batch_ids_gets_each_record_once(ministac
 async def test_events_all_reach_the_function(ministack: str, tmp_path: Path) -> None:
     rows = readings(keys=50, count=2_000)
     async with function(tmp_path) as (name, out), proxy_to(ministack) as proxy:
-        bad = all_faults("POST", seed=4)
-        proxy.fault = lambda asked: bad(asked) if "/invocations" in asked.path else None
+        proxy.fault = all_faults("Invoke", seed=4)
         url = f"lambda://{name}:$LATEST?endpoint={proxy.url}&tries=1&timeout=15&batch=100&mode=event"
-        assert await run_through(copying(), rows, url, tmp_path, commit_every=200) == 8
+        assert await run_through(copying(), rows, url, tmp_path, commit_every=200, proxy=proxy) == 8
         assert (tmp_path / "dead.jsonl").read_bytes() == b""
         async with asyncio.timeout(30):
             while len({r["id"] for b in seen(out) for r in b["records"]}) < len(rows):  # noqa: ASYNC110

@@ -83,7 +83,8 @@ async def run_into(to: Place, count: int, server: str, tmp_path: Path, more: str
     async with proxy_to(server) as proxy:
         proxy.fault = all_faults(action, seed=8, share=0.12)
         url = f"{to.url}?endpoint={proxy.url}&tries=1&timeout=5{more}"
-        assert await run_through(copying(), readings(500, count), url, tmp_path, commit_every=count // 10) == 8
+        rows, every = readings(500, count), count // 10
+        assert await run_through(copying(), rows, url, tmp_path, commit_every=every, proxy=proxy) == 8
         assert {seen.fault for seen in proxy.requests if seen.action == action} >= FAULTS
     assert (tmp_path / "dead.jsonl").read_bytes() == b""
     return [seen for seen in proxy.requests if seen.action == action]

@@ -58,7 +58,7 @@ async def test_each_record_is_one_document_whatever_comes_again(osmem: str, tmp_
     async with proxy_to(osmem) as proxy:
         proxy.fault = all_faults("_bulk", seed=6, share=0.4)
         url = f"opensearch://{at(proxy.url)}/{name}?tls=no&auth=none&id=n&batch=300&timeout=5"
-        assert await run_through(copying(), rows, url, tmp_path) == 8
+        assert await run_through(copying(), rows, url, tmp_path, proxy=proxy) == 8
         assert {asked.fault for asked in proxy.requests if asked.action == "_bulk"} >= FAULTS
     assert await documents(osmem, name) == {str(row.n): {"id": row.id, "n": row.n, "at": row.at} for row in rows}
     assert (tmp_path / "dead.jsonl").read_bytes() == b""
@@ -69,7 +69,7 @@ async def test_the_document_of_a_key_is_its_last_record(osmem: str, tmp_path: Pa
     async with proxy_to(osmem) as proxy:
         proxy.fault = all_faults("_bulk", seed=7, share=0.4)
         url = f"opensearch://{at(proxy.url)}/{name}?tls=no&auth=none&batch=200&timeout=5&gzip=no"
-        assert await run_through(copying(), rows, url, tmp_path) == 8
+        assert await run_through(copying(), rows, url, tmp_path, proxy=proxy) == 8
         assert {asked.fault for asked in proxy.requests if asked.action == "_bulk"} >= FAULTS
     last = {row.id: {"id": row.id, "n": row.n, "at": row.at} for row in rows}
     assert await documents(osmem, name) == last
