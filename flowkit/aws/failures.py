@@ -10,14 +10,21 @@ SLOW = frozenset(
         *("SlowDown", "BandwidthLimitExceeded", "LimitExceededException", "EC2ThrottledException", "429"),
         *("KMSThrottlingException", "TransactionInProgressException", "PriorRequestNotComplete"),
         *("ServiceUnavailableException", "ConcurrentInvocationLimitExceeded"),
-        *("ReservedFunctionConcurrentInvocationLimitExceeded",),
+        *("ReservedFunctionConcurrentInvocationLimitExceeded", "KMS.ThrottlingException", "KMSThrottling"),
     )
 )  # fmt: skip
 """Codes by which a service asks for fewer requests."""
 
 PASSING = frozenset(
     (
-        *("InternalFailure", "InternalServerError", "InternalServiceError", "InternalError", "ServiceUnavailable"),
+        *(
+            "InternalException",
+            "InternalFailure",
+            "InternalServerError",
+            "InternalServiceError",
+            "InternalError",
+            "ServiceUnavailable",
+        ),
         *("ServiceException", "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed", "500", "502", "503"),
         *("504", "ConditionalRequestConflict", "OperationAborted", "409", "ResourceInUseException"),
         *("TransactionConflictException", "KMSInternalException", "DependencyTimeoutException"),
@@ -37,7 +44,10 @@ FOR_A_PERSON = frozenset(
         *("NotFoundException", "NotFound", "QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"),
         *("NotImplemented", "UnknownOperationException", "InvalidAction", "KMSAccessDeniedException"),
         *("KMSDisabledException", "KMSInvalidStateException", "KMSNotFoundException", "KMSOptInRequired"),
-        *("InvalidKMSResourceException",),
+        *("InvalidKMSResourceException", "KMS.AccessDeniedException", "KMS.DisabledException", "KMS.NotFoundException"),
+        *("KMS.InvalidStateException", "KMS.OptInRequired", "KMSDisabled", "KMSInvalidState", "KMSNotFound"),
+        *("KMSAccessDenied", "AuthorizationError", "InvalidSecurity", "InvalidAccountIdException"),
+        *("NotAuthorizedForSourceException", "NotAuthorizedForDetailTypeException"),
     )
 )
 """Codes that only someone with rights can do something about."""
@@ -60,14 +70,8 @@ def blame_of(error: BaseException) -> Blame | None:
     from botocore import exceptions as boto
 
     if isinstance(error, boto.ClientError):
-        code, status = code_of(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in SLOW or status == 429:
-            return Blame.SLOW
-        if code in FOR_A_PERSON:
-            return Blame.PERSON
-        if code in PASSING or status >= 500:
-            return Blame.PASSING
-        return Blame.REQUEST
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return blame_of_code(code_of(error), status)
     if isinstance(error, boto.ParamValidationError):
         return Blame.REQUEST
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
@@ -75,6 +79,21 @@ def blame_of(error: BaseException) -> Blame | None:
     if isinstance(error, boto.BotoCoreError | aiohttp.ClientError | asyncio.TimeoutError | OSError):
         return Blame.PASSING
     return None
+
+
+def blame_of_code(code: str, status: int = 0) -> Blame:
+    """Whose matter an error is that a service tells by a code, of a whole request or of one entry of it.
+
+    >>> blame_of_code("RequestThrottled").name, blame_of_code("AccessDenied").name, blame_of_code("", 503).name
+    ('SLOW', 'PERSON', 'PASSING')
+    """
+    if code in SLOW or status == 429:
+        return Blame.SLOW
+    if code in FOR_A_PERSON:
+        return Blame.PERSON
+    if code in PASSING or status >= 500:
+        return Blame.PASSING
+    return Blame.REQUEST
 
 
 def failures() -> tuple[type[BaseException], ...]:

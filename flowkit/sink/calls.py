@@ -13,6 +13,12 @@ log = structlog.get_logger("flowkit.sink")
 
 T = TypeVar("T")
 
+ABSENT = {
+    *("ResourceNotFoundException", "ResourceNotFound", "NotFound", "NotFoundException", "QueueDoesNotExist"),
+    "AWS.SimpleQueueService.NonExistentQueue",
+}
+"""Codes by which services say that there is no such thing."""
+
 
 async def called(where: str, call: Awaitable[T]) -> T:
     """What a call gives. Raises TryAgain, Refused, or, if someone has to do something, SinkError."""
@@ -41,7 +47,7 @@ async def described(where: str, call: Awaitable[T], *, right: str, missing: str)
         blame, code = blame_of(error), code_of(error)
         if blame is None:
             raise
-        if code in ("ResourceNotFoundException", "ResourceNotFound"):
+        if code in ABSENT:
             raise ConfigError(f"{where}: is not there ({told(error)}): {missing}") from None
         if blame is Blame.PERSON and code.startswith("AccessDenied"):
             raise ConfigError(f"{where}: {told(error)}: allow {right}") from None

@@ -11,10 +11,15 @@ from flowkit.sink.seam import Destination, Typed
 
 SERVICES: dict[str, tuple[str, str]] = {
     "dynamodb": ("flowkit.sink.dynamodb", "dynamodb://TABLE"),
+    "events": ("flowkit.sink.messages", "events://BUS"),
     "firehose": ("flowkit.sink.firehose", "firehose://STREAM"),
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
     "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
+    "lambda": ("flowkit.sink.lambda_function", "lambda://FUNCTION"),
+    "opensearch": ("flowkit.sink.opensearch", "opensearch://HOST/INDEX"),
     "s3": ("flowkit.sink.s3", "s3://BUCKET/PREFIX"),
+    "sns": ("flowkit.sink.messages", "sns://TOPIC_ARN"),
+    "sqs": ("flowkit.sink.messages", "sqs://QUEUE"),
 }
 """By scheme: the module, and what a URL of it looks like ('': not for people). The module's
 `open_destination(place, options, where, fields)` makes one, or raises ConfigError."""

@@ -64,7 +64,13 @@ class Never(NamedTuple):
     reason: str
 
 
-Outcome = Again | Never | None
+class Some(NamedTuple):
+    """An item that stands for many rows is dealt with: those that will never be taken, by their index."""
+
+    never: Sequence[tuple[int, Never]]
+
+
+Outcome = Again | Never | Some | None
 """What became of an item; None: taken."""
 
 
@@ -228,7 +234,9 @@ class _Turn:
                 heappush(self.back, (item.row, item))
                 self.dispatch.again += 1
                 continue
-            if outcome is not None:
+            if isinstance(outcome, Some):
+                self.never += outcome.never
+            elif outcome is not None:
                 self.never.append((item.row, outcome))
             self._gone(item)
         self._learn(again)

@@ -34,7 +34,8 @@ Make = Callable[[int, Row], Item | Never | None]
 """What is sent for a row with this index; Never if the service will not take it; None if there is nothing to send."""
 
 Settle = Callable[[list[Item]], list[Item]]
-"""Those of a hand-off's items that need to be sent, for the others change nothing that can be seen in the end."""
+"""Those of a hand-off's items that need to be sent, for the others change nothing that can be seen in the end; or
+items that stand for several of them, of which `send` then tells by `Some`."""
 
 
 class RecordSink:

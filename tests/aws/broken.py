@@ -17,7 +17,10 @@ from tests.aws.proxy import Fault, Proxy, Request
 
 STEPS = ("cut", "prepared", "resolved", "delivered")
 """Of a commit: a run is broken off after each."""
-WRITES = ("PutRecords", "PutRecordBatch", "PutItem", "BatchWriteItem")
+WRITES = {
+    *("PutRecords", "PutRecordBatch", "PutItem", "BatchWriteItem", "Invoke", "_bulk"),
+    *("SendMessageBatch", "PublishBatch", "PutEvents"),
+}
 COUNT = 20_000
 
 

@@ -45,6 +45,13 @@ def dynamodb_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def osmem() -> Iterator[str]:
+    """The URL of osmem's server."""
+    with servers.osmem() as url:
+        yield url
+
+
 def _go_to(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in servers.aws_environment(url).items():
         monkeypatch.setenv(name, value)

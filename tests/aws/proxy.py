@@ -16,7 +16,7 @@ part        of a batch every other record is taken     see partly.py; what is no
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -43,7 +43,7 @@ THROTTLES = {
 
 @dataclass
 class Request:
-    """One request: `service` as in credentials ("kinesis"), `action` ("PutRecords"; for S3 and Lambda the method)."""
+    """One request: `service` as in credentials ("kinesis"), `action` ("PutRecords"; for S3 the method)."""
 
     service: str
     action: str
@@ -52,8 +52,9 @@ class Request:
     fault: Fault | None = None
     status: int = 0
     answer: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    """With names in lower case."""
+    method: str = ""
+    raw_path: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def json(self) -> Any:
@@ -85,9 +86,10 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
     service = scope[3] if len(scope) > 3 else ""
     target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
-    action = target or (form.get("Action") or [request.method])[0]
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    return Request(service, action, request.path_qs, body, headers=headers)
+    named = "_bulk" if request.path == "/_bulk" else "Invoke" if request.path.endswith("/invocations") else ""
+    action = target or named or (form.get("Action") or [request.method])[0]
+    raw: dict[str, Any] = {"method": request.method, "raw_path": request.raw_path, "headers": request.headers}
+    return Request(service, action, request.path_qs, body, **raw)
 
 
 @asynccontextmanager
@@ -99,7 +101,7 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
         async def handle(request: web.BaseRequest) -> Any:
             return await _handle(proxy, session, url, request)
 
-        runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+        runner = web.ServerRunner(web.Server(handle, auto_decompress=False), shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -131,7 +133,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
     headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     halved = partly.split(seen.action, body) if fault == "part" else None
     if halved:
-        headers = {k: v for k, v in headers.items() if k.lower() not in ("content-length", "x-amz-crc32")}
+        of_body = ("content-length", "x-amz-crc32", "content-encoding")
+        headers = {k: v for k, v in headers.items() if k.lower() not in of_body}
     async with session.request(
         request.method,
         url + request.raw_path,
@@ -171,8 +174,12 @@ def _refusal(seen: Request, fault: Fault) -> web.Response:
     if fault == "throttle":
         code, status = THROTTLES.get(seen.service, "ThrottlingException"), 400
         status = {"s3": 503, "lambda": 429, "firehose": 500}.get(seen.service, 400)
+        if seen.action == "_bulk":
+            status = 429
     elif fault == "denied":
         code, status = ("AccessDenied", 403) if seen.service == "s3" else ("AccessDeniedException", 400)
+        if seen.service in ("es", "aoss") or seen.action == "_bulk":
+            status = 403
     if seen.service in ("s3", "sns", "sqs", "monitoring", "sts") and not seen.body.startswith(b"{"):
         text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{fault}</Message></Error></ErrorResponse>"
         if seen.service == "s3":

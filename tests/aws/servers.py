@@ -4,6 +4,7 @@
     ministack   most services; runs Lambda functions        python
     kinesalite  Kinesis: the one that splits shards right   node
     dynamodb    Amazon's own DynamoDB Local                 java
+    osmem       OpenSearch's documents and bulk requests    a program of its own, from PyPI
 
 They are installed once, into a cache outside the checkout, with environments of their own: none of their dependencies
 is one of flowkit's. Where one cannot be had its tests say so and are skipped, but not in CI.
@@ -25,7 +26,13 @@ import pytest
 
 from tests.kafka.jars import locked
 
-VERSIONS = {"moto[server]": "5.2.5", "ministack": "1.5.33", "kinesalite": "3.3.3", "DynamoDBLocal": "3.1.0"}
+VERSIONS = {
+    "moto[server]": "5.2.5",
+    "ministack": "1.5.33",
+    "kinesalite": "3.3.3",
+    "DynamoDBLocal": "3.1.0",
+    "osmem-server": "0.1.6",
+}
 START_SECONDS = 60
 
 KINESALITE = """
@@ -195,6 +202,16 @@ def dynamodb() -> Iterator[str]:
     place = _made(cache() / f"{package}-{VERSIONS[package]}", package, _maven)
     words = ["java", f"-Dsqlite4java.library.path={place / 'libs'}", "-cp", f"{place / 'libs'}/*"]
     words += [str(place / "Loopback.java"), "-inMemory", "-sharedDb", "-disableTelemetry", "-port", str(port)]
+    with running(words, f"http://127.0.0.1:{port}") as url:
+        yield url
+
+
+@contextmanager
+def osmem() -> Iterator[str]:
+    """Osmem's server."""
+    port = free_port()
+    (program,) = (installed("osmem-server").parent / "lib").glob("python3*/site-packages/osmem_server/bin/osmem-server")
+    words = [str(program), "-addr", f"127.0.0.1:{port}", "-no-stdin-watch", "-parent-pid", str(os.getpid())]
     with running(words, f"http://127.0.0.1:{port}") as url:
         yield url
 

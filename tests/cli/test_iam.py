@@ -139,7 +139,12 @@ def test_one_statement_says_what_may_be_done_with_several_things() -> None:
 
 @pytest.mark.parametrize("scheme", SERVICES)
 def test_every_destination_tells_its_rights(scheme: str) -> None:
-    places = {"kinesis-internal": "kinesis-internal://s", "s3": "s3://bucket/prefix"}
+    places = {
+        "kinesis-internal": "kinesis-internal://s",
+        "opensearch": "opensearch://search-shop-abcdefghijklmnopqrstuvwxyz.eu-west-1.es.amazonaws.com/orders?auth=sigv4",
+        "s3": "s3://bucket/prefix",
+        "sns": "sns://arn:aws:sns:eu-west-1:123456789012:alerts",
+    }
     shape = places.get(scheme, SERVICES[scheme][1].partition("?")[0])
     rights = destination(shape, ("key",)).rights()
     assert rights, f"{shape} needs no right at all?"

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from flowkit.errors import SinkError
 from flowkit.sink import dispatch as module
-from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome, Refused, TryAgain
+from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome, Refused, Some, TryAgain
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +134,14 @@ async def test_trying_again_is_told_once_in_a_while() -> None:
         ("kinesis://orders", "connection reset", 1)
     ]
     assert len(service.calls) == 10
+
+
+async def test_an_item_may_stand_for_many_rows_of_which_some_are_never_taken() -> None:
+    refused = [Never("Poison", str(n)) for n in range(3)]
+
+    async def send(items: Sequence[Item]) -> Sequence[Outcome]:
+        return [Some([(item.row + 1, refused[1])]) if item.row < 20 else refused[2] for item in items]
+
+    items = [Item(row, b"lane", 1, "") for row in (10, 0, 20)]
+    never = await Dispatch("x", send, Limits(2, 10, 1)).run(items)
+    assert never == [(1, refused[1]), (11, refused[1]), (20, refused[2])]
