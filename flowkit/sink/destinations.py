@@ -10,10 +10,12 @@ from flowkit.sink.file import FileDestination
 from flowkit.sink.seam import Destination
 
 SERVICES: dict[str, tuple[str, str]] = {
+    "cloudwatch": ("flowkit.sink.cloudwatch", "cloudwatch://NAMESPACE"),
     "dynamodb": ("flowkit.sink.dynamodb", "dynamodb://TABLE"),
     "firehose": ("flowkit.sink.firehose", "firehose://STREAM"),
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
     "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
+    "logs": ("flowkit.sink.cloudwatch_logs", "logs://GROUP/STREAM"),
 }
 """By scheme: the module, and what a URL of it looks like ('': not for people). The module's
 `open_destination(place, options, where, fields)` makes one, or raises ConfigError."""

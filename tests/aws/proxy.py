@@ -10,9 +10,11 @@ lost        it is passed on, and the answer is not     done, and nobody knows
 half        it is passed on, and half an answer comes  done, and nobody knows
 slow        it is passed on after `delay` seconds
 denied      the service says that it may not be        nothing done
+part        of a batch every other record is taken     see partly.py; what is no batch is passed on
 """
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +25,9 @@ from urllib.parse import parse_qs
 import aiohttp
 from aiohttp import web
 
-Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied"]
+from tests.aws import partly
+
+Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "part"]
 
 THROTTLES = {
     "kinesis": "ProvisionedThroughputExceededException",
@@ -47,8 +51,8 @@ class Request:
 
     @property
     def json(self) -> Any:
-        """The body of a JSON protocol."""
-        return json.loads(self.body or b"{}")
+        """The body of a JSON protocol, compressed or not."""
+        return json.loads((gzip.decompress(self.body) if self.body.startswith(b"\x1f\x8b") else self.body) or b"{}")
 
 
 @dataclass
@@ -84,7 +88,7 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
         async def handle(request: web.BaseRequest) -> Any:
             return await _handle(proxy, session, url, request)
 
-        runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+        runner = web.ServerRunner(web.Server(handle, auto_decompress=False), shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -111,16 +115,25 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return answer
     if fault == "slow":
         await asyncio.sleep(proxy.delay)
-    headers = {k: v for k, v in request.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+    dropped = ("transfer-encoding", "connection", "content-length", "x-amz-crc32")
+    headers = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
+    halved = partly.split(seen.action, body) if fault == "part" else None
     async with session.request(
-        request.method, url + request.raw_path, data=body, headers=headers, allow_redirects=False
+        request.method,
+        url + request.raw_path,
+        data=halved[0] if halved else body,
+        headers=headers,
+        allow_redirects=False,
     ) as got:
         data = await got.read()
         seen.status = got.status
+        if halved and got.status == 200:
+            data = partly.joined(seen.action, body, data, halved[1])
         if fault == "lost":
             _cut(request)
             return web.Response()
-        kept = {k: v for k, v in got.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
+        unfit = dropped if halved else dropped[:2]
+        kept = {k: v for k, v in got.headers.items() if k.lower() not in unfit}
         if fault == "half":
             response = web.StreamResponse(status=got.status, headers={**kept, "Content-Length": str(len(data) + 100)})
             await response.prepare(request)
@@ -137,6 +150,10 @@ def _cut(request: web.BaseRequest) -> None:
         request.transport.abort()
 
 
+def _is_json(seen: Request) -> bool:
+    return seen.body.startswith(b"{") or seen.action == "PutMetricData"  # which may be compressed
+
+
 def _refusal(seen: Request, fault: Fault) -> web.Response:
     code, status = "InternalFailure", 500
     if fault == "throttle":
@@ -144,7 +161,7 @@ def _refusal(seen: Request, fault: Fault) -> web.Response:
         status = {"s3": 503, "lambda": 429, "firehose": 500}.get(seen.service, 400)
     elif fault == "denied":
         code, status = ("AccessDenied", 403) if seen.service == "s3" else ("AccessDeniedException", 400)
-    if seen.service in ("s3", "sns", "sqs", "monitoring", "sts") and not seen.body.startswith(b"{"):
+    if seen.service in ("s3", "sns", "sqs", "monitoring", "sts") and not _is_json(seen):
         text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{fault}</Message></Error></ErrorResponse>"
         if seen.service == "s3":
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{fault}</Message></Error>"
