@@ -9,6 +9,7 @@ from flowkit.sink.destinations import destination, is_file
 from flowkit.sink.file import FileDestination, FileSink
 from flowkit.sink.file_target import OutputClosed
 from flowkit.sink.seam import Destination, Outgoing, Rejected, Sink, SinkTask, Staging
+from flowkit.sink.url_options import UrlOptions
 
 __all__ = [
     "Destination",
@@ -20,6 +21,7 @@ __all__ = [
     "Sink",
     "SinkTask",
     "Staging",
+    "UrlOptions",
     "destination",
     "is_file",
 ]

@@ -110,8 +110,21 @@ class LogsDestination:
 
     def sink(self, task: SinkTask) -> RecordSink:
         """As the protocol says."""
-        dispatch = Dispatch(self.where, self.send, Limits(CALL_EVENTS, CALL_BYTES, self.calls))
-        return RecordSink(dispatch, _make, task.clock, codec=self.codec, ready=self.ready)
+        return RecordSink(self._dispatch(), _make, task.clock, codec=self.codec, ready=self.ready)
+
+    async def put(self, lines: Sequence[tuple[int, str]]) -> int:
+        """Send lines, each with its time (ms), for as long as it takes: how many the service never takes.
+
+        Raises SinkError if someone has to do something.
+        """
+        await self.ready()
+        made = [event_of(row, time, line) for row, (time, line) in enumerate(lines)]
+        items = [each for each in made if isinstance(each, Item)]
+        never = await self._dispatch().run(items)
+        return len(lines) - len(items) + len(never)
+
+    def _dispatch(self) -> Dispatch:
+        return Dispatch(self.where, self.send, Limits(CALL_EVENTS, CALL_BYTES, self.calls))
 
     async def ready(self) -> None:
         """The stream is there. Tried for as long as it takes. Raises SinkError if someone has to do something."""
