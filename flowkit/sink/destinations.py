@@ -16,6 +16,8 @@ SERVICES: dict[str, tuple[str, str]] = {
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
     "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
     "logs": ("flowkit.sink.cloudwatch_logs", "logs://GROUP/STREAM"),
+    "redshift": ("flowkit.sink.redshift", "redshift://HOST/DATABASE/SCHEMA.TABLE"),
+    "redshift-data": ("flowkit.sink.redshift", "redshift-data://WORKGROUP/DATABASE/SCHEMA.TABLE"),
 }
 """By scheme: the module, and what a URL of it looks like ('': not for people). The module's
 `open_destination(place, options, where, fields)` makes one, or raises ConfigError."""
