@@ -67,6 +67,7 @@ class RedshiftDestination:
         self, way: Address | Cluster, aws: AwsOptions, where: str, fields: Sequence[str] | None, options: TableOptions
     ) -> None:
         self.where, self.aws, self.fields, self.options, self._way = where, aws, fields, options, way
+        self.keys = options.keys
         last = ", of each key its last record alone" if options.merge else ""
         self.guarantee = (
             f"exactly once{last}: rows are committed together with a line in {options.commits!r} by which a load that "

@@ -55,6 +55,8 @@ class Table(Protocol):
     """What all tasks of a worker share."""
 
     where: str
+    keys: tuple[str, ...]
+    """The fields by which a row is found, as records name them."""
     wire: Wire
     stage: Stage
 
@@ -190,7 +192,7 @@ class _Delivery:
     async def run(self) -> list[Rejected]:
         self.target = await patiently(self.table.where, self.table.ready)
         self.loaded = await patiently(self.table.where, self._ask)
-        make = _Lines(self.target.keys)
+        make = _Lines(self.table.keys)
         for n, (key, value, _) in enumerate(self.rows):
             made = make.line(n, key, value)
             if isinstance(made, Never):

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import structlog
+
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.calls import called
 from flowkit.sink.dispatch import Refused, TryAgain
+
+log = structlog.get_logger("flowkit.sink")
 
 CONNECT_SECONDS = 15.0
 STATEMENT_SECONDS = 900.0
@@ -99,17 +103,30 @@ class PostgresWire:
                 connection = await self._open()
                 for sql in ("BEGIN", *statements, "COMMIT"):
                     await connection.execute(sql)
-            except BaseException as error:
-                await self.close()  # which takes back what was begun
-                if not isinstance(error, Exception):
-                    raise
-                raise told_apart(error, self.where) from error
+            except Exception as error:
+                meaning = told_apart(error, self.where)
+                await self._take_back(stay=isinstance(meaning, Refused))
+                raise meaning from error
+            except BaseException:
+                await self._take_back(stay=False)
+                raise
 
     async def close(self) -> None:
         """As the protocol says."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
+
+    async def _take_back(self, *, stay: bool) -> None:
+        """Undo what was begun; unless the connection is well and shall `stay`, by ending that."""
+        if stay:
+            try:
+                await self._connection.execute("ROLLBACK")
+            except Exception:  # noqa: BLE001  it is opened again
+                log.debug("no rollback", sink=self.where)
+            else:
+                return
+        await self.close()
 
     async def _open(self) -> Any:
         if self._connection is None:

@@ -15,8 +15,9 @@ part        of a batch every other record is taken     see partly.py; what is no
 
 import asyncio
 import gzip
+import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +27,9 @@ import aiohttp
 from aiohttp import web
 
 from tests.aws import partly
+
+HOP = ("transfer-encoding", "connection", "expect")
+"""Headers that are the proxy's own matter."""
 
 Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "part"]
 
@@ -48,6 +52,7 @@ class Request:
     body: bytes
     fault: Fault | None = None
     status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def json(self) -> Any:
@@ -76,7 +81,7 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
     target = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     form = parse_qs(body.decode(errors="replace")) if b"Action=" in body[:2000] and not target else {}
     action = target or (form.get("Action") or [request.method])[0]
-    return Request(service, action, request.path_qs, body)
+    return Request(service, action, request.path_qs, body, headers=request.headers)
 
 
 @asynccontextmanager
@@ -102,7 +107,9 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
 
 
 async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, request: web.BaseRequest) -> Any:
-    body = await request.read()
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # clients of S3 hold the body back until then
+    body = await request.content.read()  # `request.read` takes no more than a MiB
     seen = request_of(request, body)
     proxy.requests.append(seen)
     fault = seen.fault = proxy.fault(seen)
@@ -115,13 +122,14 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return answer
     if fault == "slow":
         await asyncio.sleep(proxy.delay)
-    dropped = ("transfer-encoding", "connection", "content-length", "x-amz-crc32")
-    headers = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
+    headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     halved = partly.split(seen.action, body) if fault == "part" else None
+    if halved:
+        headers = {k: v for k, v in headers.items() if k.lower() not in ("content-length", "x-amz-crc32")}
     async with session.request(
         request.method,
         url + request.raw_path,
-        data=halved[0] if halved else body,
+        data=io.BytesIO(halved[0] if halved else body),
         headers=headers,
         allow_redirects=False,
     ) as got:
@@ -132,7 +140,7 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         if fault == "lost":
             _cut(request)
             return web.Response()
-        unfit = dropped if halved else dropped[:2]
+        unfit = (*HOP, "content-length", "x-amz-crc32") if halved else HOP
         kept = {k: v for k, v in got.headers.items() if k.lower() not in unfit}
         if fault == "half":
             response = web.StreamResponse(status=got.status, headers={**kept, "Content-Length": str(len(data) + 100)})

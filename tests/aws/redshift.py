@@ -19,8 +19,6 @@ from typing import Any
 import asyncpg
 from aiohttp import web
 
-from flowkit.aws import AwsOptions, open_client
-
 COPY = re.compile(
     r"COPY (\w+) FROM 's3://([^/']+)/([^']+)' IAM_ROLE 'arn:aws:iam::123456789012:role/copy'(?: REGION '([a-z0-9-]+)')?"
     r" FORMAT AS JSON 'auto ignorecase' GZIP TIMEFORMAT 'auto' DATEFORMAT 'auto' COMPUPDATE OFF STATUPDATE OFF"
@@ -30,8 +28,8 @@ COPY = re.compile(
 class AsRedshift:
     """A connection to PostgreSQL that can COPY. `step` is called before and after each statement, and may raise."""
 
-    def __init__(self, connection: Any, step: Callable[[str, str], Any] | None = None) -> None:
-        self.connection = connection
+    def __init__(self, connection: Any, s3: Any, step: Callable[[str, str], Any] | None = None) -> None:
+        self.connection, self.s3 = connection, s3
         self.step = step or (lambda when, sql: None)
 
     async def execute(self, sql: str) -> None:
@@ -57,9 +55,8 @@ class AsRedshift:
     async def _copy(self, sql: str) -> None:
         match = COPY.fullmatch(sql)
         assert match is not None, sql
-        async with open_client("s3", AwsOptions(), "COPY") as s3:
-            got = await s3.get_object(Bucket=match[2], Key=match[3])
-            lines = gzip.decompress(await got["Body"].read()).decode().splitlines()
+        got = await self.s3.get_object(Bucket=match[2], Key=match[3])
+        lines = gzip.decompress(await got["Body"].read()).decode().splitlines()
         lowered = [json.dumps({name.lower(): value for name, value in json.loads(line).items()}) for line in lines]
         try:
             await self.connection.execute(
