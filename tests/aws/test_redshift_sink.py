@@ -1,5 +1,6 @@
 """Redshift as a destination, on PostgreSQL and moto's S3: see tests/aws/redshift.py for what stands in for what."""
 
+import asyncio
 import json
 import random
 import ssl
@@ -295,6 +296,18 @@ async def test_a_load_of_another_under_the_same_name_is_told_and_not_passed_over
         await b.sink.open(b.sink.forked(state))
         assert await b.load({"id": "b", "n": 2}) == []
         assert sorted(await cluster.rows("id, n")) == [("a", 1), ("b", 2)]
+
+
+async def test_two_that_load_the_same_at_once_load_it_once(cluster: Cluster) -> None:
+    url = cluster.url()
+    async with bench(url) as ours, bench(url) as theirs:  # a worker that was thought dead, and its successor
+        theirs.sink.attach(ours.store, "sink out")
+        await theirs.sink.open(ours.sink.state())
+        for n in range(5):
+            handoff = await ours.cut([outgoing({"id": "a", "n": n})])
+            await asyncio.gather(ours.sink.deliver(handoff), theirs.sink.deliver(handoff))
+        assert sorted(await cluster.rows("id, n")) == [("a", n) for n in range(5)]
+        assert sum(sql.startswith("COPY") for sql in cluster.statements) > 5  # they did meet
 
 
 async def test_commits_go_together_until_a_load_is_large_or_old_enough(cluster: Cluster) -> None:

@@ -24,15 +24,23 @@ def test_the_statements_of_a_load_that_adds_rows() -> None:
     )
     assert load_sql(Target("s", "t", ("id", "n"), (), "c"), LOAD, COPIED) == [
         'LOCK TABLE "s"."c"',
-        'CREATE TEMPORARY TABLE flowkit_stage AS SELECT "id", "n", CAST(0 AS BIGINT) AS flowkit_row, '
-        'CAST(0 AS INTEGER) AS flowkit_gone FROM "s"."t" WHERE 1 = 0',
-        f"COPY flowkit_stage FROM 's3://bucket/x/y.json.gz' IAM_ROLE '{ROLE}' REGION 'eu-west-1' "
-        "FORMAT AS JSON 'auto ignorecase' GZIP TIMEFORMAT 'auto' DATEFORMAT 'auto' COMPUPDATE OFF STATUPDATE OFF",
+        (
+            'CREATE TEMPORARY TABLE flowkit_stage AS SELECT "id", "n", CAST(0 AS BIGINT) AS flowkit_row, '
+            'CAST(0 AS INTEGER) AS flowkit_gone FROM "s"."t" WHERE 1 = 0'
+        ),
+        (
+            f"COPY flowkit_stage FROM 's3://bucket/x/y.json.gz' IAM_ROLE '{ROLE}' REGION 'eu-west-1' "
+            "FORMAT AS JSON 'auto ignorecase' GZIP TIMEFORMAT 'auto' DATEFORMAT 'auto' COMPUPDATE OFF STATUPDATE OFF"
+        ),
         f'INSERT INTO "s"."t" ("id", "n") SELECT "id", "n" FROM flowkit_stage WHERE {unless}',
-        "DELETE FROM \"s\".\"c\" WHERE task = 'app-g-0-ab' AND (number <= -93 OR handoff = 'f00d' AND first_row = 0 "
-        "AND stop_row = 50)",
-        'INSERT INTO "s"."c" (task, number, handoff, first_row, stop_row, loaded) VALUES '
-        "('app-g-0-ab', 7, 'f00d', 0, 50, CAST('2026-01-02 03:04:05' AS TIMESTAMP))",
+        (
+            "DELETE FROM \"s\".\"c\" WHERE task = 'app-g-0-ab' AND (number <= -93 OR handoff = 'f00d' AND first_row = 0 "
+            "AND stop_row = 50)"
+        ),
+        (
+            'INSERT INTO "s"."c" (task, number, handoff, first_row, stop_row, loaded) VALUES '
+            "('app-g-0-ab', 7, 'f00d', 0, 50, CAST('2026-01-02 03:04:05' AS TIMESTAMP))"
+        ),
         "DROP TABLE flowkit_stage",
     ]
 
