@@ -139,7 +139,9 @@ DATA = ("22", "23")
 PERSON = ("0A", "0L", "0P", "28", "3D", "3F", "42")
 """Classes of SQLSTATE."""
 
-_WORDS = (
+_WORDS: tuple[tuple[type[Exception], re.Pattern[str]], ...] = (
+    # Another that loads the same has removed the object: it is written again.
+    (TryAgain, re.compile(r"s3 prefix .* does not exist|key does not exist|nosuchkey", re.IGNORECASE)),
     (
         Refused,
         re.compile(r"load into table|load_error|value too long|invalid input|violates|null in", re.IGNORECASE),
@@ -183,6 +185,8 @@ def by_words(said: str, where: str) -> Exception:
     """
     for kind, words in _WORDS:
         if words.search(said):
+            if kind is TryAgain:
+                break
             return Refused("LoadError", said) if kind is Refused else SinkError(f"{where}: {said}")
     return TryAgain(said)
 

@@ -55,7 +55,10 @@ class AsRedshift:
     async def _copy(self, sql: str) -> None:
         match = COPY.fullmatch(sql)
         assert match is not None, sql
-        got = await self.s3.get_object(Bucket=match[2], Key=match[3])
+        try:
+            got = await self.s3.get_object(Bucket=match[2], Key=match[3])
+        except self.s3.exceptions.NoSuchKey:
+            raise asyncpg.InternalServerError(f"The specified S3 prefix '{match[3]}' does not exist") from None
         lines = gzip.decompress(await got["Body"].read()).decode().splitlines()
         lowered = [json.dumps({name.lower(): value for name, value in json.loads(line).items()}) for line in lines]
         try:

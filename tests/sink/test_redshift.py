@@ -34,8 +34,8 @@ def test_the_statements_of_a_load_that_adds_rows() -> None:
         ),
         f'INSERT INTO "s"."t" ("id", "n") SELECT "id", "n" FROM flowkit_stage WHERE {unless}',
         (
-            "DELETE FROM \"s\".\"c\" WHERE task = 'app-g-0-ab' AND (number <= -93 OR handoff = 'f00d' AND first_row = 0 "
-            "AND stop_row = 50)"
+            "DELETE FROM \"s\".\"c\" WHERE task = 'app-g-0-ab' AND (number <= -93 OR handoff = 'f00d'"
+            " AND first_row = 0 AND stop_row = 50)"
         ),
         (
             'INSERT INTO "s"."c" (task, number, handoff, first_row, stop_row, loaded) VALUES '
@@ -128,6 +128,7 @@ def test_what_is_right_is_not_complained_of_and_guarantees_are_told() -> None:
         ('ERROR: relation "t" does not exist', SinkError),
         ("ERROR: User arn:aws:redshift:… is not authorized to assume IAM Role", SinkError),
         ("ERROR: 1023 DETAIL: Serializable isolation violation on table - 100", TryAgain),
+        ("ERROR: The specified S3 prefix 'x/y.json.gz' does not exist", TryAgain),
         ("ABORTED", TryAgain),
     ],
 )
