@@ -143,11 +143,12 @@ class LogsDestination:
         found: dict[int, Outcome] = {}
         for run in spans(sorted(items, key=_time)):
             found |= await self._put(run)
-        return [found[item.row] for item in items]
+        return [found.get(item.row) for item in items] if found else [None] * len(items)
 
     async def _put(self, run: list[Item]) -> dict[int, Outcome]:
-        """By row, what became of events that may go in one call. Refused as a whole, they are halved here: of those
-        calls that went before some may have been taken, and must not be made again.
+        """By row, what became of events that may go in one call, but for those taken.
+
+        Refused as a whole, they are halved here: of the calls before some may have been taken, and must not come again.
         """
         call = self._client.put_log_events(
             logGroupName=self.group, logStreamName=self.stream, logEvents=[item.body for item in run]
@@ -161,11 +162,15 @@ class LogsDestination:
                 return {run[0].row: error.never}
             half = len(run) // 2
             return await self._put(run[:half]) | await self._put(run[half:])
+        if not answer.get("rejectedLogEventsInfo"):
+            return {}
         return dict(zip((item.row for item in run), refusals(answer, len(run)), strict=True))
 
 
 def spans(items: Sequence[Item]) -> list[list[Item]]:
     """Events in order of time, cut where one is a day after the first one of its call."""
+    if items and _time(items[-1]) - _time(items[0]) < SPAN_MS:
+        return [list(items)]
     found: list[list[Item]] = []
     for item in items:
         if not found or _time(item) - _time(found[-1][0]) >= SPAN_MS:
@@ -191,9 +196,9 @@ def refusals(answer: Mapping[str, Any], events: int) -> list[Outcome]:
     return outcomes
 
 
-def event_of(row: int, time: int, message: str) -> Item | Never:
-    """An event to be sent. Never if it can be none."""
-    size = len(message.encode()) + EVENT_OVERHEAD
+def event_of(row: int, time: int, message: str, length: int | None = None) -> Item | Never:
+    """An event to be sent. Never if it can be none. `length` is that of its UTF-8, if it is known."""
+    size = (len(message.encode()) if length is None else length) + EVENT_OVERHEAD
     if size > CALL_BYTES:
         return Never("RecordTooLarge", f"{size} bytes as CloudWatch Logs counts, and an event may have {CALL_BYTES}")
     if not message:
@@ -202,8 +207,9 @@ def event_of(row: int, time: int, message: str) -> Item | Never:
 
 
 def _make(index: int, row: Row) -> Item | Never:
+    value = b"null" if row.value is None else row.value
     try:
-        return event_of(index, row.time, "null" if row.value is None else row.value.decode())
+        return event_of(index, row.time, value.decode(), len(value))
     except UnicodeDecodeError as error:
         return Never("NoText", f"an event is UTF-8 text: {error}")
 
