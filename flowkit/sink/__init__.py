@@ -9,6 +9,7 @@ from flowkit.sink.destinations import destination, is_file
 from flowkit.sink.file import FileDestination, FileSink
 from flowkit.sink.file_target import OutputClosed
 from flowkit.sink.seam import Destination, Forking, Outgoing, Rejected, Sink, SinkTask, Staging, Typed
+from flowkit.sink.url_options import UrlOptions
 
 __all__ = [
     "Destination",
@@ -22,6 +23,7 @@ __all__ = [
     "SinkTask",
     "Staging",
     "Typed",
+    "UrlOptions",
     "destination",
     "is_file",
 ]

@@ -10,13 +10,17 @@ from flowkit.sink.file import FileDestination
 from flowkit.sink.seam import Destination, Typed
 
 SERVICES: dict[str, tuple[str, str]] = {
+    "cloudwatch": ("flowkit.sink.cloudwatch", "cloudwatch://NAMESPACE"),
     "dynamodb": ("flowkit.sink.dynamodb", "dynamodb://TABLE"),
     "events": ("flowkit.sink.messages", "events://BUS"),
     "firehose": ("flowkit.sink.firehose", "firehose://STREAM"),
     "kinesis": ("flowkit.sink.kinesis", "kinesis://STREAM"),
     "kinesis-internal": ("flowkit.sink.kinesis_internal", ""),
     "lambda": ("flowkit.sink.lambda_function", "lambda://FUNCTION"),
+    "logs": ("flowkit.sink.cloudwatch_logs", "logs://GROUP/STREAM"),
     "opensearch": ("flowkit.sink.opensearch", "opensearch://HOST/INDEX"),
+    "redshift": ("flowkit.sink.redshift", "redshift://HOST/DATABASE/SCHEMA.TABLE"),
+    "redshift-data": ("flowkit.sink.redshift", "redshift-data://WORKGROUP/DATABASE/SCHEMA.TABLE"),
     "s3": ("flowkit.sink.s3", "s3://BUCKET/PREFIX"),
     "sns": ("flowkit.sink.messages", "sns://TOPIC_ARN"),
     "sqs": ("flowkit.sink.messages", "sqs://QUEUE"),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from flowkit.worker.build import random_ids
+from flowkit.worker.emf import Emf
 from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records, Waiting
 from flowkit.worker.finder import TopicFinder
 from flowkit.worker.health import Health, read_health, write_health
@@ -29,6 +30,7 @@ __all__ = [
     "IDLE",
     "NO_KEY",
     "ClockMark",
+    "Emf",
     "Entry",
     "Facts",
     "Finished",

@@ -23,6 +23,8 @@ def split(action: str, body: bytes) -> tuple[bytes, list[Any]] | None:
         return b"".join(entries[::2]), entries[1::2]
     if action == "PublishBatch":
         return _split_form(body)
+    if action not in ("PutRecords", "PutRecordBatch", "BatchWriteItem", "SendMessageBatch", "PutEvents"):
+        return None
     asked = json.loads(body)
     if action in ("SendMessageBatch", "PutEvents"):
         messages = asked["Entries"]

@@ -14,6 +14,7 @@ part        of a batch every other record is taken     see partly.py; what is no
 """
 
 import asyncio
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -58,8 +59,8 @@ class Request:
 
     @property
     def json(self) -> Any:
-        """The body of a JSON protocol."""
-        return json.loads(self.body or b"{}")
+        """The body of a JSON protocol, compressed or not."""
+        return json.loads((gzip.decompress(self.body) if self.body.startswith(b"\x1f\x8b") else self.body) or b"{}")
 
 
 @dataclass
@@ -169,6 +170,10 @@ def _cut(request: web.BaseRequest) -> None:
         request.transport.abort()
 
 
+def _is_json(seen: Request) -> bool:
+    return seen.body.startswith(b"{") or seen.action == "PutMetricData"  # which may be compressed
+
+
 def _refusal(seen: Request, fault: Fault) -> web.Response:
     code, status = "InternalFailure", 500
     if fault == "throttle":
@@ -180,7 +185,7 @@ def _refusal(seen: Request, fault: Fault) -> web.Response:
         code, status = ("AccessDenied", 403) if seen.service == "s3" else ("AccessDeniedException", 400)
         if seen.service in ("es", "aoss") or seen.action == "_bulk":
             status = 403
-    if seen.service in ("s3", "sns", "sqs", "monitoring", "sts") and not seen.body.startswith(b"{"):
+    if seen.service in ("s3", "sns", "sqs", "monitoring", "sts") and not _is_json(seen):
         text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{fault}</Message></Error></ErrorResponse>"
         if seen.service == "s3":
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{fault}</Message></Error>"
