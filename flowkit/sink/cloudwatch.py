@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from flowkit.aws import AwsOptions, open_client
+from flowkit.aws import AwsOptions, Condition, Right, open_client
 from flowkit.clock import Clock
 from flowkit.errors import ConfigError
 from flowkit.sink.calls import called
@@ -121,6 +121,11 @@ class CloudWatchDestination:
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can."""
         return ""
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says: metrics are no resources, only their namespace can be told apart."""
+        here = Condition("StringEquals", "cloudwatch:namespace", (self._namespace,))
+        return [Right("cloudwatch", ("PutMetricData",), "*", (here,))]
 
     def sink(self, task: SinkTask) -> RecordSink:
         """As the protocol says."""

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Self
 from urllib.parse import unquote
 
-from flowkit.aws import AwsOptions, code_of, open_client
+from flowkit.aws import AwsOptions, Right, arn, code_of, open_client
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.calls import called, described
 from flowkit.sink.dispatch import LONGEST_WAIT, Dispatch, Item, Limits, Never, Outcome, Refused, TryAgain
@@ -107,6 +107,14 @@ class LogsDestination:
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can."""
         return ""
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says."""
+        group = arn("logs", f"log-group:{self.group}", self.aws.region)
+        stream = Right("logs", ("PutLogEvents",), f"{group}:log-stream:{self.stream}")
+        if self._create:
+            return [stream, Right("logs", ("CreateLogGroup", "CreateLogStream"), f"{group}:*")]
+        return [stream, Right("logs", ("DescribeLogStreams",), f"{group}:*")]
 
     def sink(self, task: SinkTask) -> RecordSink:
         """As the protocol says."""

@@ -26,7 +26,7 @@ from typing import NamedTuple, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, open_client
+from flowkit.aws import AwsOptions, Right, bucket_arn, literal, open_client
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import Refused, TryAgain
 from flowkit.sink.redshift_sink import RedshiftSink, Rolling
@@ -163,6 +163,14 @@ class RedshiftDestination:
             problems += [problem] if problem else []
         if problems:
             raise ConfigError(*problems)
+
+    def rights(self) -> Sequence[Right]:
+        """As the protocol says. The role by which Redshift reads what is staged is the cluster's own."""
+        match = _BUCKET.fullmatch(self.options.stage)
+        bucket, prefix = (match[1], (match[2] or "").strip("/")) if match else (self.options.stage, "")
+        staged = bucket_arn(bucket, f"{literal(prefix)}/*" if prefix else "*")
+        rights = [Right("s3", ("DeleteObject", "PutObject"), staged)]
+        return rights + (self._way.rights(self.aws.region) if isinstance(self._way, Cluster) else [])
 
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can: their loads come one after the other."""

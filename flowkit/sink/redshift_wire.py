@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
+from flowkit.aws import Right, arn
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.calls import called
 from flowkit.sink.dispatch import Refused, TryAgain
@@ -213,6 +214,20 @@ class Cluster(NamedTuple):
             "DbUser": self.user,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+    def rights(self, region: str | None) -> list[Right]:
+        """What a role has to be allowed to hand statements in there, and to sign in as what it says."""
+        if self.workgroup is not None:  # whose ARN ends with an id that nobody has named
+            place, temporary = arn("redshift-serverless", "workgroup/*", region), "redshift-serverless"
+            signs_in = Right(temporary, ("GetCredentials",), place)
+        else:
+            place = arn("redshift", f"cluster:{self.cluster}", region)
+            users = arn("redshift", f"dbuser:{self.cluster}/{self.user or '*'}", region)
+            signs_in = Right("redshift", ("GetClusterCredentials",), users)
+        if self.secret is not None:
+            signs_in = Right("secretsmanager", ("GetSecretValue",), self.secret)
+        asks = Right("redshift-data", ("DescribeStatement", "GetStatementResult"), "*")
+        return [Right("redshift-data", ("BatchExecuteStatement", "ExecuteStatement"), place), asks, signs_in]
 
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0

@@ -142,6 +142,8 @@ def test_every_destination_tells_its_rights(scheme: str) -> None:
     places = {
         "kinesis-internal": "kinesis-internal://s",
         "opensearch": "opensearch://search-shop-abcdefghijklmnopqrstuvwxyz.eu-west-1.es.amazonaws.com/orders?auth=sigv4",
+        "redshift": "redshift://shop.example.com/dev/public.orders?stage=s3://stage/in&role=arn:aws:iam::1:role/r",
+        "redshift-data": "redshift-data://shop/dev/public.orders?stage=s3://stage/in&role=arn:aws:iam::1:role/r",
         "s3": "s3://bucket/prefix",
         "sns": "sns://arn:aws:sns:eu-west-1:123456789012:alerts",
     }
