@@ -26,6 +26,7 @@ FlowkitError
 │   └── OutcomeUnknown     the broker did not say whether the commit counts: open the task again
 ├── BrokerError            the broker cannot be reached, refuses us, or cannot do what was asked
 │   └── BrokerRefused      it knows us, or not, and does not let us: trying again would not help
+├── SinkError              a destination refuses us, or is not there; what it was to get is not lost
 ├── LookupFailed           a lookup got no answer that counts
 └── Stalled                the watchdog saw no progress
 """
@@ -141,6 +142,13 @@ class BrokerError(FlowkitError):
 
 class BrokerRefused(BrokerError):
     """A broker is there, and does not let us: to try again would not help, so nobody waits for it."""
+
+
+class SinkError(FlowkitError):
+    """A destination refuses us, is not there, or is not as it has to be; the message names it.
+
+    What it was to get is part of a commit, and is delivered once that is mended.
+    """
 
 
 class LookupFailed(FlowkitError):

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 GROUND = {"errors", "clock", "record", "codec", "options", "stopping"}
 FLOORS = {
     **dict.fromkeys(GROUND, 0),
+    "aws": 0.5,
     "window": 1,
     "join": 1,
     "pattern": 1,

@@ -36,7 +36,8 @@ that the broker has kept from after it; nothing needs to be done for that. These
 (`verify` ends with 1 if anything is wrong), and for having the state of one task as a store in a directory, which
 `flowkit store` and `flowkit tables` read. All may be used while workers run; none changes anything there.
 
-Encrypted ones are opened by --key-file, or by FLOWKIT_STORE_KEY_FILE or FLOWKIT_STORE_KEY.
+Encrypted ones are opened by --key-file, or by FLOWKIT_STORE_KEY_FILE, FLOWKIT_STORE_KEY or
+FLOWKIT_STORE_KMS_KEY.
 
 \b
 Examples:

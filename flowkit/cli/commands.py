@@ -22,7 +22,9 @@ NAMES = (
     "why",
     "explain",
     "check",
+    "iam",
     "dlq",
+    "receive",
     "new",
 )
 """In the order in which --help shows them. Each is a module of this room with `add_to(app)`."""

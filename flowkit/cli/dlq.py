@@ -285,6 +285,7 @@ def _write_lines(path: str, lines: Sequence[bytes]) -> None:
             self.key: bytes | None = None
             self.value: bytes | None = value
             self.time = 0
+            self.order: int | None = None
 
     async def write() -> None:
         # As columns are only names to it, a CSV file's first line goes in like any other.

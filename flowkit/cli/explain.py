@@ -16,7 +16,7 @@ from flowkit.cli.spell import aggregate_words, function_words
 from flowkit.flow import Called, Events, Path, Step, roots_of
 from flowkit.options import Start
 from flowkit.record import duration
-from flowkit.sink import FileSink
+from flowkit.sink import destination
 from flowkit.table import AnyTable, ProcessTable, TableEvents, Ticks, Timers
 from flowkit.window import Cumulative, Every, Schedule, Session, Sliding, Tumbling
 
@@ -290,13 +290,13 @@ def _guarantee(app: App, outlet: Outlet[Any], bound: dict[str, str]) -> str:
     if outlet.name in bound:
         from flowkit.codec import fields_of
 
-        return FileSink(bound[outlet.name], fields_of(outlet.element)).guarantee
+        return destination(bound[outlet.name], fields_of(outlet.element), element=outlet.element).guarantee
     return TOPIC_GUARANTEES[app.guarantee] if isinstance(outlet, Topic) else SINK_GUARANTEE
 
 
 def _letters_guarantee(app: App, bound: dict[str, str]) -> str:
     letters = bound.get(app.dead_letters.name)
-    return LETTERS_GUARANTEE.format(app.guarantee) if letters is None else FileSink(letters).guarantee
+    return LETTERS_GUARANTEE.format(app.guarantee) if letters is None else destination(letters, None).guarantee
 
 
 def _outlets(groups: Iterable[Group]) -> list[Outlet[Any]]:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,21 +18,26 @@ from typing import Any
 from flowkit.errors import ConfigError
 
 LEVELS = ("debug", "info", "warning", "error")
+Processor = Callable[[Any, str, dict[str, Any]], dict[str, Any]]
+"""As structlog has them."""
 NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 PREFIXES = ("FLOWKIT_", "AWS_")
 SECRETS = ("PASSWORD", "TOKEN", "SECRET", "STORE_KEY", "SECRET_ACCESS_KEY")
 """What the names of variables begin and end with that hold secrets; with _FILE behind it, the name of such a file."""
 
 
-def set_up_logs(level: str | None, default: str, *, repeats: int | None = None) -> "Logs":
+def set_up_logs(
+    level: str | None, default: str, *, repeats: int | None = None, also: Processor | None = None
+) -> "Logs":
     """Configure structlog for this process: `level` (or FLOWKIT_LOG_LEVEL), else `default`. Raises ConfigError.
 
     With `repeats` the same event is said so many times and no more: a bounded run over a bad file may have a million.
+    `also` is given whatever is said.
     """
     wanted = (level or os.environ.get("FLOWKIT_LOG_LEVEL") or default).lower()
     if wanted not in LEVELS:
         raise ConfigError(f"log level {wanted!r}: use one of {', '.join(LEVELS)}")
-    logs = Logs(wanted, repeats)
+    logs = Logs(wanted, repeats, also)
     logs.apply(wanted)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, logs.more)
@@ -42,9 +48,9 @@ def set_up_logs(level: str | None, default: str, *, repeats: int | None = None) 
 class Logs:
     """The level that was asked for, and the one that holds now."""
 
-    def __init__(self, level: str, repeats: int | None = None) -> None:
+    def __init__(self, level: str, repeats: int | None = None, also: Processor | None = None) -> None:
         self.asked = self.level = level
-        self._repeats = repeats
+        self._repeats, self._also = repeats, also
         self._said: dict[str, int] = {}
 
     def apply(self, level: str) -> None:
@@ -57,6 +63,7 @@ class Logs:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
+            *([self._also] if self._also is not None else []),
         ]
         if terminal:
             processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))

@@ -31,7 +31,8 @@ or a topic as any other, and kafka://HOST:PORT for all topics there that match.
 
 With --state a run that was stopped or killed goes on from its last commit when the same command is given again; the
 outputs then equal those of an unbroken run, byte for byte. With FLOWKIT_STORE_KEY_FILE (a file with a key of 32 bytes;
-or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest. --http lets a long run be looked at
+or FLOWKIT_STORE_KEY, the key in hex or base64; or FLOWKIT_STORE_KMS_KEY, a key of AWS KMS) the state is encrypted at
+rest. --http lets a long run be looked at
 meanwhile, as a worker: see flowkit worker --help.
 
 \b
@@ -51,7 +52,10 @@ def run(
     input_: Annotated[
         list[str] | None,
         typer.Option(
-            "--input", "-i", metavar="TOPIC=FILE", help="What the topic holds; FILE may be kafka://HOST:PORT/TOPIC."
+            "--input",
+            "-i",
+            metavar="TOPIC=FILE",
+            help="What the topic holds; FILE may be kafka://HOST:PORT/TOPIC or s3://BUCKET/PREFIX.",
         ),
     ] = None,
     output: Annotated[

@@ -21,8 +21,9 @@ from flowkit.store import FileKey, KeyProvider, LsmStore, keys_from_environment
 HELP = """Look into the stores of a state directory, check them, and copy them.
 
 DIR is a state directory (what --state names: all stores of its tasks) or one store in it. An encrypted store is opened
-by --key-file, or by FLOWKIT_STORE_KEY_FILE or FLOWKIT_STORE_KEY. inspect, verify, dump, copy and rotate may be used
-while the owner runs; compact, snapshot and checkpoint need the store for themselves.
+by --key-file, or by FLOWKIT_STORE_KEY_FILE, FLOWKIT_STORE_KEY or FLOWKIT_STORE_KMS_KEY (alias/NAME, id or ARN of a key
+of AWS KMS). inspect, verify, dump, copy and rotate may be used while the owner runs; compact, snapshot and checkpoint
+need the store for themselves.
 """
 Directory = Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="A state directory, or one store.")]
 OneStore = Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The directory of one store.")]
@@ -36,6 +37,11 @@ KeyFile = Annotated[
 ]
 ToKeyFile = Annotated[
     Path | None, typer.Option("--to-key-file", metavar="FILE", show_default=False, help="The key of the copy.")
+]
+
+ToKmsKey = Annotated[
+    str | None,
+    typer.Option("--to-kms-key", metavar="KEY", show_default=False, help="A key of AWS KMS: alias/NAME, id or ARN."),
 ]
 
 
@@ -56,6 +62,16 @@ def _set_up() -> None:
 def keys_of(path: Path | None) -> KeyProvider | None:
     """The key in a file, or that of the environment."""
     return FileKey(path) if path is not None else keys_from_environment()
+
+
+def _target_keys(path: Path | None, kms_key: str | None, place: Path) -> KeyProvider | None:
+    if path is not None and kms_key is not None:
+        raise ConfigError("--to-key-file and --to-kms-key: a store has one key: keep one of them")
+    if kms_key is not None:
+        from flowkit.store import KmsKey, app_of
+
+        return KmsKey(kms_key, app=app_of(place))
+    return None if path is None else FileKey(path)
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -186,12 +202,21 @@ def snapshot(store: OneStore, new: Target, key_file: KeyFile = None) -> int:
     return OK
 
 
-def copy(store: OneStore, new: Target, key_file: KeyFile = None, to_key_file: ToKeyFile = None) -> int:
-    """Write STORE anew in NEW: encrypted under --to-key-file, or plain without. So is encryption turned on or off."""
+def copy(
+    store: OneStore,
+    new: Target,
+    key_file: KeyFile = None,
+    to_key_file: ToKeyFile = None,
+    to_kms_key: ToKmsKey = None,
+) -> int:
+    """Write STORE anew in NEW: encrypted under --to-key-file or --to-kms-key, or plain without either.
+
+    So is encryption turned on or off.
+    """
     from flowkit.cli.steps import StepBar
     from flowkit.store import copy_store
 
-    to = None if to_key_file is None else FileKey(to_key_file)
+    to = _target_keys(to_key_file, to_kms_key, store)
     with StepBar("copy") as bar:
         _run(copy_store(_one(store), new, keys=keys_of(key_file), to=to, progress=bar))
     say(f"{new}: a copy of {store}, " + ("not encrypted" if to is None else f"encrypted under {to.name}"))
@@ -201,17 +226,20 @@ def copy(store: OneStore, new: Target, key_file: KeyFile = None, to_key_file: To
 def rotate(
     directory: Directory,
     to_key_file: Annotated[
-        Path, typer.Option("--to-key-file", metavar="FILE", show_default=False, help="The new key.")
-    ],
+        Path | None, typer.Option("--to-key-file", metavar="FILE", show_default=False, help="The new key.")
+    ] = None,
+    to_kms_key: ToKmsKey = None,
     key_file: KeyFile = None,
 ) -> int:
     """Turn to another key, without writing any data anew: from then on only the new one opens the stores."""
     from flowkit.store import rotate as turn
     from flowkit.store import stores_in
 
-    old, new = keys_of(key_file), FileKey(to_key_file)
+    old, new = keys_of(key_file), _target_keys(to_key_file, to_kms_key, directory)
+    if new is None:
+        raise ConfigError("which key is it to be? give --to-key-file FILE, or --to-kms-key KEY")
     if old is None:
-        raise ConfigError("which key is it under now? give --key-file FILE, or set FLOWKIT_STORE_KEY_FILE")
+        raise ConfigError("which key is it under now? give --key-file FILE, or set FLOWKIT_STORE_KEY_FILE or _KMS_KEY")
     for path in stores_in(directory):
         _run(turn(path, old, new))
         say(f"{path}: now under {new.name}")

@@ -1,8 +1,8 @@
 """`flowkit worker`: takes its share of an app's live tasks until it is told to stop."""
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from flowkit.options import WorkerOptions
 from flowkit.stopping import PARENT
 
 if TYPE_CHECKING:
+    from flowkit.cli.log_shipping import Shipper
     from flowkit.worker import Worker
 
 HELP = """Run an app live: join the other workers of the app and take a share of its tasks.
@@ -24,14 +25,16 @@ HELP = """Run an app live: join the other workers of the app and take a share of
 Topics are on the broker; --bind leads sinks (and topics that should not be there) to files. On SIGTERM or Ctrl-C it
 finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (25000). In a container nothing needs to be
 said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
-with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64) the state is encrypted at rest.
+with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64; or FLOWKIT_STORE_KMS_KEY, a key of AWS KMS as
+alias/NAME, id or ARN) the state is encrypted at rest. `flowkit iam` prints the rights that a worker needs on AWS.
 
 A topic with a pattern is all topics of the broker that match, which is looked at every FLOWKIT_TOPIC_REFRESH ms (5000):
 what comes is read, what goes is left, with a word in the log. While none matches, the worker waits.
 
 With --checkpoints the state of each task goes there every minute, what is new of it, so that a worker on another
 machine can go on from it, with the frames that the broker keeps (kafka://) from after it. For s3://BUCKET/PREFIX
-credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there.
+credentials, region and endpoint come from where the AWS tools take them; ?sse=aws:kms&kms_key=ID encrypts there, and
+?owner=ACCOUNT refuses a bucket of another account.
 Where there is only Kafka, kafka://HOST:PORT/TOPIC takes the options and secrets that --broker takes; the topic is made,
 compacted and without retention. Workers need the right to write to it, to read its settings, and to the transactional
 ids flowkit-checkpoints/TOPIC/….
@@ -47,6 +50,12 @@ not. While it is away later, the worker says so, is not ready (`flowkit health`)
 With --http it serves /healthz, /readyz, /metrics (Prometheus), /flow, /tables and /why as JSON. PORT alone is on
 127.0.0.1; any other address needs a token in FLOWKIT_HTTP_TOKEN (Authorization: Bearer …), but for the first two. With
 the extra `otel` installed and OTEL_EXPORTER_OTLP_ENDPOINT (or FLOWKIT_OTEL=1) set it sends traces.
+
+With --emf WHERE it writes its metrics in CloudWatch's Embedded Metric Format, under the names of Managed Flink: to
+stdout, stderr or a path, whence the awslogs driver, FireLens or the agent carry them, or to `logs`: where FLOWKIT_LOGS
+leads. WHERE may end in ?namespace=NAME&every=60s&level=task. FLOWKIT_LOGS=logs://GROUP/STREAM?create=yes sends log
+lines to CloudWatch Logs, beside stderr; {host} and {pid} in it are filled in. A container needs that not: its log
+driver carries stderr.
 
 With --processes N it runs N workers in processes of their own, each with a part of the state directory
 (DIR/process-0 …) and, with --http, the next port. One that dies is started again, after 1, 2, 4 … 30 s.
@@ -129,6 +138,16 @@ def worker(
         ),
     ] = 1,
     http: Http = None,
+    emf: Annotated[
+        str | None,
+        typer.Option(
+            "--emf",
+            metavar="WHERE",
+            envvar="FLOWKIT_EMF",
+            show_default=False,
+            help="Write metrics for CloudWatch there: stdout, a path, logs.",
+        ),
+    ] = None,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when a .py file changes.")] = False,
     log_level: LogLevel = None,
 ) -> int:
@@ -137,7 +156,6 @@ def worker(
         from flowkit.cli.reload import run_reloading
 
         return run_reloading(module)
-    set_up_logs(log_level, "info")
     binds = dict(pairs("--bind", bind or [], "NAME=FILE"))
     options = WorkerOptions.from_environment(
         batch_size=batch_size,
@@ -147,23 +165,65 @@ def worker(
         checkpoint_interval=checkpoint_interval,
         from_savepoint=from_savepoint,
     )
-    beside = beside_worker(http) if http else None
-    app = load_app(module)
-    if processes > 1:
-        from flowkit.cli.supervisor import supervise
+    with _logs(log_level) as shipper:
+        beside = beside_worker(http, emf, shipper)
+        app = load_app(module)
+        if processes > 1:
+            from flowkit.cli.supervisor import supervise
 
-        return supervise(app.name, Path(state), processes, options.grace / 1000, http)
-    from flowkit.worker import serve
+            return supervise(app.name, Path(state), processes, options.grace / 1000, http)
+        from flowkit.worker import serve
 
-    supervised = PARENT in os.environ
-    moved = run_loop(serve(app, broker, binds, state=state, options=options, beside=beside))
-    return MOVED if moved and supervised else OK
+        supervised = PARENT in os.environ
+        moved = run_loop(serve(app, broker, binds, state=state, options=options, beside=beside))
+        return MOVED if moved and supervised else OK
 
 
-def beside_worker(http: str) -> "Callable[[Worker], AbstractAsyncContextManager[object]]":
-    """The server that shows a worker. Raises ConfigError for an address that cannot be."""
-    from flowkit.web import address_of, serve_http
-    from flowkit.worker import WorkerView
+@contextmanager
+def _logs(level: str | None) -> "Iterator[Shipper | None]":
+    """Set up logs, and send them to where FLOWKIT_LOGS leads. Raises ConfigError."""
+    url = os.environ.get("FLOWKIT_LOGS")
+    if not url:
+        set_up_logs(level, "info")
+        yield None
+        return
+    from flowkit.cli.log_shipping import Shipper
 
-    address = address_of(http)
-    return lambda worker: serve_http(WorkerView(worker), address)
+    shipper = Shipper(url)
+    set_up_logs(level, "info", also=shipper.processor)
+    shipper.start()
+    try:
+        yield shipper
+    finally:
+        shipper.stop()
+
+
+def beside_worker(
+    http: str | None, emf: str | None = None, shipper: "Shipper | None" = None
+) -> "Callable[[Worker], AbstractAsyncContextManager[object]] | None":
+    """What goes on as long as a worker runs: the server that shows it, and its metrics for CloudWatch.
+
+    Raises ConfigError for an address, or a place, that cannot be.
+    """
+    beside: list[Callable[[Worker], AbstractAsyncContextManager[object]]] = []
+    if http:
+        from flowkit.web import address_of, serve_http
+        from flowkit.worker import WorkerView
+
+        address = address_of(http)
+        beside.append(lambda worker: serve_http(WorkerView(worker), address))
+    if emf:
+        from flowkit.cli.emf import beside_emf
+
+        beside.append(beside_emf(emf, shipper))
+    if not beside:
+        return None
+
+    @asynccontextmanager
+    async def all_of_them(worker: "Worker") -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for each in beside:
+                await stack.enter_async_context(each(worker))
+            yield
+
+    return all_of_them

@@ -5,8 +5,25 @@ the frame; once the frame counts the hand-off is *delivered*. Delivery is idempo
 hand-off is delivered again.
 """
 
-from flowkit.sink.file import FileSink
+from flowkit.sink.destinations import destination, is_file
+from flowkit.sink.file import FileDestination, FileSink
 from flowkit.sink.file_target import OutputClosed
-from flowkit.sink.seam import Outgoing, Sink
+from flowkit.sink.seam import Destination, Forking, Outgoing, Rejected, Sink, SinkTask, Staging, Typed
+from flowkit.sink.url_options import UrlOptions
 
-__all__ = ["FileSink", "Outgoing", "OutputClosed", "Sink"]
+__all__ = [
+    "Destination",
+    "FileDestination",
+    "FileSink",
+    "Forking",
+    "Outgoing",
+    "OutputClosed",
+    "Rejected",
+    "Sink",
+    "SinkTask",
+    "Staging",
+    "Typed",
+    "UrlOptions",
+    "destination",
+    "is_file",
+]

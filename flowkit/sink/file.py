@@ -15,19 +15,60 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio.to_thread
 
+from flowkit.aws import Right
 from flowkit.codec import csv_line
 from flowkit.errors import ConfigError
 from flowkit.sink.file_target import DiskFile, Stdout
-from flowkit.sink.seam import Outgoing
+from flowkit.sink.seam import Outgoing, Rejected, SinkTask
 
 CODECS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 
 BLOCK_BYTES = 256 << 10
 """How many bytes of lines make a compressed block. Part of the format: another number gives another file."""
+
+
+class FileDestination:
+    """Files, one a task: `{partition}` and `{group}` in `path` are filled in. See `FileSink` for the rest."""
+
+    def __init__(self, path: str, fields: Sequence[str] | None = None, *, sync: bool = True) -> None:
+        self.path, self.fields, self.sync = path, fields, sync
+        probe = self._sink("0", "group")
+        self.codec, self.guarantee = probe.codec, probe.guarantee
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Each file is closed by its task."""
+
+    def check(self) -> None:
+        """As the protocol says."""
+        self._sink("0", "group").check()
+
+    def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
+        """As the protocol says."""
+        missing = ["{group}"] if len(groups) > 1 and "{group}" not in self.path else []
+        if largest > 1 and "{partition}" not in self.path:
+            missing.append("{partition}")
+        if not missing:
+            return ""
+        return f"{tasks} tasks write it, and a file has one writer: put {' and '.join(missing)} into the name"
+
+    def rights(self) -> Sequence[Right]:
+        """None: files have no roles."""
+        return ()
+
+    def sink(self, task: SinkTask) -> "FileSink":
+        """As the protocol says."""
+        return self._sink(str(task.partition), task.group)
+
+    def _sink(self, partition: str, group: str) -> "FileSink":
+        path = self.path.replace("{partition}", partition).replace("{group}", group)
+        return FileSink(path, self.fields, sync=self.sync)
 
 
 class FileSink:
@@ -92,7 +133,7 @@ class FileSink:
         """What `open` needs: the file's lengths, and the lines that do not fill a compressed block yet."""
         return {"offset": self._offset, "start": self._start, "end": self._end, "tail": self._tail}
 
-    async def deliver(self, handoff: Any) -> None:
+    async def deliver(self, handoff: Any) -> Sequence[Rejected]:
         """Write a hand-off where it belongs, and cut off what lies behind it. None does nothing.
 
         That which the file was opened with is not the last one if there is more in it: then nothing is cut off, and
@@ -102,12 +143,13 @@ class FileSink:
         OutputClosed if nobody reads standard output any more.
         """
         if handoff is None:
-            return
+            return ()
         offset, data = handoff["offset"], handoff["data"]
         last = self._begun or not self._target.rest
         if not last:
             data = data[: self._offset - offset]
         await anyio.to_thread.run_sync(partial(self._target.write, offset, data, last=last))
+        return ()
 
     async def close(self) -> None:
         """Let go of the file."""

@@ -1,4 +1,4 @@
-"""From a broker's URL to the broker: `kafka://HOST:PORT`, `embedded://DIR` or `memory://NAME`."""
+"""From a broker's URL to the broker: `kafka://HOST:PORT`, `kinesis://REGION`, `embedded://DIR` or `memory://NAME`."""
 
 import re
 from pathlib import Path
@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from flowkit.source.embedded import EmbeddedBroker
     from flowkit.source.kafka import KafkaBroker
     from flowkit.source.kafka_bounded import BoundedTopics
+    from flowkit.source.kinesis import KinesisBroker
     from flowkit.source.memory import MemoryBroker
+    from flowkit.source.s3 import S3Topic
 
-SCHEMES = "kafka://HOST:PORT (Apache Kafka, MSK), embedded://DIR (topics in a directory) or memory://NAME (for tests)"
-LATER = ("kinesis",)
+SCHEMES = (
+    "kafka://HOST:PORT (Apache Kafka, MSK), kinesis://REGION (Kinesis Data Streams), embedded://DIR (topics in a "
+    "directory) or memory://NAME (for tests)"
+)
 
 
 def open_broker(
     url: str, clock: Clock, guarantee: Guarantee = "exactly once"
-) -> Union["EmbeddedBroker", "MemoryBroker", "KafkaBroker"]:
+) -> Union["EmbeddedBroker", "MemoryBroker", "KafkaBroker", "KinesisBroker"]:
     """The broker of `url`, to be used within `async with`.
 
     `embedded://DIR` takes a relative (`embedded://state/topics`) or an absolute path (`embedded:///var/topics`), and
@@ -30,13 +34,15 @@ def open_broker(
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise ConfigError(f"broker {url!r}: this is no URL; use {SCHEMES}")
-    if scheme in LATER:
-        raise ConfigError(f"broker {url!r}: {scheme}:// comes in a later version; use {SCHEMES}")
     if scheme == "kafka":
         from flowkit.source.kafka import KafkaBroker
         from flowkit.source.kafka_address import KafkaAddress
 
         return KafkaBroker(KafkaAddress.parse(url), guarantee)
+    if scheme == "kinesis":
+        from flowkit.source.kinesis import open_kinesis
+
+        return open_kinesis(url, clock)
     if scheme == "memory":
         from flowkit.source.memory import MemoryBroker
         from flowkit.source.memory_store import store_named
@@ -54,8 +60,21 @@ def open_broker(
     return EmbeddedBroker(Path(path).expanduser(), clock, sync="normal" if query == "sync=normal" else "full")
 
 
-def bounded_topics(url: str, start: Start = "earliest", pattern: "re.Pattern[str] | None" = None) -> "BoundedTopics":
-    """Topics of a cluster, to their end: `kafka://HOST:PORT/TOPIC`, or all that match. Raises ConfigError."""
+BOUNDED = ("kafka://", "s3://")
+"""What URLs of inputs of a bounded run begin with, beside files."""
+
+
+def bounded_topics(
+    url: str, start: Start = "earliest", pattern: "re.Pattern[str] | None" = None
+) -> Union["BoundedTopics", "S3Topic"]:
+    """Topics of a cluster, to their end: `kafka://HOST:PORT/TOPIC`, or all that match; or objects: `s3://BUCKET/PREFIX`.
+
+    Raises ConfigError.
+    """
+    if url.startswith("s3://"):
+        from flowkit.source.s3 import S3Topic
+
+        return S3Topic(url)
     from flowkit.source.kafka_bounded import BoundedTopics
 
     return BoundedTopics(url, start, pattern)

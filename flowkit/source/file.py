@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from flowkit.errors import ConfigError, InputError
 from flowkit.source.file_batch import FileBatch, Place
-from flowkit.source.file_bytes import open_bytes
+from flowkit.source.file_bytes import RawBytes, open_bytes
 from flowkit.source.file_cut import HEAD_BYTES, Chunk, Cutter
 
 T = TypeVar("T")
@@ -97,50 +97,78 @@ class FileSource:
         input and something was already read from it.
         """
         path = self.paths[split]
-        thread = ThreadPoolExecutor(1, thread_name_prefix=f"read {path}")
-        try:
-            fields, cutter = await _result(thread.submit(self._open, path, _place(path, position)))
-        except BaseException:
-            thread.shutdown(wait=False)
-            raise
-        reader = FileReader(path, cutter, thread, fields)
-        try:
-            await reader.load()
-        except BaseException:
-            await reader.close()
-            raise
-        return reader
-
-    def _open(self, path: str, place: Place | None) -> tuple[tuple[str, ...] | None, Cutter]:
-        fields = None
-        if self.codec == "csv":
-            fields, after = self._header(path)
-            place = place or after
-        return fields, self._cutter(path, place or (0, 0), self._chunk_bytes)
-
-    def _cutter(self, path: str, place: Place, chunk_bytes: int) -> Cutter:
         codec, compression = format_of(path)
-        raw = open_bytes(path, compression, place[0])
-        name = "<stdin>" if path == "-" else path
-        return Cutter(name, codec, raw, place, chunk_bytes, self._max_record_bytes)
+        return await open_reader(
+            "<stdin>" if path == "-" else path,
+            codec,
+            lambda offset: open_bytes(path, compression, offset),
+            _place(path, position),
+            chunk_bytes=self._chunk_bytes,
+            max_record_bytes=self._max_record_bytes,
+        )
 
-    def _header(self, path: str) -> tuple[tuple[str, ...], Place]:
-        """The columns of a CSV file and where its data begins; no columns if the file is empty."""
-        cutter = self._cutter(path, (0, 0), HEADER_CHUNK_BYTES)
-        try:
-            batch = cutter.next()
-        finally:
-            cutter.raw.close()
-        if batch is None:
-            return (), (0, 0)
-        try:
-            [header] = csv.reader(io.StringIO((batch.values[0] or b"").decode(), newline=""), strict=True)
-        except (csv.Error, UnicodeDecodeError, ValueError) as error:
-            raise InputError(f"{batch.where(0)}: not a CSV header: {error}") from error
-        twice = sorted({field for field in header if header.count(field) > 1})
-        if twice:
-            raise InputError(f"{batch.where(0)}: the header names a column twice: {', '.join(twice)}. Rename one")
-        return tuple(header), batch.place(1)
+
+async def open_reader(
+    name: str,
+    codec: str,
+    open_raw: Callable[[int], RawBytes],
+    place: Place | None,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+) -> "FileReader":
+    """A reader of what `open_raw` gives from an offset on, from `place` (None: from the start), its first chunk read.
+
+    `open_raw` runs in the reader's thread. Raises InputError.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix=f"read {name}")
+
+    def begin() -> tuple[tuple[str, ...] | None, Cutter]:
+        fields, start = None, place
+        if codec == "csv":
+            head = Cutter(name, codec, open_raw(0), (0, 0), HEADER_CHUNK_BYTES, max_record_bytes)
+            fields, after = _header(head)
+            start = place or after
+        start = start or (0, 0)
+        return fields, Cutter(name, codec, open_raw(start[0]), start, chunk_bytes, max_record_bytes)
+
+    begun = thread.submit(begin)
+    try:
+        fields, cutter = await _result(begun)
+    except BaseException:
+        begun.add_done_callback(_let_go)  # whoever was to get it has gone
+        thread.shutdown(wait=False)
+        raise
+    reader = FileReader(name, cutter, thread, fields)
+    try:
+        await reader.load()
+    except BaseException:
+        await reader.close()
+        raise
+    return reader
+
+
+def _let_go(begun: "Future[tuple[Any, Cutter]]") -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result()[1].raw.close()
+
+
+def _header(cutter: Cutter) -> tuple[tuple[str, ...], Place]:
+    """The columns of a CSV file and where its data begins; no columns if the file is empty."""
+    try:
+        batch = cutter.next()
+    finally:
+        cutter.raw.close()
+    if batch is None:
+        return (), (0, 0)
+    try:
+        [header] = csv.reader(io.StringIO((batch.values[0] or b"").decode(), newline=""), strict=True)
+    except (csv.Error, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{batch.where(0)}: not a CSV header: {error}") from error
+    twice = sorted({field for field in header if header.count(field) > 1})
+    if twice:
+        raise InputError(f"{batch.where(0)}: the header names a column twice: {', '.join(twice)}. Rename one")
+    return tuple(header), batch.place(1)
 
 
 class FileReader:

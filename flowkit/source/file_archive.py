@@ -9,24 +9,31 @@ import mmap
 import os
 import threading
 import zlib
-from typing import Any
+from typing import Any, Protocol
 
 from flowkit.errors import InputError
 
 COMPRESSED_BYTES = 1 << 17
 
 
+class Bytes(Protocol):
+    """What an archive is read from."""
+
+    def read(self, limit: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
 class GzipBytes:
     """A gzip file of any number of members (RFC 1952, section 2.2), zero bytes between and after them ignored."""
 
-    def __init__(self, path: str, file: io.FileIO) -> None:
+    def __init__(self, path: str, file: "Bytes", size: int) -> None:
         self._path = path
         self._file = file
         self._input = b""
         self._member: Any = None
         self._given = 0
         self.taken = 0
-        self.size: int | None = os.fstat(file.fileno()).st_size
+        self.size: int | None = size
 
     def read(self, limit: int) -> bytes:
         while True:

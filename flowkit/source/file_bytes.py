@@ -27,8 +27,9 @@ class RawBytes(Protocol):
     size: int | None
     """The length of the file on disk in bytes, None where `taken` cannot be told or there is no file."""
 
-    taken: int
-    """How many bytes of the file on disk were used so far."""
+    @property
+    def taken(self) -> int:
+        """How many bytes of the file on disk were used so far."""
 
     def read(self, limit: int) -> bytes | None: ...
 
@@ -49,12 +50,14 @@ def open_bytes(path: str, compression: str, offset: int) -> RawBytes:
     try:
         if compression == "":
             return PlainBytes(path, file, offset)
-        raw: RawBytes = GzipBytes(path, file) if compression == ".gz" else ZstdBytes(path, file)
+        raw: RawBytes = (
+            GzipBytes(path, file, os.fstat(file.fileno()).st_size) if compression == ".gz" else ZstdBytes(path, file)
+        )
     except BaseException:
         file.close()
         raise
     try:
-        _skip(path, raw, offset)
+        skip(path, raw, offset)
     except BaseException:
         raw.close()
         raise
@@ -84,7 +87,8 @@ def _changed(path: str, offset: int, found: str) -> InputError:
     )
 
 
-def _skip(path: str, raw: RawBytes, offset: int) -> None:
+def skip(path: str, raw: RawBytes, offset: int) -> None:
+    """Read over what lies before `offset`. Raises InputError if that is no start of a line."""
     left, last = offset, b"\n"
     while left:
         piece = raw.read(min(left, 1 << 20))

@@ -1,8 +1,9 @@
 """The seam between flowkit and an outside system that records come from: what each system's file offers."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from flowkit.aws import Right
 from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.store import Frame
 
@@ -65,6 +66,14 @@ class Source(Protocol):
 
     async def open(self, split: int, position: Position) -> Reader:
         """A reader of `split` from `position` (None: from the start)."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A source whose splits are found anew by each run, and must be those that an earlier one has begun with."""
+
+    def remember(self, positions: Sequence[Position]) -> None:
+        """All positions in it that an earlier run left (there may be none), before `splits`."""
 
 
 class Output(Protocol):
@@ -159,6 +168,68 @@ class KeepsFrames(Protocol):
 
     async def trim(self, task: str, number: int) -> None:
         """Forget the task's frames before `number`, which checkpoints hold; the last one stays in any case."""
+
+
+BEGIN, END = ["", 0], ["SHARD_END", 0]
+"""Positions in a split that may end: before its first record, and once it has been read to its end."""
+
+
+def is_end(position: Position) -> bool:
+    """True if nothing is left to be read there.
+
+    >>> is_end(END), is_end(BEGIN), is_end(None), is_end(17)
+    (True, False, False, False)
+    """
+    return isinstance(position, list | tuple) and list(position[:2]) == END
+
+
+class Part(Protocol):
+    """One split of a topic that is split by ranges of its keys' hashes. `parents` are those that it came from."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def parents(self) -> Sequence[int]: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def is_all(self) -> bool: ...
+    def owns(self, key: bytes) -> bool: ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A broker whose topics are split by ranges of their keys' hashes, which may change, and that has no transactions.
+
+    What tasks send to its topics is delivered after the commit, as to a sink.
+    """
+
+    async def shards(self, topic: str) -> Sequence[Part]:
+        """All splits of a topic that hold records still, by number; none if there is no such topic."""
+
+    def output(self, topic: str, *, internal: bool = False) -> str:
+        """The URL of a topic as a destination; an `internal` one, which only this app's tasks read."""
+
+
+class TopicUse(NamedTuple):
+    """What an app does with a broker's topics, by their names; `internal` ones it makes, reads and writes.
+
+    `trims` tells that there are checkpoints, so that it lets the broker forget frames.
+    """
+
+    app: str
+    read: Sequence[str]
+    written: Sequence[str]
+    internal: Sequence[str]
+    trims: bool = False
+
+
+@runtime_checkable
+class NeedsRights(Protocol):
+    """A broker at which a role has to be allowed what the worker does."""
+
+    def rights(self, use: TopicUse) -> Sequence[Right]:
+        """What has to be allowed for all that is called, but for what is put into topics: `output` leads there."""
 
 
 @runtime_checkable

@@ -6,12 +6,13 @@ kafka://HOST:PORT/TOPIC/PREFIX?…      a topic that is compacted; options and s
                                       several are to share it
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 from urllib.parse import unquote
 
+from flowkit.aws import Right, Use
 from flowkit.errors import ConfigError
 from flowkit.store import DirectoryStorage, S3Place, Storage, open_s3
 
@@ -24,6 +25,15 @@ SCHEMES = "file:///DIR, a path, s3://BUCKET/PREFIX, or kafka://HOST:PORT/TOPIC"
 def check_storage_url(url: str) -> None:
     """Raise ConfigError, saying what there is, for a URL that cannot be."""
     _place(url)
+
+
+def storage_rights(url: str, *folder: str, use: Use = "keep") -> Sequence[Right]:
+    """What a role has to be allowed on Amazon for blobs in one folder of the storage at `url`; () for other places.
+
+    Raises ConfigError for a URL that cannot be.
+    """
+    place = _place(url)
+    return place.rights(*folder, use=use) if isinstance(place, S3Place) else ()
 
 
 def _place(url: str) -> Union[Path, S3Place, "KafkaPlace"]:

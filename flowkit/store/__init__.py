@@ -13,7 +13,7 @@ To read the code, begin with `lsm`, which names the parts of a store, and `readi
     a commit      frame, memtable; commits, turns, journal; log, records, cipher
     sstables      block, sstable, sstable_index, sstable_writer, merge; cache; version, manifest, catalog
     background    background, upkeep, compaction, staleness; jobs, replay, runner, helper
-    opening       opening, state_dir, keys, recovery, adopt
+    opening       opening, state_dir, keys, kms, recovery, adopt
     copies        pinning, snapshot, checkpoint, building; blobs, s3, storage; inspection, verifying
     others        memory, rocks: stores that are read and committed to alike
 """
@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from flowkit.store.compaction import CompactionOptions
     from flowkit.store.inspection import Inspection, copy_store, inspect, stores_in
     from flowkit.store.keys import FileKey, KeyProvider, StaticKey, keys_from_environment, rotate
+    from flowkit.store.kms import KmsKey
     from flowkit.store.lsm import LsmStore
     from flowkit.store.memory import MemoryStore
     from flowkit.store.opening import Host, Look, Store, open_host, open_store, read_store
@@ -39,7 +40,7 @@ if typing.TYPE_CHECKING:
     from flowkit.store.runner import Inline
     from flowkit.store.s3 import S3Place, open_s3
     from flowkit.store.sizes import Size, table_sizes
-    from flowkit.store.state_dir import check_directory, claim_directory, open_directory, sync_directory
+    from flowkit.store.state_dir import app_of, check_directory, claim_directory, open_directory, sync_directory
     from flowkit.store.stats import Stats
     from flowkit.store.storage import DirectoryStorage, Storage, folder_of, tasks_in
     from flowkit.store.verifying import Problem, Report, verify
@@ -60,6 +61,7 @@ __all__ = [
     "Inline",
     "Inspection",
     "KeyProvider",
+    "KmsKey",
     "Listing",
     "Look",
     "LsmStore",
@@ -79,6 +81,7 @@ __all__ = [
     "Storage",
     "Store",
     "StoreOptions",
+    "app_of",
     "block_cache",
     "check_directory",
     "claim_directory",
@@ -108,6 +111,7 @@ _WHERE = {
     "compaction": ["CompactionOptions"],
     "inspection": ["Inspection", "copy_store", "inspect", "stores_in"],
     "keys": ["FileKey", "KeyProvider", "StaticKey", "keys_from_environment", "rotate"],
+    "kms": ["KmsKey"],
     "lsm": ["LsmStore"],
     "memory": ["MemoryStore"],
     "opening": ["Host", "Look", "Store", "open_host", "open_store", "read_store"],
@@ -116,7 +120,7 @@ _WHERE = {
     "reading": ["Reading"],
     "runner": ["Inline"],
     "sizes": ["Size", "table_sizes"],
-    "state_dir": ["check_directory", "claim_directory", "open_directory", "sync_directory"],
+    "state_dir": ["app_of", "check_directory", "claim_directory", "open_directory", "sync_directory"],
     "stats": ["Stats"],
     "s3": ["S3Place", "open_s3"],
     "storage": ["DirectoryStorage", "Storage", "folder_of", "tasks_in"],

@@ -51,7 +51,7 @@ async def _trust(core: Core, keys: KeyProvider | None, raw: bytes) -> None:
     assert core.key is not None
     assert keys is not None
     ring = StoreKey(core.key.raw[:KEY_BYTES] + raw)
-    data = await encode_keys(ring.raw, keys)
+    data = await encode_keys(ring.raw, keys, core.path)
     await core.guarded(core.path / NAME, write_keys, core.files, core.path, data)
     core.key = core.catalog.key = ring
 

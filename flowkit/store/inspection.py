@@ -154,7 +154,7 @@ async def copy_store(
     As of its last commit; its owner may be running. Raises StoreError.
     """
     raw = None if to is None else os.urandom(KEY_BYTES)
-    wrapped = None if to is None or raw is None else await encode_keys(raw, to)
+    wrapped = None if to is None or raw is None else await encode_keys(raw, to, target)
     key = None if raw is None else StoreKey(raw)
     try:
         await anyio.to_thread.run_sync(_copy, path, target, keys, key, wrapped, progress)

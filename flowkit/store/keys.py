@@ -20,11 +20,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import anyio
 
-from flowkit.errors import ConfigError, StoreCorrupt, StoreKeyError
+from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store.cipher import KEY_BYTES, StoreKey
 from flowkit.store.files import Disk, Files
 from flowkit.store.log import logs
@@ -32,7 +32,7 @@ from flowkit.store.manifest import manifests
 from flowkit.store.records import KEYS, LOG, MANIFEST, TABLE, decode_facts, encode_header
 
 NAME = "KEYS"
-HOW_TO_GIVE = "pass keys=, or set FLOWKIT_STORE_KEY_FILE (or FLOWKIT_STORE_KEY)"
+HOW_TO_GIVE = "pass keys=, or set FLOWKIT_STORE_KEY_FILE (or FLOWKIT_STORE_KEY, or FLOWKIT_STORE_KMS_KEY)"
 _PURPOSE = b"flowkit store key"
 
 
@@ -44,10 +44,21 @@ class KeyProvider(Protocol):
         """Kind and key in words, for messages and for `KEYS`; it tells one key from another and gives none away."""
 
     async def wrap(self, key: bytes) -> bytes:
-        """Encrypt a store's key. Raises StoreKeyError if that cannot be done now."""
+        """Encrypt a store's key. Raises StoreKeyError if that cannot be done; StoreError if not just now."""
 
     async def unwrap(self, wrapped: bytes) -> bytes:
-        """Decrypt it again. Raises StoreKeyError if another key wrapped it, or this one cannot be had."""
+        """Decrypt it again. Raises StoreKeyError if another key wrapped it, or this one cannot be had.
+
+        StoreError if it cannot be had just now.
+        """
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A provider that is told which store it wraps the key of."""
+
+    def at(self, directory: Path) -> KeyProvider:
+        """The provider for the store in a directory."""
 
 
 class StaticKey:
@@ -138,15 +149,24 @@ def _from_base64(text: str) -> bytes:
         raise ValueError(str(error)) from None
 
 
-def keys_from_environment(environ: Mapping[str, str] | None = None) -> KeyProvider | None:
-    """The provider that FLOWKIT_STORE_KEY_FILE (a path) or FLOWKIT_STORE_KEY (hex or base64) names; None if neither.
+VARIABLES = ("FLOWKIT_STORE_KEY", "FLOWKIT_STORE_KEY_FILE", "FLOWKIT_STORE_KMS_KEY")
 
-    Raises ConfigError if both are set, StoreKeyError.
+
+def keys_from_environment(environ: Mapping[str, str] | None = None, *, app: str | None = None) -> KeyProvider | None:
+    """The provider that the environment names; None if it names none.
+
+    FLOWKIT_STORE_KEY_FILE is a path, FLOWKIT_STORE_KEY a key in hex or base64, FLOWKIT_STORE_KMS_KEY a key that AWS KMS
+    keeps, which is told the `app`. Raises ConfigError if several are set, StoreKeyError.
     """
     found = os.environ if environ is None else environ
-    path, text = found.get("FLOWKIT_STORE_KEY_FILE"), found.get("FLOWKIT_STORE_KEY")
-    if path and text:
-        raise ConfigError("FLOWKIT_STORE_KEY and FLOWKIT_STORE_KEY_FILE are both set: keep one")
+    given = [name for name in VARIABLES if found.get(name)]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are {'both' if len(given) == 2 else 'all'} set: keep one")
+    text, path, kms_key = map(found.get, VARIABLES)
+    if kms_key:
+        from flowkit.store.kms import KmsKey
+
+        return KmsKey(kms_key, app=app)
     if path:
         return FileKey(path)
     return StaticKey(parse_key(text.encode(), "FLOWKIT_STORE_KEY")) if text else None
@@ -186,9 +206,10 @@ def decode_keys(data: bytes, name: str) -> Wrapped:
     return Wrapped(provider, wrapped)
 
 
-async def encode_keys(key: bytes, keys: KeyProvider) -> bytes:
-    """A `KEYS` file for a store's key. Raises StoreKeyError."""
-    return encode_header(KEYS, provider=keys.name, wrapped=await keys.wrap(key))
+async def encode_keys(key: bytes, keys: KeyProvider, directory: Path) -> bytes:
+    """A `KEYS` file for the key of the store in `directory`. Raises StoreKeyError, StoreError."""
+    here = keys.at(directory) if isinstance(keys, Placed) else keys
+    return encode_header(KEYS, provider=here.name, wrapped=await here.wrap(key))
 
 
 def write_keys(files: Files, directory: Path, data: bytes) -> None:
@@ -241,6 +262,10 @@ async def _unwrap(found: Wrapped, keys: KeyProvider, path: Path | str) -> StoreK
         raise StoreKeyError(
             f"{path}: encrypted under {found.provider}, and not to be opened with what was given: {error}"
         ) from error
+    except StoreCorrupt:
+        raise
+    except StoreError as error:
+        raise StoreError(f"{path}: encrypted under {found.provider}: {error}") from error
     except ValueError as error:
         raise StoreCorrupt(f"{path}: {error}") from error
 
@@ -254,7 +279,7 @@ async def unlock_or_begin(files: Files, directory: Path, keys: KeyProvider | Non
     if key is not None or keys is None:
         return key
     raw = os.urandom(KEY_BYTES)
-    data = await encode_keys(raw, keys)
+    data = await encode_keys(raw, keys, directory)
     await anyio.to_thread.run_sync(write_keys, files, directory, data)
     return StoreKey(raw)
 
@@ -299,7 +324,7 @@ async def rotate(
         if found is None:
             raise StoreKeyError(f"{directory}: not encrypted (there is no {NAME} in it): nothing to rotate")
         key = await _unwrap(found, old, directory / NAME)
-        data = await encode_keys(key.raw, new)
+        data = await encode_keys(key.raw, new, directory)
         try:
             await anyio.to_thread.run_sync(write_keys, files or Disk(), directory, data)
         except OSError as error:

@@ -97,5 +97,5 @@ async def pinned_keys(pinned: Pinned, keys: KeyProvider | None) -> bytes | None:
     if pinned.key is None:
         return None
     if keys is not None:
-        return await encode_keys(pinned.key.raw, keys)
+        return await encode_keys(pinned.key.raw, keys, pinned.directory)
     return await anyio.Path(pinned.directory / NAME).read_bytes()

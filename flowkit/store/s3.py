@@ -7,87 +7,33 @@ AWS_ENDPOINT_URL_S3). Objects are put in one request, which S3 takes up to 5 GiB
 
 import asyncio
 import base64
-import os
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, unquote
+from typing import Any, TypeVar
 
 import anyio
 
+from flowkit.aws import MISSING, REFUSED, S3Place, code_of, told
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store.blobs import Blob
 from flowkit.store.checksum import crc32
 
+__all__ = ["S3Blobs", "S3Place", "S3Storage", "open_s3"]
+
 _T = TypeVar("_T")
 
-ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
-ADDRESSING = ("auto", "path", "virtual")
-OPTIONS = ("region", "addressing", "sse", "kms_key")
 TRIES = 5
 """So often botocore tries a request (its standard mode), and we one that others were in the way of."""
 FIRST_WAIT = 0.05
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_REFUSED = ("PreconditionFailed", "412")
 _IN_THE_WAY = ("ConditionalRequestConflict", "OperationAborted", "409")
-_MISSING = ("NoSuchKey", "404")
+_DENIED = ("AccessDenied", "403")
 _FOR_A_PERSON = (
     *("NoSuchBucket", "AccessDenied", "AllAccessDisabled", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     *("InvalidToken", "ExpiredToken", "PermanentRedirect", "301", "AuthorizationHeaderMalformed", "InvalidBucketName"),
     *("400", "404", "NotImplemented"),
 )
 """Codes of errors that no trying again mends."""
-
-
-class S3Place(NamedTuple):
-    """Where in which bucket, and how: `s3://BUCKET/PREFIX?region=…&addressing=path&sse=aws:kms&kms_key=…`.
-
-    `sse` and `kms_key` are server-side encryption (FLOWKIT_S3_SSE and FLOWKIT_S3_KMS_KEY where the URL is silent); the
-    bucket's own default otherwise. `addressing=path` is for servers that know no buckets in host names.
-    """
-
-    bucket: str
-    prefix: str = ""
-    region: str | None = None
-    addressing: str = "auto"
-    sse: str | None = None
-    kms_key: str | None = None
-
-    @classmethod
-    def parse(cls, url: str, environ: Mapping[str, str] | None = None) -> "S3Place":
-        """Read a URL. Raises ConfigError with all that is wrong, and no secret that may be in it."""
-        found = os.environ if environ is None else environ
-        rest, _, query = url.removeprefix("s3://").partition("?")
-        bucket, _, prefix = rest.partition("/")
-        if "@" in bucket:
-            raise ConfigError(
-                "checkpoints s3://…@…: credentials do not belong into a URL: set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, a profile or a role"
-            )
-        shown, problems = f"checkpoints s3://{rest}", []
-        if not _BUCKET.fullmatch(bucket):
-            problems.append(f"{shown}: {bucket!r} is no name of a bucket; write s3://BUCKET/PREFIX")
-        options = dict(parse_qsl(query, keep_blank_values=True))
-        problems += [
-            f"{shown}: unknown option {n!r}; there are {', '.join(OPTIONS)}" for n in options if n not in OPTIONS
-        ]
-        kms_key = options.get("kms_key") or found.get("FLOWKIT_S3_KMS_KEY") or None
-        sse = options.get("sse") or found.get("FLOWKIT_S3_SSE") or ("aws:kms" if kms_key else None)
-        addressing = options.get("addressing") or "auto"
-        if sse is not None and sse not in ENCRYPTIONS:
-            problems.append(f"{shown}: sse={sse}: no such encryption; there are {', '.join(ENCRYPTIONS)}")
-        elif kms_key is not None and sse == "AES256":
-            problems.append(f"{shown}: a kms_key is for sse=aws:kms, not for sse=AES256")
-        if addressing not in ADDRESSING:
-            problems.append(f"{shown}: addressing={addressing}: there are {', '.join(ADDRESSING)}")
-        if problems:
-            raise ConfigError(*problems)
-        return cls(bucket, unquote(prefix).strip("/"), options.get("region") or None, addressing, sse, kms_key)
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
 
 
 @asynccontextmanager
@@ -102,13 +48,13 @@ async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
         read_timeout=60,
         max_pool_connections=32,
         retries={"mode": "standard", "total_max_attempts": TRIES},
-        s3={"addressing_style": place.addressing},
+        **place.config,
     )
     try:
         making = get_session().create_client("s3", region_name=place.region, config=config)
         client = await making.__aenter__()
     except (BotoCoreError, ValueError) as error:
-        raise ConfigError(f"checkpoints {place}: {error}") from None
+        raise ConfigError(f"checkpoints {place}: {told(error)}") from None
     try:
         yield S3Storage(place, client)
     finally:
@@ -140,7 +86,7 @@ class S3Storage:
         from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError, ParamValidationError
 
         try:
-            await self.do("listing", lambda: self._list(Prefix=self._prefix(()), MaxKeys=1))
+            await self.do("listing", lambda: self.list_page(Prefix=self._prefix(()), MaxKeys=1))
         except StoreError as error:
             cause = error.__cause__
             mendable = isinstance(cause, NoCredentialsError | CredentialRetrievalError | ParamValidationError)
@@ -154,14 +100,15 @@ class S3Storage:
         more: dict[str, str] = {}
         while True:
             now = dict(more)
-            page = await self.do("listing", lambda now=now: self._list(Prefix=prefix, **options, **now))  # type: ignore[misc]
+            page = await self.do("listing", lambda now=now: self.list_page(Prefix=prefix, **options, **now))  # type: ignore[misc]
             found.append(page)
             if not page.get("IsTruncated"):
                 return found
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    async def _list(self, **options: Any) -> dict[str, Any]:
-        page: dict[str, Any] = await self.client.list_objects_v2(Bucket=self.place.bucket, **options)
+    async def list_page(self, **options: Any) -> dict[str, Any]:
+        """One page of a listing, with the client's own errors."""
+        page: dict[str, Any] = await self.client.list_objects_v2(**self.place.target, **options)
         return page
 
     async def do(self, doing: str, work: Callable[[], Awaitable[_T]]) -> _T:
@@ -172,7 +119,7 @@ class S3Storage:
         try:
             return await work()
         except (BotoCoreError, HTTPClientError, ClientError, HttpError, OSError) as error:
-            raise StoreError(f"{self.place}: {doing}: {_told(error)}") from error
+            raise StoreError(f"{self.place}: {doing}: {told(error)}") from error
 
 
 class S3Blobs:
@@ -180,7 +127,7 @@ class S3Blobs:
 
     def __init__(self, storage: S3Storage, prefix: str) -> None:
         self.storage, self.prefix = storage, prefix
-        self._client, self._bucket = storage.client, storage.place.bucket
+        self._client, self._target = storage.client, storage.place.target
 
     async def put(self, name: str, data: bytes, *, over: str | None = None) -> str | None:
         """As the protocol says."""
@@ -191,18 +138,17 @@ class S3Blobs:
 
         place = self.storage.place
         options = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over}
-        options |= {} if place.sse is None else {"ServerSideEncryption": place.sse}
-        options |= {} if place.kms_key is None else {"SSEKMSKeyId": place.kms_key}
+        options |= place.encryption
         # botocore would work it out in the event loop, and send it in a way that not every server knows.
         crc = await anyio.to_thread.run_sync(crc32, data)
         options["ChecksumCRC32"] = base64.b64encode(crc.to_bytes(4, "big")).decode()
         for tries_left in reversed(range(TRIES)):
             try:
-                done = await self._client.put_object(Bucket=self._bucket, Key=self.prefix + name, Body=data, **options)
+                done = await self._client.put_object(**self._target, Key=self.prefix + name, Body=data, **options)
                 return str(done["ETag"])
             except ClientError as error:
                 code = code_of(error)
-                if code in _REFUSED or (over is not None and code in _MISSING):
+                if code in REFUSED or (over is not None and code in MISSING):
                     return None
                 # Someone writes it at this moment, and may yet fail: only asking again tells.
                 if code not in _IN_THE_WAY or not tries_left:
@@ -220,11 +166,11 @@ class S3Blobs:
 
         for tries_left in reversed(range(TRIES)):
             try:
-                found = await self._client.get_object(Bucket=self._bucket, Key=self.prefix + name)
+                found = await self._client.get_object(**self._target, Key=self.prefix + name)
                 async with found["Body"] as body:
                     return await body.read(), str(found["ETag"])
             except ClientError as error:
-                if code_of(error) in _MISSING:
+                if code_of(error) in MISSING or (code_of(error) in _DENIED and await self._is_missing(name)):
                     return None
                 raise
             except (HTTPClientError, IncompleteReadError, HttpError):  # botocore tries again only up to the first byte
@@ -232,6 +178,19 @@ class S3Blobs:
                     raise
             await asyncio.sleep(FIRST_WAIT * 2 ** (TRIES - 1 - tries_left))
         raise AssertionError
+
+    async def _is_missing(self, name: str) -> bool:
+        """True if there is no such object, which S3 tells only those who may list the whole bucket: others are denied.
+
+        A role that may list what is under the prefix finds out by that.
+        """
+        from botocore.exceptions import ClientError
+
+        try:
+            page = await self.storage.list_page(Prefix=self.prefix + name, MaxKeys=1)
+        except ClientError:
+            return False
+        return all(each["Key"] != self.prefix + name for each in page.get("Contents", ()))
 
     async def find(self, prefix: str = "") -> list[Blob]:
         """As the protocol says; what lies in folders of this one is not in it."""
@@ -246,22 +205,5 @@ class S3Blobs:
     async def delete(self, name: str) -> None:
         """As the protocol says."""
         await self.storage.do(
-            f"deleting {name}", lambda: self._client.delete_object(Bucket=self._bucket, Key=self.prefix + name)
+            f"deleting {name}", lambda: self._client.delete_object(**self._target, Key=self.prefix + name)
         )
-
-
-def code_of(error: Any) -> str:
-    """S3's code for what went wrong."""
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _told(error: BaseException) -> str:
-    """An error for a person, without any secret."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        told, meta = response.get("Error", {}), response.get("ResponseMetadata", {})
-        return f"{told.get('Code')}: {told.get('Message') or 'no reason given'} (HTTP {meta.get('HTTPStatusCode')})"
-    name = type(error).__name__
-    if name in {"NoCredentialsError", "PartialCredentialsError"}:
-        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or run under a role"
-    return str(error) or name

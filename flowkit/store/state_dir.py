@@ -69,6 +69,18 @@ def check_directory(path: Path, app: str) -> None:
         )
 
 
+def app_of(path: Path) -> str | None:
+    """The app whose state directory `path` is, or lies in as one of its stores; None if that is not told there."""
+    for place in [path.absolute(), *path.absolute().parents[:3]]:  # DIR/tasks/TASK/EPOCH
+        try:
+            found = json.loads((place / "flowkit.json").read_text())
+        except (OSError, ValueError):
+            continue
+        app = found.get("app") if isinstance(found, dict) else None
+        return app if isinstance(app, str) else None
+    return None
+
+
 @contextmanager
 def claim_directory(path: Path) -> Iterator[None]:
     """Own `path` as long as this context lasts (or the process lives: kill -9 frees it).

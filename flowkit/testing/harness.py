@@ -7,7 +7,7 @@ fails on an object that was changed but that no commit saves.
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from flowkit.codec import Codec, encode_key, field_getter
 from flowkit.errors import ConfigError, UnsavedChange
 from flowkit.options import WorkerOptions
 from flowkit.record import END_OF_TIME, MIN_TIME
+from flowkit.sink import Rejected
 from flowkit.store import open_store
 from flowkit.table import AnyTable, Mode, State
 from flowkit.testing.places import place_of
@@ -75,10 +76,11 @@ class MemorySink:
     def state(self) -> Any:
         return self._length
 
-    async def deliver(self, handoff: Any) -> None:
+    async def deliver(self, handoff: Any) -> Sequence[Rejected]:
         if handoff is not None:
             start, values = handoff
             self.kept[start:] = values
+        return ()
 
     async def close(self) -> None:
         return None

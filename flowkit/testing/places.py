@@ -72,6 +72,8 @@ def place_of(url: str | None, clock: Clock, guarantee: Guarantee) -> Place:
         return MemoryPlace(clock)
     if url.startswith("memory://"):
         raise ConfigError(f"broker {url!r}: a harness has a memory of its own: use memory://, without a name")
+    if url.startswith("kinesis://"):
+        raise ConfigError(f"broker {url!r}: a harness runs on memory://, embedded:// or kafka://, not on streams")
     return RealPlace(url, guarantee)
 
 

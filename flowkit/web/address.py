@@ -57,6 +57,24 @@ def split_host(text: str) -> str:
     return text.rpartition(":")[0] or text
 
 
+def listen_at(option: str, text: str) -> tuple[str, int, bool]:
+    """Host and port of `PORT` (on 127.0.0.1) or `HOST:PORT`, and whether only this machine can ask there.
+
+    Raises ConfigError if it is neither.
+
+    >>> listen_at("--listen", "8088"), listen_at("--listen", "[::]:80")
+    (('127.0.0.1', 8088, True), ('::', 80, False))
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not port.isascii() or not port.isdigit() or int(port) > 65_535 or (colon and not host):
+        raise ConfigError(
+            f"{option} {text}: write PORT, such as 8080 (then only this machine can ask), or HOST:PORT, such as "
+            "0.0.0.0:8080"
+        )
+    return host or LOOPBACK, int(port), is_local(host or LOOPBACK)
+
+
 def address_of(text: str, environ: Mapping[str, str] | None = None) -> Address:
     """`PORT` (on 127.0.0.1) or `HOST:PORT`, with the token of the environment.
 
@@ -68,14 +86,8 @@ def address_of(text: str, environ: Mapping[str, str] | None = None) -> Address:
     True
     """
     token = (os.environ if environ is None else environ).get(TOKEN, "")
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not port.isascii() or not port.isdigit() or int(port) > 65_535 or (colon and not host):
-        raise ConfigError(
-            f"--http {text}: write PORT, such as 8080 (then only this machine can ask), or HOST:PORT, such as "
-            "0.0.0.0:8080"
-        )
-    address = Address(host or LOOPBACK, int(port), token)
+    host, port, _ = listen_at("--http", text)
+    address = Address(host, port, token)
     if not address.local and not token:
         raise ConfigError(
             f"--http {text}: others than this machine could ask there, so a token is needed: set {TOKEN} "

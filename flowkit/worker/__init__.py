@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from flowkit.worker.build import random_ids
+from flowkit.worker.emf import Emf
 from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records, Waiting
 from flowkit.worker.finder import TopicFinder
 from flowkit.worker.health import Health, read_health, write_health
@@ -10,6 +11,7 @@ from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.looking import NO_KEY, Entry, entries, read_table, read_tasks
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Meter
 from flowkit.worker.resources import resources
+from flowkit.worker.rights import rights_of
 from flowkit.worker.run import Progress, Summary, run
 from flowkit.worker.savepoint import Manifest, Parts, Request, Requests, check_place, read_manifest
 from flowkit.worker.tally import counts_of
@@ -28,6 +30,7 @@ __all__ = [
     "IDLE",
     "NO_KEY",
     "ClockMark",
+    "Emf",
     "Entry",
     "Facts",
     "Finished",
@@ -67,6 +70,7 @@ __all__ = [
     "read_table",
     "read_tasks",
     "resources",
+    "rights_of",
     "run",
     "serve",
     "table_facts",

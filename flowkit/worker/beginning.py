@@ -22,7 +22,7 @@ import anyio
 import structlog
 
 from flowkit.errors import CommitError, ConfigError, Fenced, StoreCorrupt
-from flowkit.sink import FileSink, Sink
+from flowkit.sink import FileSink, Forking, Sink
 from flowkit.source import Claim, Output
 from flowkit.store import Checkpoints, Frame, KeyProvider, LsmStore, OnProgress, Storage, Store, folder_of
 from flowkit.worker.savepoint import Manifest, Seal
@@ -194,7 +194,8 @@ class TaskBeginning:
             # What the senders have said still holds: they will not say it again.
             splits = {named(split): row for split, row in group["splits"]["splits"].items()}
             groups[name] = {**group, "splits": {**group["splits"], "splits": splits}}
-        here = {name for name, sink in sinks.items() if isinstance(sink, FileSink) and Path(sink.path).exists()}
+        files = {name: Path(sink.path) for name, sink in sinks.items() if isinstance(sink, FileSink)}
+        here = {name for name in sinks if name not in files or files[name].exists()}
         return {
             **meta,
             "app": app,
@@ -202,5 +203,13 @@ class TaskBeginning:
             "positions": kept(meta.get("positions", {})),
             "heard": kept(meta.get("heard", {})),
             # What it handed over was delivered before it sealed. A file that is here goes on as of then.
-            "sinks": {name: [saved[0], None] for name, saved in meta.get("sinks", {}).items() if name in here},
+            "sinks": {
+                name: [_forked(sinks[name], saved[0]), None]
+                for name, saved in meta.get("sinks", {}).items()
+                if name in here
+            },
         }
+
+
+def _forked(sink: Sink, state: Any) -> Any:
+    return sink.forked(state) if isinstance(sink, Forking) else state

@@ -45,6 +45,8 @@ class Driver:
         self.modes: list[tuple[State, Mode]] = []
         """States of the group that it may not write, with what it may do."""
         self.sinks: frozenset[str] = frozenset()
+        self.present: Any = None
+        """The event that an agent was given last, as far as it did not come the quick way."""
         self.sources: tuple[Events[Any], ...] = ()
         """The streams whose events it takes."""
         self.need: Need = EVENT
@@ -146,6 +148,7 @@ class StreamDriver(Driver):
         self.buffer, self.deadline, self.careful = [], NEVER, False
 
     def feed(self, event: Any) -> Done:
+        self.present = event
         try:
             got = self.send(event)
         except StopIteration as stop:
@@ -305,6 +308,7 @@ class EachDriver(Driver):
         self.emit = Emitter(spec.name, spec.sinks, cursor)
 
     def feed(self, event: Any) -> Done:
+        self.present = event
         result = self.function(event)
         if inspect.iscoroutine(result):
             try:

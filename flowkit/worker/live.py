@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -16,15 +16,14 @@ from flowkit.clock import Clock
 from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
-from flowkit.source import AtOffset, Broker, Reader, partition_of
+from flowkit.source import END, AtOffset, Broker, Reader, partition_of
 from flowkit.store import LsmStore, Store
 from flowkit.window import MarkedSplit, Split
-from flowkit.worker.beginning import TaskBeginning
 from flowkit.worker.build import make_engine, make_inlet, make_outlets
 from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.draining import TaskDrain
 from flowkit.worker.engine import Counters, Engine
-from flowkit.worker.feed import ClockMark, Idle, Marks, Piece, Records, Tick
+from flowkit.worker.feed import ClockMark, Drained, Idle, Marks, Piece, Records, Tick
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.live_feed import LiveFeed
 from flowkit.worker.matched import GONE, Finder, Matched
@@ -36,9 +35,22 @@ from flowkit.worker.whole import whole
 log = structlog.get_logger("flowkit.task")
 
 
+END_SECONDS = 300.0
+"""So long the last checkpoint of a shard's task may take; without it the state stays where it is."""
+
+
 def task_name(app: App, group: Group, partition: int) -> str:
     """The task's name: that of its lease, its transactions and its state directory."""
     return f"{app.name}/{group.name}/{partition}"
+
+
+class Begins(Protocol):
+    """What a task begins with that has no commit yet."""
+
+    async def commit(
+        self, store: Store, ledger: Broker, epoch: int, commit_id: bytes, sinks: Mapping[str, Sink], /
+    ) -> None:
+        """Make the task's first commit."""
 
 
 class LiveTask:
@@ -64,7 +76,8 @@ class LiveTask:
         meter: Meter | None = None,
         checkpoints: TaskCheckpoints | None = None,
         drain: TaskDrain | None = None,
-        begin: TaskBeginning | None = None,
+        begin: "Begins | None" = None,
+        owns: Callable[[bytes], bool] | None = None,
         finder: Finder | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
@@ -93,6 +106,7 @@ class LiveTask:
         self._beats = 0
         self._awake = self.progress
         self._store, self._begin = store, begin
+        self._owns = owns or (None if partitions == 1 else self._has)
         self._stack = AsyncExitStack()
         self._matched: Matched | None = None
         if group.patterns:
@@ -122,7 +136,7 @@ class LiveTask:
             outlets,
             self.clock,
             self.counters,
-            owns=None if self.partitions == 1 else self._owns,
+            owns=self._owns,
             clean_limit=self.options.live_objects,
         )
         self.task = Task(
@@ -192,7 +206,7 @@ class LiveTask:
         self.opened = False
         self.meter.closes(store, self.engine.calls.cached())
 
-    def _owns(self, key: bytes) -> bool:
+    def _has(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition
 
     async def close(self) -> None:
@@ -238,6 +252,8 @@ class LiveTask:
             read = {split.name for _, split, _ in self.readers}
             self.quiet_since = {name: since for name, since in self.quiet_since.items() if name in read}
         for topic, split, reader in self._marked_readers() if self.holding else list(self.readers):
+            if reader.at_end:
+                continue
             self.meter.enter(IDLE)
             try:
                 batch = await reader.fetch(limit)
@@ -263,6 +279,37 @@ class LiveTask:
             if matched is not None:
                 matched.looked(split, reader, events)
         return found
+
+    @property
+    def ended(self) -> bool:
+        """True if its split is read to its end, which only some brokers' have, and nothing waits to be worked on."""
+        if not self.readers or not all(reader.at_end for _, _, reader in self.readers):
+            return False
+        return not self.engine.unfinished and self.feed.at == len(self.feed.journal)
+
+    async def end(self) -> None:
+        """Finish what an ended split has left, and commit that it has ended: whoever follows takes over the state."""
+        drained = False
+        while True:
+            if await self.step():
+                await asyncio.sleep(0)  # give way
+            elif self.waits_for_calls:
+                self.engine.calls.watch.expire()
+                await self.wait_for_calls(20)
+            elif self.engine.has_more and not drained:
+                self.feed.give(Drained(self.engine))
+                drained = True
+            else:
+                break
+        for _, split, _ in self.readers:
+            self.feed.positions[split.name] = END
+        while not await self.task.commit(final=True):
+            while await self.step():  # noqa: ASYNC110
+                await asyncio.sleep(0)  # give way
+        await self.task.settled()
+        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
+            await self.checkpoints.finish(self.task.store, END_SECONDS)
+        log.info("shard is done", task=self.name, commit=self.task.store.number)
 
     async def step(self) -> bool:
         """Work on one piece; False if there is none."""

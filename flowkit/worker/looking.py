@@ -33,7 +33,7 @@ def read_tasks(root: Path, app: App) -> dict[str, Look]:
     """The state of every task under `root`, by name. Raises ConfigError if that is not the app's, StoreCorrupt."""
     check_directory(root, app.name)
     found: dict[str, Look] = {}
-    keys = keys_from_environment()
+    keys = keys_from_environment(app=app.name)
     if (root / "run").is_dir():
         found["run"] = read_store(root / "run", keys)
     homes = sorted((root / "tasks").iterdir()) if (root / "tasks").is_dir() else []

@@ -6,18 +6,29 @@ from typing import Any, NamedTuple
 
 from flowkit.agent import Internal, Outlet
 from flowkit.codec import Codec, Envelope, encode_key, field_getter
+from flowkit.record import Closed
 
 
 class Outgoing(NamedTuple):
     """One record on its way out. `time` in ms.
 
-    `link` is what agents of the same run read, where the outside dictates another codec for `value`.
+    `link` is what agents of the same run read, where the outside dictates another codec for `value`. `order` grows with
+    the end of the window that it is the result of, and with its panes; None: it is of none.
     """
 
     key: bytes | None
     value: bytes | None
     time: int
     link: bytes | None = None
+    order: int | None = None
+
+
+_PANES = {"early": 0, "on_time": 1, "late": 2}
+
+
+def order_of(window: Closed[Any, Any]) -> int:
+    """A number that grows with a window's end, then with its panes."""
+    return window.end << 2 | _PANES[window.pane]
 
 
 class BoundOutlet:
@@ -40,14 +51,14 @@ class BoundOutlet:
         """False while those who read it in this run still have records of before: one more changes nothing for them."""
         self.total = 0
 
-    def emit(self, value: Any, key: Any, time: int) -> None:
+    def emit(self, value: Any, key: Any, time: int, order: int | None = None) -> None:
         if key is None and self._key is not None:
             key = self._key(value)
         key_bytes = None if key is None else encode_key(key)
         link = self._own.encode(value) if self.linked and self._own is not None else None
-        self.records.append(Outgoing(key_bytes, self.codec.encode(value), time, link))
+        self.records.append(Outgoing(key_bytes, self.codec.encode(value), time, link, order))
 
     def emit_all(self, values: Sequence[Any], keys: Sequence[Any], times: Sequence[int]) -> None:
         """Many at once, with keys of their own, where nobody in this run reads them: all of them, or it raises."""
-        rows = zip(map(encode_key, keys), map(self.codec.encode, values), times, repeat(None))
+        rows = zip(map(encode_key, keys), map(self.codec.encode, values), times, repeat(None), repeat(None))
         self.records += list(map(Outgoing._make, rows))

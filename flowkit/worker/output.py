@@ -7,7 +7,9 @@ import structlog
 from flowkit.agent import Group
 from flowkit.app import App
 from flowkit.errors import NoEvent, UndeclaredSink
+from flowkit.record import Closed
 from flowkit.worker.origin import Origin
+from flowkit.worker.outlets import order_of
 from flowkit.worker.step import StepContext
 
 log = structlog.get_logger("flowkit.engine")
@@ -35,7 +37,10 @@ class Output:
         if time is None:
             time = cursor.time if cursor.batch is None else max(cursor.batch.values())[0]
         bound = step.outlets[outlet.name]
-        bound.emit(value, key, time)
+        present = agent.present
+        # Of a record that followed on it the quick way it would still be the last window.
+        windowed = type(present) is Closed and present.end - 1 == cursor.time
+        bound.emit(value, key, time, order_of(present) if windowed else None)
         step.counters.emitted += 1
         if bound.linked and bound.awaited:
             step.link_hit = True

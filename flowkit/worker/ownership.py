@@ -199,6 +199,9 @@ class Ownership:
                 if await live.rests():
                     seen = await self._ledger.wait(LOOK_MS, seen)
                     continue
+                if live.ended:
+                    await live.end()
+                    return
                 found = await live.fetch(self.options.batch_size)
                 while not self._leaving.is_set() and await live.step():  # noqa: ASYNC110
                     await asyncio.sleep(0)  # give way: other tasks, heartbeats, signals

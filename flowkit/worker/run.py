@@ -21,8 +21,8 @@ from flowkit.clock import SystemClock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import WorkerOptions
-from flowkit.sink import FileSink, Sink
-from flowkit.source import FileReader, FileSource, bounded_topics
+from flowkit.sink import Destination, FileSink, Rejected, Sink, SinkTask, destination, is_file
+from flowkit.source import BOUNDED, FileReader, FileSource, Remembers, bounded_topics
 from flowkit.store import claim_directory, keys_from_environment, open_directory, open_host, open_store
 from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_inlet, make_outlets, random_ids, tuned_collector
@@ -35,7 +35,9 @@ from flowkit.worker.tracing import tracing_from_environment
 from flowkit.worker.watchdog import told_stalls
 
 if TYPE_CHECKING:
-    from flowkit.source import BoundedTopic, BoundedTopics
+    from flowkit.source import BoundedTopic, BoundedTopics, S3Topic
+
+    Source = FileSource | BoundedTopics | S3Topic
 
 log = structlog.get_logger("flowkit.run")
 
@@ -111,12 +113,12 @@ class LazySink:
     def state(self) -> Any:
         return {"opened": self._staged, "inner": self.sink.state()}
 
-    async def deliver(self, handoff: Any) -> None:
+    async def deliver(self, handoff: Any) -> Sequence[Rejected]:
         if not self._opened:
             # Not as a new file: its first hand-off is staged already, and the second has to go behind it.
             await self.sink.open(self.sink.state())
             self._opened = True
-        await self.sink.deliver(handoff)
+        return await self.sink.deliver(handoff)
 
     async def close(self) -> None:
         if self._opened:
@@ -138,19 +140,22 @@ async def run(
     """Run `app` over `inputs` (topic, file) to their end and write `outputs` (topic or sink, file).
 
     Instead of a file, kafka://HOST:PORT/TOPIC is a topic of a cluster, to where it ends now; for a topic with a pattern
-    kafka://HOST:PORT is all that match. The same topic may be given several files: they are its splits, merged by time.
-    `beside` makes what is to go on as long as the run does, such as a server that shows it. Raises ConfigError with
-    everything that is wrong before anything starts; InputError if an input cannot be read.
+    kafka://HOST:PORT is all that match; s3://BUCKET/PREFIX is objects, those that are there when the run begins. The
+    same topic may be given several files: they are its splits, merged by time. `beside` makes what is to go on as long
+    as the run does, such as a server that shows it. Raises ConfigError with everything that is wrong before anything
+    starts; InputError if an input cannot be read.
     """
     options = options or WorkerOptions.from_environment()
     plan = app.plan()
     _check(app, plan.groups, inputs, outputs)
-    sources, files = _bind(app, inputs, outputs, sync=state is not None)
+    sources, destinations = _bind(app, inputs, outputs, sync=state is not None)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         for source in sources.values():
             if not isinstance(source, FileSource):
                 stack.push_async_callback(source.close)
+        for found in destinations.values():
+            await stack.enter_async_context(found)
         stack.enter_context(tuned_collector())
         store_path = None
         if state is not None:
@@ -160,13 +165,14 @@ async def run(
         host = await stack.enter_async_context(
             open_host(options.store_memory, bytes_per_second=options.compaction_rate)
         )
-        store = await stack.enter_async_context(open_store(store_path, host=host, keys=keys_from_environment()))
-        sinks: dict[str, Sink] = {**files}
+        store = await stack.enter_async_context(
+            open_store(store_path, host=host, keys=keys_from_environment(app=app.name))
+        )
+        part = SinkTask(app.name, "run", 0, 1, SystemClock(), bounded=True)
+        sinks: dict[str, Sink] = {name: found.sink(part) for name, found in destinations.items()}
+        letters = dict(outputs).get(app.dead_letters.name) or _dead_letters_path(app, state)
         if app.dead_letters.name not in sinks:
-            letters = _dead_letters_path(app, state)
             sinks[app.dead_letters.name] = LazySink(FileSink(letters, sync=state is not None))
-        else:
-            letters = dict(outputs)[app.dead_letters.name]
         outlets = make_outlets(app, plan.groups, sinks)
         counters, meter = Counters(), Meter()
         meter.tracing = stack.enter_context(tracing_from_environment(app.name))
@@ -313,13 +319,13 @@ def _check(
 
 def _bind(
     app: App, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]], *, sync: bool
-) -> tuple[dict[str, "FileSource | BoundedTopics"], dict[str, FileSink]]:
-    """All files as sources and sinks. Raises ConfigError or InputError with everything wrong; changes nothing."""
+) -> tuple[dict[str, "Source"], dict[str, Destination]]:
+    """Where all comes from and goes to. Raises ConfigError or InputError with everything wrong; changes nothing."""
     paths: dict[str, list[str]] = {}
     for name, path in inputs:
         paths.setdefault(name, []).append(path)
-    sources: dict[str, FileSource | BoundedTopics] = {}
-    sinks: dict[str, FileSink] = {}
+    sources: dict[str, Source] = {}
+    sinks: dict[str, Destination] = {}
     wrong: list[ConfigError | InputError] = []
     for name, files in paths.items():
         try:
@@ -328,7 +334,8 @@ def _bind(
             wrong.append(error)
     for name, path in outputs:
         try:
-            sinks[name] = FileSink(path, fields_of(_outlet(app, name).element), sync=sync)
+            element = _outlet(app, name).element
+            sinks[name] = destination(path, fields_of(element), sync=sync, element=element)
             sinks[name].check()
         except ConfigError as error:
             wrong.append(error)
@@ -339,13 +346,14 @@ def _bind(
     return sources, sinks
 
 
-def _source(topic: Topic[Any], paths: list[str]) -> "FileSource | BoundedTopics":
+def _source(topic: Topic[Any], paths: list[str]) -> "Source":
     """What a topic is read from. Raises ConfigError, or InputError for a file that cannot be read."""
-    clusters = [path for path in paths if path.startswith("kafka://")]
-    if clusters:
+    places = [path for path in paths if path.startswith(BOUNDED)]
+    if places:
         if len(paths) > 1:
-            raise ConfigError(f"--input {topic.name}: a topic of a cluster is all of an input; name nothing beside it")
-        return bounded_topics(clusters[0], topic.start, topic.pattern)
+            what = "a topic of a cluster" if places[0].startswith("kafka://") else "a prefix in S3"
+            raise ConfigError(f"--input {topic.name}: {what} is all of an input; name nothing beside it")
+        return bounded_topics(places[0], topic.start, topic.pattern)
     source = FileSource(paths)
     source.check()
     return source
@@ -356,6 +364,8 @@ def _names(names: Any) -> str:
 
 
 def _same(a: str, b: str) -> bool:
+    if not (is_file(a) and is_file(b)):
+        return False
     return a != "-" and b != "-" and Path(a).absolute() == Path(b).absolute()
 
 
@@ -372,9 +382,7 @@ def _dead_letters_path(app: App, state: str | Path | None) -> str:
     return str(path)
 
 
-async def _open_heads(
-    feed: BoundedFeed, sources: dict[str, "FileSource | BoundedTopics"], meta: dict[str, Any], batch_size: int
-) -> None:
+async def _open_heads(feed: BoundedFeed, sources: dict[str, "Source"], meta: dict[str, Any], batch_size: int) -> None:
     """A head for every input of every engine, in order of declaration, read on from where the last commit left it."""
     for engine in feed.engines:
         order = [*engine.app.topics, engine.app.dead_letters.name]
@@ -385,6 +393,8 @@ async def _open_heads(
             if topic.name not in sources:
                 continue
             given = sources[topic.name]
+            if isinstance(given, Remembers):
+                given.remember(_positions(topic.name, meta))
             named = await given.sources() if hasattr(given, "sources") else [(topic.name, given)]
             for name, source in named:
                 for number in await source.splits():
@@ -396,7 +406,7 @@ async def _open_head(
     engine: Engine,
     topic: Topic[Any],
     name: str,
-    source: "FileSource | BoundedTopic",
+    source: "FileSource | BoundedTopic | S3Topic",
     number: int,
     meta: dict[str, Any],
     batch_size: int,
@@ -413,6 +423,12 @@ async def _open_head(
     feed.add(head)
     if topic.idle_after is not None:
         engine.idle_after[split.name] = topic.idle_after
+
+
+def _positions(topic: str, meta: dict[str, Any]) -> list[Any]:
+    """Where an earlier run stood in the splits of a topic, whoever read it."""
+    rows = [row for heads in meta.get("heads", {}).values() for row in heads.items()]
+    return [saved[0] for split, saved in rows if split.rpartition("[")[0] == topic and not split.endswith("[-1]")]
 
 
 def _progress(counters: Counters, engines: Sequence[Engine], heads: Sequence[Head], seconds: float) -> Progress:

@@ -19,7 +19,7 @@ class Tally:
     `measured`.
     """
 
-    __slots__ = (*COLUMNS, "_committed", "measured")
+    __slots__ = (*COLUMNS, "_committed", "began", "measured")
 
     def __init__(self) -> None:
         self.records: defaultdict[str, int] = defaultdict(int)
@@ -34,6 +34,13 @@ class Tally:
         self.emitted_bytes: defaultdict[str, int] = defaultdict(int)
         self.measured = False
         self._committed: dict[str, Any] = {}
+        self.began: dict[str, Any] | None = None
+        """What was taken up first: by how much counts have grown since is what this task has done itself."""
+
+    @property
+    def committed(self) -> dict[str, Any]:
+        """What the last cut saved."""
+        return self._committed
 
     def took(self, topic: str, batch: Any, start: int, stop: int) -> None:
         """Records `[start, stop)` of a batch are done."""
@@ -63,6 +70,8 @@ class Tally:
     def load(self, saved: dict[str, Any]) -> None:
         """Take up what a commit left ({}: nothing yet)."""
         self._committed = saved
+        if self.began is None:
+            self.began = saved
         for name in COLUMNS:
             counts = getattr(self, name)
             counts.clear()

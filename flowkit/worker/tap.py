@@ -37,7 +37,7 @@ class Tap(Driver):
 
     def feed(self, event: Any) -> Done:
         one = self.chain.one
-        self.failing = True
+        self.failing, self.present = True, event
         if one is not None:
             value = one(event)
             self.failing = False

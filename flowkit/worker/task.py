@@ -20,8 +20,8 @@ import structlog
 from flowkit.app import App
 from flowkit.codec import encode_mark
 from flowkit.errors import Fenced, StoreCorrupt
-from flowkit.record import EARLIEST, LATEST
-from flowkit.sink import Sink
+from flowkit.record import EARLIEST, LATEST, MIN_TIME, DeadLetter
+from flowkit.sink import Rejected, Sink, Staging
 from flowkit.source import Broker, SendsEarly, partition_of
 from flowkit.store import Frame, SpaceChange, Store
 from flowkit.table import check_schema, migrate_cell, schema_of
@@ -48,6 +48,9 @@ from flowkit.worker.resources import lease_all
 from flowkit.worker.whole import whole
 
 log = structlog.get_logger("flowkit.task")
+
+SENT = -1
+"""The partition of a dead letter that came from no topic."""
 
 Hook = Callable[[str], Awaitable[None]]
 """Called between any two steps of a commit, with the name of the one just done; the harness crashes there."""
@@ -97,6 +100,7 @@ class Task:
         self.sender = name.removeprefix(f"{app.name}/")
         """What it calls itself in marks."""
         self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
+        self._staging = [sink for sink in sinks.values() if isinstance(sink, Staging)]
         # Asked once: a step may be a single event, and to ask what a broker can takes some µs.
         self._sends_early: SendsEarly | None = None
         if isinstance(broker, SendsEarly) and broker.guarantee == "at least once":
@@ -119,6 +123,10 @@ class Task:
         self._slice = 512
         self._round_robin = 0
         self._inflight: asyncio.Task[None] | None = None
+        self._delivering = ""
+        """The sink that is being delivered to."""
+        self._letters: list[DeadLetter] = []
+        """What destinations will never take, for the next commit."""
         self._marked: dict[str, tuple[int, int]] = {}
         """By group: the last (watermark, standing) that those were told who take its hops."""
 
@@ -145,9 +153,11 @@ class Task:
         meta = dict(store.meta)
         for name, sink in self.sinks.items():
             saved = meta.get("sinks", {}).get(name)
+            if isinstance(sink, Staging):
+                sink.attach(store, f"sink {name}")
             await sink.open(None if saved is None else saved[0])
             if saved is not None:
-                await sink.deliver(saved[1])
+                await self._deliver(name, saved[1])
         await self._migrate(meta)
         return meta
 
@@ -232,7 +242,17 @@ class Task:
         """True after enough records and results of windows, or enough time."""
         if self.since_commit >= self.commit_every:
             return True
-        return self._dirty and time.monotonic() - self.last_commit >= self.commit_interval
+        if time.monotonic() - self.last_commit < self.commit_interval:
+            return False
+        return self._dirty or self._is_wanted()
+
+    def _is_wanted(self) -> bool:
+        """True if a sink that keeps records here has to write them, though nothing comes."""
+        if not self._staging:
+            return False
+        # A firing that was cut still sends what is of a time before the watermark.
+        marks = [MIN_TIME if engine.unfinished else engine.splits.floor for engine in self.engines]
+        return any([sink.look(min(marks, default=MIN_TIME)) for sink in self._staging])  # noqa: C419  each is to look
 
     async def handle(self, piece: Piece) -> None:
         """Run one piece; if an agent raises, go back to the last commit and come again carefully."""
@@ -335,7 +355,8 @@ class Task:
         StorePoisoned, or a sink's error.
         """
         await self.settled()
-        if not (self._dirty or final or always):
+        wanted = self._is_wanted()
+        if not (self._dirty or wanted or final or always):
             return True
         changes: list[SpaceChange] = []
         drops: list[tuple[str, int | None]] = []
@@ -353,9 +374,16 @@ class Task:
             await self.rollback()
             return False
         fed = self.feed.commit()
+        letters, self._letters = self._letters, []
+        for letter in letters:
+            self.outlets[self.app.dead_letters.name].emit(letter, None, letter.time or 0)
+        marks = self._marks()
         outs, staged = self._stage(final)
+        for sink in self._staging:
+            changes += sink.changes()
+            drops += sink.drops()
         counts = self.counters.tally.cut()
-        outs += self._marks()
+        outs += marks
         meta = {
             "app": self.app.name,
             "groups": groups,
@@ -375,6 +403,8 @@ class Task:
         self.last_commit = time.monotonic()
         if final:
             await self.settled()
+            if self._letters:  # of the last delivery
+                return await self.commit(final=True)
         return True
 
     def _stage(self, final: bool) -> tuple[list[Out], dict[str, Any]]:
@@ -396,7 +426,7 @@ class Task:
         """Records with their partitions."""
         partitions = self.topics[topic]
         outs = []
-        for key, value, at, _ in records:
+        for key, value, at, *_ in records:
             if key is None:
                 self._round_robin += 1
                 partition = self._round_robin % partitions
@@ -421,6 +451,7 @@ class Task:
     def _marks(self) -> list[Out]:
         """How far the engines are, if that has changed, for all partitions of the internal topics that they send into.
 
+        Where such a topic is a sink they stand in its outlet without a key, which is to all.
         They come after the events of the same commit, which they must not overtake.
         """
         outs: list[Out] = []
@@ -435,6 +466,9 @@ class Task:
             value = encode_mark(self.sender, *mark)
             for hop in group.hops:
                 topic = hop.topic.name
+                if topic in self.sinks:
+                    self.outlets[topic].records.append(Outgoing(None, value, time))
+                    continue
                 outs += [Out(topic, partition, None, value, time) for partition in range(self.topics[topic])]
         return outs
 
@@ -466,8 +500,28 @@ class Task:
         await self.store.resolve(frame.commit_id, True)
         await self.hook("resolved")
         for name, handoff in handoffs.items():
-            await self.sinks[name].deliver(handoff)
+            await self._deliver(name, handoff)
             await self.hook("delivered")
+
+    async def _deliver(self, name: str, handoff: Any) -> None:
+        """Complete a hand-off; what the destination will never take is a dead letter of the next commit."""
+        self._delivering = name
+        try:
+            rejected = await self.sinks[name].deliver(handoff)
+        finally:
+            self._delivering = ""
+        for record in rejected:
+            self._reject(name, record)
+
+    def _reject(self, name: str, record: Rejected) -> None:
+        letter = DeadLetter(
+            name, SENT, 0, f"sent to {name}", record.key, record.value, record.time, record.error, record.reason
+        )
+        self.counters.dead += 1
+        self.counters.tally.dead[(name, "")] += 1
+        log.warning("dead letter", sink=name, error=record.error, reason=record.reason)
+        self._letters.append(letter)
+        self._dirty = True
 
     async def settled(self) -> None:
         """Wait until the commit under way is through."""
@@ -480,6 +534,8 @@ class Task:
 
     def committing(self) -> float:
         """For how many seconds the commit under way has been going on; 0 if there is none."""
+        if self._delivering:  # that tells of itself, and to begin again would not make it quicker
+            return 0.0
         busy = self._inflight is not None and not self._inflight.done()
         return time.monotonic() - self.last_commit if busy else 0.0
 

@@ -41,7 +41,8 @@ class Trimmer:
             return
         self._due = now + EVERY
         read = {topic: positions.get(f"{topic}[{self.partition}]", 0) for topic in self.topics}
-        enough = {topic: at for topic, at in read.items() if at - self._deleted.get(topic, 0) >= WORTH}
+        numbers = {topic: at for topic, at in read.items() if isinstance(at, int)}
+        enough = {topic: at for topic, at in numbers.items() if at - self._deleted.get(topic, 0) >= WORTH}
         if enough:
             self._job = asyncio.create_task(self._delete(enough), name="trim")
 

@@ -17,6 +17,7 @@ from flowkit.record import MIN_TIME
 from flowkit.store import Store
 from flowkit.window import Splits
 from flowkit.worker.engine import Engine
+from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import Meter
 from flowkit.worker.task import Task
 from flowkit.worker.worker import Worker
@@ -40,6 +41,8 @@ class TaskView:
     positions: dict[str, Any] = field(default_factory=dict)
     heard: dict[str, int] = field(default_factory=dict)
     """By split: when (ms by the clock) it last sent something."""
+    late_ms: dict[str, int] = field(default_factory=dict)
+    """By split whose source says it (Kinesis): how far (ms) what was read last is behind the newest record."""
 
     @property
     def ready(self) -> bool:
@@ -79,8 +82,13 @@ class Watched(Protocol):
 
 def watermark_of(splits: Splits) -> int:
     """How far event time has come (ms), without moving anything."""
+    return min(reached_of(splits), splits.hold)
+
+
+def reached_of(splits: Splits) -> int:
+    """How far the splits have come, whatever holds event time back besides."""
     marks = [split.watermark for split in splits.by_name.values() if split.counts]
-    return min(max(splits.floor, min(marks, default=MIN_TIME)), splits.hold)
+    return max(splits.floor, min(marks, default=MIN_TIME))
 
 
 def behind(view: TaskView, ends: Mapping[str, int]) -> dict[str, int]:
@@ -93,6 +101,11 @@ def behind(view: TaskView, ends: Mapping[str, int]) -> dict[str, int]:
                 topic = split.topic
                 found[topic] = found.get(topic, 0) + max(0, ends[split.name] - position)
     return found
+
+
+def _late_ms(live: LiveTask) -> dict[str, int]:
+    told = {split.name: getattr(reader, "behind_ms", None) for _, split, reader in live.readers}
+    return {name: late for name, late in told.items() if late is not None}
 
 
 class WorkerView:
@@ -121,6 +134,7 @@ class WorkerView:
                     owned.stalled,
                     live.feed.positions if live is not None and opened else {},
                     live.feed.heard if live is not None and opened else {},
+                    _late_ms(live) if live is not None and opened else {},
                 )
             )
         return found

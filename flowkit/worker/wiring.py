@@ -1,9 +1,9 @@
-"""What a worker's tasks are joined to: topics on the broker, found or made, and files for sinks.
+"""What a worker's tasks are joined to: topics on the broker, found or made, and where sinks lead.
 
 Everything that is wrong is told at once, before anything is made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,11 +11,14 @@ import structlog
 
 from flowkit.agent import Group, Internal, Outlet, Plan, Topic
 from flowkit.app import App
+from flowkit.clock import Clock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
-from flowkit.sink import FileSink, Sink
+from flowkit.sink import Destination, Sink, SinkTask, destination
+from flowkit.source import Part, TopicUse
 from flowkit.worker.finder import TopicFinder
 from flowkit.worker.live import task_name
+from flowkit.worker.shards import Shards, Streams
 
 log = structlog.get_logger("flowkit.worker")
 
@@ -27,6 +30,10 @@ class Slice:
     group: Group
     partition: int
     count: int
+    owns: Callable[[bytes], bool] | None = None
+    """True for the keys that are the task's own; None: by their hash among `count`, as Kafka has it."""
+    shard: Part | None = None
+    """Of a stream."""
 
 
 class Topics(Protocol):
@@ -42,7 +49,7 @@ class Topics(Protocol):
 
 
 class Wiring:
-    """The tasks of an app on a broker. `binds` say where sinks lead (name to path)."""
+    """The tasks of an app on a broker. `binds` say where sinks lead (name to URL or path)."""
 
     def __init__(self, app: App, plan: Plan, binds: Mapping[str, str], partitions: int) -> None:
         self.app, self.plan, self.binds, self.default = app, plan, dict(binds), partitions
@@ -52,6 +59,10 @@ class Wiring:
         """The partition counts of the topics that the tasks write."""
         self.senders: dict[str, list[str]] = {}
         """By internal topic: the tasks that send into it, as they call themselves."""
+        self.destinations: dict[str, Destination] = {}
+        """By name, where outlets lead that are not on the broker: known from `check` on, opened by the worker."""
+        self.shards: Shards | None = None
+        """Which tasks there are, where topics are streams."""
         self.expected: Mapping[str, int] | None = None
         """How many partitions each group must have, if the app begins with a savepoint."""
         self.finder = TopicFinder(app, plan)
@@ -64,7 +75,7 @@ class Wiring:
         problems = [problem for name, url in self.binds.items() for problem in self._bind_problems(name, url)]
         for name, outlet in self._written().items():
             if not isinstance(outlet, Topic) and name not in self.binds:
-                problems.append(f"sink {name!r} leads nowhere: bind it with --bind {name}=FILE")
+                problems.append(f"sink {name!r} leads nowhere: bind it with --bind {name}=FILE, or a URL")
         if problems:
             raise ConfigError(*problems)
 
@@ -72,20 +83,20 @@ class Wiring:
         return {outlet.name: outlet for group in self.plan.groups for outlet in group.outlets}
 
     def _bind_problems(self, name: str, url: str) -> list[str]:
-        where, written = f"--bind {name}={url}", self._written()
+        where, written = f"--bind {name}={url}", self._outlets()
         readers = [f"agent {a.name!r}" for a in self.app.agents.values() if name in {s.name for s in a.sources}]
         tables = self.app.tables.values()
         readers += [f"table {t.name!r}" for t in tables if t.source is not None and t.source.name == name]
-        if name not in {**self.app.topics, **self.app.sinks}:
+        if name not in {**self.app.topics, **self.app.sinks} and name != self.app.dead_letters.name:
             return [f"{where}: app {self.app.name!r} has no topic or sink {name!r}"]
         if name not in written:
             return [f"{where}: no agent writes {name!r}; bounded inputs are for `flowkit run`"]
         if readers:
             return [f"{where}: {readers[0]} reads topic {name!r}, so it has to be on the broker"]
-        if "://" in url and not url.startswith("file://"):
-            return [f"{where}: only files can be bound (a path, or file://PATH)"]
         try:
-            FileSink(_path(url, "0", "group"), fields_of(written[name].element)).check()
+            element = written[name].element
+            found = self.destinations[name] = destination(url, fields_of(element), element=element)
+            found.check()
         except ConfigError as error:
             return [f"--bind {name}: {problem}" for problem in error.problems]
         return []
@@ -96,6 +107,9 @@ class Wiring:
         False if it cannot be told yet how many tasks there are, since nothing matches a pattern; nothing is made then.
         Nor is it if partition counts do not fit each other, or a file would have several writers: raises ConfigError.
         """
+        if isinstance(broker, Streams):
+            await self._connect_to_shards(broker)
+            return True
         found = {name: await broker.partitions(name) for name in sorted(self._names())}
         wanted: dict[str, int] = {}
         problems = list(await self.finder.begin(broker))
@@ -132,7 +146,7 @@ class Wiring:
                     # Someone else has made it, and who was asked had not heard of that yet: all is reckoned anew.
                     return await self.connect(broker, again=True)
                 log.info("topic made", topic=name, partitions=found[name])
-        self.topics = {name: found[name] for name in (*self._written(), self.app.dead_letters.name) if name in found}
+        self.topics = {name: found[name] for name in self._outlets() if name in found}
         self.senders = {
             topic.name: [f"{g.name}/{n}" for g in self.plan.senders(topic) for n in range(counts[g.name])]
             for topic in self.plan.internals
@@ -165,6 +179,50 @@ class Wiring:
         told = counts[group.name] or (self.expected is not None and group.name in self.expected)
         return not told and any(topic.pattern is not None for topic in group.topics)
 
+    async def _connect_to_shards(self, broker: Streams) -> None:
+        """The same for a broker whose topics are streams."""
+        letters = None if self.app.dead_letters.name in self.binds else self.app.dead_letters.name
+        self.shards = Shards(self.app, self.plan, broker)
+        found = await self.shards.connect(sorted(self._names()), letters)
+        internal = {topic.name for topic in self.plan.internals}
+        for name, outlet in self._outlets().items():
+            if name not in self.destinations and found.get(name):
+                url = broker.output(name, internal=name in internal)
+                self.destinations[name] = destination(url, fields_of(outlet.element))
+        await self.refresh()
+
+    async def refresh(self) -> bool:
+        """Look which tasks there are now; True if that has changed, which it does only where topics are streams."""
+        if self.shards is None or not await self.shards.look():
+            return False
+        self.slices = {}
+        for group in self.plan.groups:
+            running = self.shards.running[group.name]
+            for part in running:
+                number = 0 if part is None else part.number
+                owns = None if part is None or part.is_all else part.owns
+                self.slices[task_name(self.app, group, number)] = Slice(group, number, len(running), owns, part)
+        self.senders = {
+            topic.name: [
+                f"{part.group.name}/{part.partition}"
+                for part in self.slices.values()
+                if part.group in self.plan.senders(topic)
+            ]
+            for topic in self.plan.internals
+        }
+        return True
+
+    def is_eldest(self, part: Slice) -> bool:
+        """True if no other child of a shard's parents has a lower number, as far as they are there still."""
+        assert self.shards is not None
+        assert part.shard is not None
+        parents = set(part.shard.parents)
+        return part.partition == min(n.number for n in self.shards.all[part.group.name] if parents & set(n.parents))
+
+    def _outlets(self) -> dict[str, Outlet[Any]]:
+        """All that the tasks write, dead letters among them."""
+        return self._written() | {self.app.dead_letters.name: self.app.dead_letters}
+
     def _count(self, group: Group, counts: Mapping[str, int]) -> int:
         """How many tasks a group has: as many as its topics have partitions, else as those have who send to it."""
         if counts[group.name]:
@@ -181,7 +239,22 @@ class Wiring:
         """All topics that have to be on the broker."""
         read = {topic.name for group in self.plan.groups for topic in group.inputs if topic.pattern is None}
         written = {name for name, outlet in self._written().items() if isinstance(outlet, Topic)}
-        return read | (written - self.binds.keys()) | {self.app.dead_letters.name}
+        return read | ((written | {self.app.dead_letters.name}) - self.binds.keys())
+
+    def use(self) -> TopicUse:
+        """What the tasks do with the broker's topics."""
+        internal = {topic.name for topic in self.plan.internals}
+        read = {topic.name for group in self.plan.groups for topic in group.inputs} - internal
+        written = {
+            name
+            for name, outlet in self._outlets().items()
+            if name not in self.binds and (isinstance(outlet, Topic) or name == self.app.dead_letters.name)
+        }
+        return TopicUse(self.app.name, sorted(read), sorted(written - internal), sorted(internal))
+
+    def outlet(self, name: str) -> Outlet[Any]:
+        """What the tasks write under this name."""
+        return self._outlets()[name]
 
     def _shape_problems(self, counts: dict[str, int]) -> list[str]:
         """Where the app is not of the shape that a savepoint has."""
@@ -201,33 +274,24 @@ class Wiring:
         ]
 
     def _writer_problems(self, counts: dict[str, int]) -> list[str]:
-        """Files that more than one task would write."""
+        """Where more tasks would write than can."""
         problems = []
-        for name, url in self.binds.items():
-            writers = [group.name for group in self.plan.groups if name in {outlet.name for outlet in group.outlets}]
+        for name, found in self.destinations.items():
+            writers = [group.name for group in self.plan.groups if name in self._outlets_of(group)]
             tasks = sum(counts[group] for group in writers)
-            missing = ["{group}"] if len(writers) > 1 and "{group}" not in url else []
-            if max(counts[group] for group in writers) > 1 and "{partition}" not in url:
-                missing.append("{partition}")
-            if missing:
-                problems.append(
-                    f"--bind {name}={url}: {tasks} tasks write it, and a file has one writer: put "
-                    f"{' and '.join(missing)} into the name"
-                )
+            why = found.writers(writers, tasks, max(counts[group] for group in writers))
+            if why:
+                problems.append(f"--bind {name}={self.binds[name]}: {why}")
         return problems
 
-    def sinks(self, part: Slice) -> dict[str, Sink]:
-        """The files of one task."""
-        found: dict[str, Sink] = {}
-        for outlet in part.group.outlets:
-            if outlet.name in self.binds:
-                path = _path(self.binds[outlet.name], str(part.partition), part.group.name)
-                found[outlet.name] = FileSink(path, fields_of(outlet.element))
-        return found
+    def sinks(self, part: Slice, clock: Clock) -> dict[str, Sink]:
+        """What one task sends to that is not on the broker."""
+        task = SinkTask(self.app.name, part.group.name, part.partition, part.count, clock)
+        names = [name for name in self._outlets_of(part.group) if name in self.destinations]
+        return {name: self.destinations[name].sink(task) for name in names}
 
-
-def _path(url: str, partition: str, group: str) -> str:
-    return url.removeprefix("file://").replace("{partition}", partition).replace("{group}", group)
+    def _outlets_of(self, group: Group) -> list[str]:
+        return [*(outlet.name for outlet in group.outlets), self.app.dead_letters.name]
 
 
 def _unequal(group: Group, counts: dict[str, int]) -> str:

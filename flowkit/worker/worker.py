@@ -5,8 +5,8 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from flowkit.source import (
     EndsForOthers,
     KeepsFrames,
     PlacesByGroup,
+    Sharded,
     check_storage_url,
     open_broker,
     open_storage,
@@ -29,6 +30,7 @@ from flowkit.stopping import Stop, stop_with_parent
 from flowkit.store import (
     Checkpoints,
     Storage,
+    Store,
     claim_directory,
     folder_of,
     keys_from_environment,
@@ -40,17 +42,19 @@ from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.draining import Savepoints, TaskDrain, senders_of
 from flowkit.worker.health import NAME, Health, write_health
-from flowkit.worker.live import LiveTask
+from flowkit.worker.inheriting import Inheritance, opened_for_a_while
+from flowkit.worker.live import Begins, LiveTask, task_name
 from flowkit.worker.meter import Meter
 from flowkit.worker.ownership import Ownership
 from flowkit.worker.patience import Patience
 from flowkit.worker.resources import resources
 from flowkit.worker.restoring import Frames
 from flowkit.worker.savepoint import need_manifest
+from flowkit.worker.shards import Streams
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.tracing import Tracing, tracing_from_environment
 from flowkit.worker.watchdog import LoopWatch, dump_tasks, waiting_for
-from flowkit.worker.wiring import Wiring
+from flowkit.worker.wiring import Slice, Wiring
 
 log = structlog.get_logger("flowkit.worker")
 
@@ -70,7 +74,7 @@ LAST_SECONDS = 5.0
 class Worker:
     """Runs its share of an app's tasks until it is stopped.
 
-    `binds` say where sinks lead (name to path). Raises ConfigError with everything that is wrong before anything
+    `binds` say where sinks lead (name to URL or path). Raises ConfigError with everything that is wrong before anything
     starts, StoreLocked if another worker uses the state directory.
     """
 
@@ -150,7 +154,7 @@ class Worker:
             host = await stack.enter_async_context(
                 open_host(options.store_memory, bytes_per_second=options.compaction_rate)
             )
-            self.home = StateHome(self.state, host, keys_from_environment())
+            self.home = StateHome(self.state, host, keys_from_environment(app=self.app.name))
             if options.checkpoints:
                 self.storage = await stack.enter_async_context(open_storage(options.checkpoints))
                 await self._check_storage(self.storage)
@@ -161,6 +165,8 @@ class Worker:
                 self.beginning = await self._read_savepoint(stack, options.from_savepoint)
             if not await self._connect():
                 return
+            for found in self.wiring.destinations.values():
+                await stack.enter_async_context(found)
             if isinstance(self.broker, EndsForOthers):
                 self.broker.writes = self.wiring.topics
             if isinstance(self.broker, PlacesByGroup):
@@ -229,6 +235,10 @@ class Worker:
 
     async def _begin(self) -> None:
         """Tasks and topics are known: see what the app begins with, and what savepoints will be of."""
+        if isinstance(self.broker, Sharded):
+            if self.beginning is not None:
+                raise ConfigError(f"--from: a savepoint cannot be begun with on {self.broker.url} yet")
+            return
         tasks = list(self.wiring.slices)
         internal = [topic.name for topic in self.wiring.plan.internals]
         if self.beginning is not None:
@@ -334,8 +344,40 @@ class Worker:
                 log.warning("task lost to another worker", task=name)
                 self.owned[name].job.cancel()
 
+    async def _look_at_shards(self) -> None:
+        """Streams may have been resharded: tasks come and go, and who takes what they send has to wait for others."""
+        before = self.wiring.senders
+        if not await self.wiring.refresh():
+            return
+        changed = {topic for topic, senders in self.wiring.senders.items() if senders != before.get(topic)}
+        for name, owned in self.owned.items():
+            part = self.wiring.slices.get(name)
+            if part is not None and changed.intersection(topic.name for topic in part.group.inputs):
+                log.info("task is opened again: others send to it now", task=name)
+                owned.hand_over()
+
+    def _inheritance(self, part: Slice, name: str) -> Inheritance | None:
+        """What the task of a shard takes over that has no commit yet."""
+        broker = self.broker
+        if part.shard is None or not part.shard.parents or not isinstance(broker, Streams):
+            return None
+        tasks = [task_name(self.app, part.group, number) for number in part.shard.parents]
+        split = f"{part.group.topics[0].name}[{part.partition}]"
+        eldest = self.wiring.is_eldest(part)
+        return Inheritance(name, part.group, split, tasks, part.owns, self._state_of, ledger=broker, eldest=eldest)
+
+    @asynccontextmanager
+    async def _state_of(self, task: str) -> AsyncIterator[Store]:
+        """The state of a task that has ended, as its last commit left it."""
+        (lease,) = [lease for lease in await self.broker.leases(task) if lease.task == task]
+        place = await asyncio.to_thread(self.home.begin, task, lease.state)
+        opening = self.home.open(task, place, lease, self._frames_of(task), self._checkpoints_of(task, lease))
+        async with opened_for_a_while(place, opening) as store:
+            yield store
+
     async def _place(self) -> None:
         """Claim and release so that all workers together hold every task once, in equal shares."""
+        await self._look_at_shards()
         claims, releases = await self.broker.place(self.id, list(self.wiring.slices), set(self.owned))
         for name in releases:
             if name in self.owned:
@@ -363,6 +405,9 @@ class Worker:
                 f"task {name}: the app begins with savepoint {self._begun}, and this task has not done so yet: start "
                 "the worker with --from and the place of that savepoint"
             )
+        first: Begins | None = None
+        if not claim.number:
+            first = self._inheritance(part, name) if begin is None else begin
         return LiveTask(
             self.app,
             part.group,
@@ -371,7 +416,7 @@ class Worker:
             broker=self.broker,
             topics=self.wiring.topics,
             senders=self.wiring.senders,
-            sinks=self.wiring.sinks(part),
+            sinks=self.wiring.sinks(part, self.clock),
             store=self.home.open(
                 name,
                 place,
@@ -388,7 +433,8 @@ class Worker:
             meter=self.meter_of(name),
             checkpoints=checkpoints,
             drain=self._drain_of(name),
-            begin=None if claim.number else begin,
+            begin=first,
+            owns=part.owns,
             finder=self.wiring.finder,
         )
 

@@ -90,7 +90,7 @@ def test_any_line_can_be_put_raw(place: Place) -> None:
             ["topics", "list", "--broker", "embedded://nowhere"],
             "no broker at embedded://nowhere yet: flowkit topics create",
         ),
-        (["topics", "list", "--broker", "kinesis://x"], "kinesis:// comes in a later version"),
+        (["topics", "list", "--broker", "kinesis://x/y"], "write kinesis://REGION"),
         (["topics", "list", "--broker", "memory://x"], "lives in one process only"),
         (["topics", "list", "--broker", "topics"], "this is no URL"),
         (["topics", "list"], "Missing option '--broker'"),

@@ -97,7 +97,7 @@ def test_a_second_worker_on_one_state_directory_is_told(place: Place) -> None:
         ),
         ([*WORKER, "--bind", "nope=x.jsonl"], "has no topic or sink 'nope'"),
         ([*WORKER, "--bind", "nope"], "--bind nope: write --bind NAME=FILE"),
-        (["worker", "app.py", "--broker", "kinesis://x", *WORKER[4:]], "kinesis:// comes in a later version"),
+        (["worker", "app.py", "--broker", "kinesis://x/y", *WORKER[4:]], "write kinesis://REGION"),
         (["worker", "app.py", "--state", "state"], "Missing option '--broker'"),
         ([*WORKER, "--commit-every", "0"], "must be at least 1"),
         ([*WORKER, "--log-level", "loud"], "log level 'loud'"),

@@ -18,6 +18,7 @@ from flowkit.app import App
 from flowkit.clock import VirtualClock
 from flowkit.codec import Codec
 from flowkit.record import DeadLetter, Record
+from flowkit.sink import Rejected
 from flowkit.store import open_store
 from flowkit.worker.bounded_feed import BoundedFeed
 from flowkit.worker.build import make_engine, make_outlets, random_ids
@@ -120,11 +121,12 @@ class Kept:
     def state(self) -> int:
         return self.length
 
-    async def deliver(self, handoff: Any) -> None:
+    async def deliver(self, handoff: Any) -> Sequence[Rejected]:
         if handoff is not None:
             start, values = handoff
             assert len(self.lines) >= start, "lines before a hand-off are missing"
             self.lines[start:] = values
+        return ()
 
     async def close(self) -> None:
         return None

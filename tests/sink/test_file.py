@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from flowkit.errors import ConfigError, StoreError, StorePoisoned
 from flowkit.sink import Sink, file_target
 from flowkit.sink import file as sink_file
-from flowkit.sink.file import FileSink
+from flowkit.sink.file import FileDestination, FileSink
 from flowkit.sink.file_target import OutputClosed
 from tests.depth import examples
 
@@ -36,6 +36,7 @@ class Out:
     value: bytes | None
     key: bytes | None = None
     time: int = 0
+    order: int | None = None
 
 
 def outs(*values: bytes | None) -> list[Out]:
@@ -74,7 +75,7 @@ async def test_it_fits_the_seam(tmp_path: Path) -> None:
     await sink.deliver(sink.stage(outs(b"1", b"2"), True))
     await sink.close()
     assert (tmp_path / "a.jsonl").read_bytes() == b"1\n2\n"
-    assert "exactly once" in sink.guarantee
+    assert "exactly once" in FileDestination(str(tmp_path / "a.jsonl")).guarantee
 
 
 # --- what is in the file --------------------------------------------------------------------------------------------

@@ -471,7 +471,7 @@ async def test_memory_brokers_of_one_name_share_their_topics() -> None:
     ("url", "problem"),
     [
         ("kafka://", "kafka://"),
-        ("kinesis://eu-west-1", "kinesis:// comes in a later version"),
+        ("kinesis://eu-west-1?colour=red", "unknown option 'colour'; there are leases, frames, region"),
         ("redis://x", "unknown scheme 'redis'; use kafka://HOST:PORT .*, embedded://DIR .* or memory://NAME"),
         ("./topics", "this is no URL; use kafka://"),
         ("", "this is no URL"),

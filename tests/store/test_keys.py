@@ -17,6 +17,7 @@ from flowkit.errors import ConfigError, StoreCorrupt, StoreError, StoreKeyError
 from flowkit.store import (
     FileKey,
     KeyProvider,
+    KmsKey,
     LsmStore,
     StaticKey,
     keys_from_environment,
@@ -286,6 +287,13 @@ def test_the_environment_names_a_key(tmp_path: Path) -> None:
     assert by_file is not None
     assert by_text.name == KEY.name
     assert by_file.name.startswith("key file ")
+    by_kms = keys_from_environment({"FLOWKIT_STORE_KMS_KEY": "alias/states"}, app="shop")
+    assert isinstance(by_kms, KmsKey)
+    assert (by_kms.name, by_kms.context) == ("KMS key alias/states", {"flowkit-app": "shop"})
+    with pytest.raises(ConfigError, match="FLOWKIT_STORE_KEY and FLOWKIT_STORE_KMS_KEY are both set: keep one"):
+        keys_from_environment({"FLOWKIT_STORE_KEY": RAW.hex(), "FLOWKIT_STORE_KMS_KEY": "alias/states"})
+    with pytest.raises(StoreKeyError, match="'arn:aws:kms' is no KMS key: give its id, its ARN, or alias/NAME"):
+        keys_from_environment({"FLOWKIT_STORE_KMS_KEY": "arn:aws:kms"})
     with pytest.raises(ConfigError, match="both set"):
         keys_from_environment({"FLOWKIT_STORE_KEY": RAW.hex(), "FLOWKIT_STORE_KEY_FILE": str(path)})
     with pytest.raises(StoreKeyError, match="FLOWKIT_STORE_KEY: holds no key"):

@@ -45,7 +45,7 @@ WRONG: list[tuple[str, list[str]]] = [
         "s3://Big_Bucket/x?sse=none&colour=red",
         [
             "checkpoints s3://Big_Bucket/x: 'Big_Bucket' is no name of a bucket; write s3://BUCKET/PREFIX",
-            "checkpoints s3://Big_Bucket/x: unknown option 'colour'; there are region, addressing, sse, kms_key",
+            "checkpoints s3://Big_Bucket/x: unknown option 'colour'; there are region, addressing, sse, kms_key, owner",
             "checkpoints s3://Big_Bucket/x: sse=none: no such encryption; there are AES256, aws:kms, aws:kms:dsse",
         ],
     ),
@@ -198,3 +198,24 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.
 
 async def _put(storage: S3Storage) -> str | None:
     return await storage.blobs("t").put("x", b"data")
+
+
+@pytest.mark.usefixtures("s3")
+async def test_whose_the_bucket_has_to_be_every_request_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No emulator looks at it: S3 refuses a request if the bucket is another account's."""
+    monkeypatch.setenv("FLOWKIT_S3_BUCKET_OWNER", "123456789012")
+    seen: list[tuple[str, str | None]] = []
+
+    def note(request: Any, **_: Any) -> None:
+        seen.append((request.method, request.headers.get("x-amz-expected-bucket-owner")))
+
+    async with own_bucket() as plain, open_storage(f"s3://{plain.place.bucket}/p") as storage:
+        assert isinstance(storage, S3Storage)
+        storage.client.meta.events.register("before-send.s3", note)
+        await storage.check()
+        blobs = storage.blobs("t")
+        await blobs.put("x", b"data")
+        assert await blobs.get("x") is not None
+        await blobs.delete("x")
+    assert {method for method, _ in seen} == {"GET", "PUT", "DELETE"}
+    assert {owner if owner is None else str(owner) for _, owner in seen} <= {"123456789012", "b'123456789012'"}

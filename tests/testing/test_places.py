@@ -112,7 +112,7 @@ async def test_two_harnesses_on_one_broker_see_nothing_of_each_other(tmp_path: P
     ("url", "told"),
     [
         ("memory://shared", "a harness has a memory of its own: use memory://, without a name"),
-        ("kinesis://eu-west-1", "comes in a later version"),
+        ("kinesis://eu-west-1", "not on streams"),
         ("localhost:9092", "this is no URL"),
     ],
 )

@@ -1,0 +1,155 @@
+"""Workers on Kinesis in processes of their own, to be killed, and what they have put out."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from flowkit.aws import AwsOptions
+from flowkit.clock import SystemClock
+from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_streams import KinesisStreams
+
+APP = Path(__file__).parent / "kinesis_app.py"
+ROOT = Path(__file__).parents[2]
+
+
+class Fleet:
+    """Workers of one app, its streams, and the directory where each has its state. Use it within `async with`."""
+
+    def __init__(
+        self, place: Path, environ: dict[str, str], *, shards: int = 2, options: str = "", app: Path = APP
+    ) -> None:
+        self.name = f"app-{uuid.uuid4().hex[:8]}"
+        self.place, self.shards, self.app = place, shards, app
+        self.broker = f"kinesis://us-east-1?leases=leases-{self.name}{options}"
+        self.environ = {**os.environ, **environ, "KINESIS_APP": self.name, "PYTHONPATH": str(ROOT)}
+        self.environ |= {"FLOWKIT_LEASE_TTL": "3000", "FLOWKIT_COMMIT_INTERVAL": "100", "FLOWKIT_LOG_LEVEL": "info"}
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.streams = KinesisStreams(AwsOptions(), SystemClock(), "kinesis://")
+
+    async def __aenter__(self) -> Self:
+        await self.streams.open()
+        await self.streams.create(f"{self.name}-in", self.shards)
+        await self.streams.create(f"{self.name}-out", 1)
+        return self
+
+    async def __aexit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in list(self.workers):
+            self.kill(worker)
+        await self.streams.close()
+        if error is not None:
+            for log in sorted(self.place.glob("*.log")):
+                print(f"--- {log.name}\n{log.read_text()[-6000:]}")
+
+    def start(self, worker: str, *more: str) -> None:
+        """Start a worker, or start it again in its old directory."""
+        words = [sys.executable, "-m", "flowkit", "worker", str(self.app), "--broker", self.broker]
+        words += [
+            "--state",
+            str(self.place / worker),
+            "--bind",
+            f"dead-letters={self.place}/{{group}}-{{partition}}.dlq.jsonl",
+        ]
+        with (self.place / f"{worker}.log").open("ab") as log:
+            self.workers[worker] = subprocess.Popen(
+                [*words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environ, cwd=self.place
+            )
+
+    def kill(self, worker: str) -> None:
+        """Kill it as a machine dies."""
+        process = self.workers.pop(worker)
+        process.kill()
+        process.wait(10)
+
+    def stop(self, worker: str) -> int:
+        """Stop it in good order; its exit code."""
+        process = self.workers.pop(worker)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(40)
+
+    async def put(self, numbers: Iterable[int], keys: int = 20) -> None:
+        """Put events with these numbers."""
+        rows = [(b"k%d" % (n % keys), json.dumps({"key": f"k{n % keys}", "number": n}).encode(), 0) for n in numbers]
+        await self.streams.put(f"{self.name}-in", rows)
+
+    async def outputs(self) -> dict[str, list[tuple[int, int]]]:
+        """By key: (number, total) of all that was put out, in order."""
+        found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for row in await self.rows():
+            found[row["key"]].append((row["number"], row["total"]))
+        return found
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """All that was put out."""
+        found: list[dict[str, Any]] = []
+        source = KinesisSource(
+            self.streams, Arrivals(), f"{self.name}-out", start="earliest", out_of_range="fail", until_end=True
+        )
+        reader = await source.open(0, None)
+        try:
+            while not reader.at_end:
+                batch = await reader.fetch(1000)
+                if batch is None:
+                    await source.arrivals.wait(50, None)
+                    continue
+                found += [json.loads(value or b"null") for value in batch.values]
+        finally:
+            await reader.close()
+        return found
+
+    async def until(self, count: int, seconds: float = 60) -> dict[str, list[tuple[int, int]]]:
+        """What was put out, once it holds so many different rows."""
+        async with asyncio.timeout(seconds):
+            while True:
+                found = await self.outputs()
+                if sum(len(set(rows)) for rows in found.values()) >= count:
+                    return found
+                for worker, process in self.workers.items():
+                    assert process.poll() is None, f"{worker} ended with {process.returncode}"
+                await asyncio.sleep(0.2)
+
+
+def check(found: dict[str, list[tuple[int, int]]], count: int, keys: int = 20) -> int:
+    """Each key was counted exactly; its rows are in order, but for what came again. How many did."""
+    again = 0
+    for n in range(keys):
+        numbers = list(range(n, count, keys))
+        rows = found[f"k{n}"]
+        assert list(dict.fromkeys(rows)) == [(number, place) for place, number in enumerate(numbers, 1)], f"k{n}"
+        again += len(rows) - len(numbers)
+    return again
+
+
+async def split(streams: KinesisStreams, stream: str, number: int) -> None:
+    """Split a shard in the middle, and wait until that is done."""
+    shards = {shard.number: shard for shard in await streams.shards(stream, fresh=True)}
+    shard = shards[number]
+    middle = str((shard.first + shard.last) // 2 + 1)
+    await streams.client.split_shard(StreamName=stream, ShardToSplit=shard.id, NewStartingHashKey=middle)
+    await _until_more(streams, stream, len(shards) + 2)
+
+
+async def merge(streams: KinesisStreams, stream: str, one: int, other: int) -> None:
+    """Merge two shards, and wait until that is done."""
+    shards = {shard.number: shard for shard in await streams.shards(stream, fresh=True)}
+    await streams.client.merge_shards(
+        StreamName=stream, ShardToMerge=shards[one].id, AdjacentShardToMerge=shards[other].id
+    )
+    await _until_more(streams, stream, len(shards) + 1)
+
+
+async def _until_more(streams: KinesisStreams, stream: str, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(await streams.shards(stream, fresh=True)) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)

@@ -1,0 +1,96 @@
+"""Shards through flowkit's reader beside bare `get_records` of aiobotocore on the same server, in turn.
+
+    pytest tests/benchmarks/test_kinesis.py -m benchmark -s
+
+Told by the clock, which the server bounds, and by this process's CPU. Neither waits between calls: the server here does
+not count them, as Amazon's does (5 a second and shard).
+"""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flowkit.aws import AwsOptions
+from flowkit.clock import SystemClock
+from flowkit.source import kinesis_reader
+from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_streams import KinesisStreams, Shard
+from tests.aws import servers
+from tests.benchmarks.workload import show
+
+RECORDS = int(os.environ.get("FLOWKIT_BENCH_AWS_RECORDS", "20000"))
+VALUE = b'{"card":"card-4711","amount":12.5,"country":"DE","at":1700000000000}'
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with servers.ministack() as url:
+        yield url
+
+
+async def bare(streams: KinesisStreams, name: str, shard: Shard) -> int:
+    """All records of a shard, by the client alone."""
+    asked = {"StreamName": name, "ShardId": shard.id, "ShardIteratorType": "TRIM_HORIZON"}
+    iterator = (await streams.client.get_shard_iterator(**asked))["ShardIterator"]
+    seen = 0
+    while True:
+        answer = await streams.client.get_records(ShardIterator=iterator, Limit=10_000)
+        seen += len(answer["Records"])
+        iterator = answer["NextShardIterator"]
+        if not answer["Records"]:
+            return seen
+
+
+async def ours(streams: KinesisStreams, name: str, shard: Shard) -> int:
+    """The same by the reader, as a worker fetches it."""
+    source = KinesisSource(streams, Arrivals(), name, start="earliest", out_of_range="fail", until_end=True)
+    reader = await source.open(shard.number, None)
+    seen = 0
+    while not reader.at_end:
+        batch = await reader.fetch(5_000)
+        if batch is None:
+            await source.arrivals.wait(50, None)
+        else:
+            seen += len(batch)
+    await reader.close()
+    return seen
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+async def test_shards(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shards: int
+) -> None:
+    for variable, value in servers.aws_environment(server).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(kinesis_reader, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(kinesis_reader, "IDLE_SECONDS", 0.0)
+    streams = KinesisStreams(AwsOptions(), SystemClock(), "kinesis://")
+    await streams.open()
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    await streams.create(name, shards)
+    found = await streams.shards(name)
+    for shard in found:
+        await streams.put(name, [(b"k%d" % n, VALUE, 0) for n in range(RECORDS // shards)], shard.number)
+    best: dict[str, tuple[float, float]] = {}
+    ways: list[tuple[str, Any]] = [("get_records alone", bare), ("the reader", ours)]
+    for _ in range(5):
+        for what, way in ways:
+            wall, cpu = time.perf_counter(), time.process_time()
+            seen = sum(await asyncio.gather(*(way(streams, name, shard) for shard in found)))
+            took = time.perf_counter() - wall, time.process_time() - cpu
+            assert seen == RECORDS // shards * shards
+            best[what] = min(best.get(what, took), took)
+    await streams.close()
+    (w0, c0), (w1, c1) = best["get_records alone"], best["the reader"]
+    show(
+        capsys,
+        f"{RECORDS:,} records in {shards} shards",
+        f"get_records alone   {RECORDS / w0:>10,.0f} a second   {RECORDS / c0:>10,.0f} a CPU-second",
+        f"the reader          {RECORDS / w1:>10,.0f} a second   {RECORDS / c1:>10,.0f} a CPU-second",
+        f"ratio               {w0 / w1:>10.2f} by the clock {c0 / c1:>8.2f} by CPU   ≥ 0.9",
+    )

@@ -1,0 +1,180 @@
+"""`flowkit iam`: what the policy says of each part, without any of Amazon's services."""
+
+import json
+from typing import Any
+
+import pytest
+
+from flowkit.aws import Right, arn, key_right, policy_of
+from flowkit.sink import destination
+from flowkit.sink.destinations import SERVICES
+from flowkit.source import storage_rights
+from tests.cli.place import Place
+
+BINDS = ("--bind", "reports=dynamodb://reports")
+
+
+def statements(place: Place, *words: str) -> list[dict[str, Any]]:
+    done = place.call("iam", "app.py", *words, "--account", "123456789012", "--region", "eu-west-1")
+    assert done.code == 0, done.err
+    found: list[dict[str, Any]] = json.loads(done.out)["Statement"]
+    return found
+
+
+def test_a_sink_alone_needs_its_table(place: Place) -> None:
+    place.app()
+    (only,) = statements(place, *BINDS)
+    assert only == {
+        "Sid": "Dynamodb1",
+        "Effect": "Allow",
+        "Action": ["dynamodb:DescribeTable", "dynamodb:PutItem"],  # of a type with fields, so that none is removed
+        "Resource": "arn:aws:dynamodb:eu-west-1:123456789012:table/reports",
+    }
+
+
+def test_a_url_with_a_region_goes_before_the_option(place: Place) -> None:
+    place.app()
+    (only,) = statements(place, "--bind", "reports=firehose://out?region=us-east-2")
+    assert only["Resource"] == "arn:aws:firehose:us-east-2:123456789012:deliverystream/out"
+
+
+def test_streams_are_told_apart_by_what_is_done_with_them(place: Place) -> None:
+    place.app()
+    found = {
+        statement["Resource"].rpartition("/")[2]: {action.partition(":")[2] for action in statement["Action"]}
+        for statement in statements(place, *BINDS, "--bind", "dead-letters=x.jsonl", "--broker", "kinesis://")
+    }
+    assert found["sales"] == {"ListShards", "GetShardIterator", "GetRecords"}
+    assert found["big"] == {"ListShards", "DescribeStreamSummary", "PutRecords"}
+    assert "UpdateItem" in found["flowkit-leases"]
+    assert set(found) == {"sales", "big", "flowkit-leases", "reports"}  # `unread` is not: nobody reads it
+
+
+def test_frames_are_forgotten_only_where_there_are_checkpoints(place: Place) -> None:
+    place.app()
+    words = (*BINDS, "--bind", "dead-letters=x.jsonl", "--broker", "kinesis://eu-west-1?frames=s3://states/app")
+    for more, deleted in (((), False), (("--checkpoints", "checkpoints"), True)):
+        (found,) = [s for s in statements(place, *words, *more) if "/app/frames/shop/*" in s["Resource"]]
+        assert ("s3:DeleteObject" in found["Action"]) is deleted
+
+
+def test_dead_letters_go_to_a_stream_unless_they_are_bound(place: Place) -> None:
+    place.app()
+    assert any("stream/dead-letters" in str(s) for s in statements(place, *BINDS, "--broker", "kinesis://"))
+
+
+def test_a_state_key_is_for_this_app_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.app()
+    monkeypatch.setenv("FLOWKIT_STORE_KMS_KEY", "arn:aws:kms:us-west-2:111122223333:key/1234")
+    (kms,) = [s for s in statements(place, *BINDS) if s["Sid"] == "Kms1"]
+    assert kms["Resource"] == "arn:aws:kms:us-west-2:111122223333:key/1234"
+    assert kms["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"]
+    assert kms["Condition"] == {"StringEquals": {"kms:EncryptionContext:flowkit-app": "shop"}}
+
+
+def test_what_nobody_has_said_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.app()
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(variable, raising=False)
+    done = place.call("iam", "app.py", *BINDS)
+    assert "arn:aws:dynamodb:REGION:ACCOUNT:table/reports" in done.out
+    assert done.err == "to be put in: ACCOUNT by --account and REGION by --region\n"
+
+
+def test_files_need_nothing(place: Place) -> None:
+    place.app()
+    done = place.call("iam", "app.py", "--bind", "reports=reports.jsonl", "--broker", "embedded://topics")
+    assert json.loads(done.out)["Statement"] == []
+    assert done.err == "nothing of Amazon's is used there: the role needs no rights\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "sink 'reports' leads nowhere: bind it with --bind reports=FILE, or a URL"),
+        (("--bind", "reports=sqs://x"), "unknown scheme 'sqs'"),
+        ((*BINDS, "--account", "12"), "--account 12: needs the number of an account, 12 digits"),
+        ((*BINDS, "--checkpoints", "s3://B_"), "'B_' is no name of a bucket"),
+    ],
+)
+def test_what_is_wrong_is_told(place: Place, words: tuple[str, ...], problem: str) -> None:
+    place.app()
+    done = place.call("iam", "app.py", *words)
+    assert (done.code, done.out) == (2, "")
+    assert problem in done.err
+
+
+def test_buckets_are_cut_down_to_what_is_done_below_a_prefix() -> None:
+    url = "s3://states/a*b?region=eu-west-1&kms_key=alias/states"
+    keep = policy_of(storage_rights(url, "shop"), account="1")["Statement"]
+    assert [(s["Action"], s["Resource"]) for s in keep[1:]] == [
+        (["s3:DeleteObject", "s3:GetObject", "s3:PutObject"], "arn:aws:s3:::states/a${*}b/shop/*"),
+        (["s3:ListBucket"], "arn:aws:s3:::states"),
+    ]
+    assert keep[2]["Condition"] == {"StringLike": {"s3:prefix": ["a${*}b/", "a${*}b/shop/*"]}}
+    assert keep[0]["Condition"] == {
+        "StringEquals": {"kms:ViaService": "s3.eu-west-1.amazonaws.com"},
+        "ForAnyValue:StringEquals": {"kms:ResourceAliases": "alias/states"},
+    }
+    whole = policy_of(storage_rights("s3://states", use="read"))["Statement"]
+    assert [(s["Action"], s["Resource"], s.get("Condition")) for s in whole] == [
+        (["s3:GetObject"], "arn:aws:s3:::states/*", None),
+        (["s3:ListBucket"], "arn:aws:s3:::states", None),
+    ]
+    assert storage_rights("states") == ()
+
+
+def test_an_arn_is_taken_as_it_is() -> None:
+    given = "arn:aws:kinesis:eu-west-1:111122223333:stream/orders"
+    assert arn("kinesis", f"stream/{given}") == given
+    alias = "arn:aws:kms:eu-west-1:111122223333:alias/states"
+    assert key_right(alias, ("Decrypt",)).resource == "arn:aws:kms:eu-west-1:111122223333:key/*"
+
+
+def test_one_statement_says_what_may_be_done_with_several_things() -> None:
+    rights = [Right("sqs", ("SendMessage",), arn("sqs", name)) for name in ("b", "a", "b")]
+    (only,) = policy_of(rights, account="1", region="r")["Statement"]
+    assert only["Resource"] == ["arn:aws:sqs:r:1:a", "arn:aws:sqs:r:1:b"]
+
+
+@pytest.mark.parametrize("scheme", SERVICES)
+def test_every_destination_tells_its_rights(scheme: str) -> None:
+    places = {
+        "kinesis-internal": "kinesis-internal://s",
+        "opensearch": "opensearch://search-shop-abcdefghijklmnopqrstuvwxyz.eu-west-1.es.amazonaws.com/orders?auth=sigv4",
+        "redshift": "redshift://shop.example.com/dev/public.orders?stage=s3://stage/in&role=arn:aws:iam::1:role/r",
+        "redshift-data": "redshift-data://shop/dev/public.orders?stage=s3://stage/in&role=arn:aws:iam::1:role/r",
+        "s3": "s3://bucket/prefix",
+        "sns": "sns://arn:aws:sns:eu-west-1:123456789012:alerts",
+    }
+    shape = places.get(scheme, SERVICES[scheme][1].partition("?")[0])
+    rights = destination(shape, ("key",)).rights()
+    assert rights, f"{shape} needs no right at all?"
+    for service, actions, resource, _ in rights:
+        assert actions
+        assert resource == "*" or resource.startswith("arn:"), resource
+        assert service.islower()
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "actions"),
+    [
+        ("", None, {"DescribeTable", "PutItem", "DeleteItem"}),
+        ("?tombstone=mark", None, {"DescribeTable", "PutItem"}),
+        ("?write=batch", None, {"DescribeTable", "BatchWriteItem"}),
+        ("?ttl=until&ttl_after=1h", ("key",), {"DescribeTable", "DescribeTimeToLive", "PutItem"}),
+    ],
+)
+def test_a_tables_rights_follow_its_options(options: str, fields: tuple[str, ...] | None, actions: set[str]) -> None:
+    (right,) = destination(f"dynamodb://items{options}", fields).rights()
+    assert set(right.actions) == actions
+
+
+def test_savepoints_are_written_and_not_deleted_and_begun_with_by_reading(place: Place) -> None:
+    place.app()
+    places = ("--from", "s3://states/old", "--savepoints", "s3://states/new")
+    found = {s["Resource"]: s["Action"] for s in statements(place, *BINDS, *places) if "Object" in str(s["Action"])}
+    assert found == {
+        "arn:aws:s3:::states/old/*": ["s3:GetObject"],
+        "arn:aws:s3:::states/new/*": ["s3:GetObject", "s3:PutObject"],
+    }
