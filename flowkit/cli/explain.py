@@ -24,14 +24,18 @@ HERE = "in files with --state; on standard output at least once"
 TOPIC_GUARANTEES = {
     "exactly once": (
         "exactly once on kafka:// (frame and outputs are one transaction, for readers of what is committed), on "
-        f"embedded:// (outputs, positions and state are one transaction, while its disk lives) and {HERE}"
+        f"embedded:// (outputs, positions and state are one transaction, while its disk lives) and {HERE}; "
+        "on kinesis:// at least once (delivered once the commit counts)"
     ),
     "at least once": (
         "at least once on kafka:// (sent before the frame: again, if a worker dies between them); exactly once on "
-        f"embedded:// (while its disk lives) and {HERE}"
+        f"embedded:// (while its disk lives) and {HERE}; on kinesis:// at least once, too"
     ),
 }
-SINK_GUARANTEE = "exactly once in a file (while its disk lives); on standard output at least once"
+SINK_GUARANTEE = (
+    "exactly once in a file (while its disk lives); on standard output at least once; in a service as --bind NAME=URL "
+    "tells"
+)
 LETTERS_GUARANTEE = (
     "{} with the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl"
 )
@@ -47,7 +51,7 @@ def explain(
     mermaid: Annotated[bool, typer.Option("--mermaid", help="As a Mermaid flowchart, for a README.")] = False,
     bind: Annotated[
         list[str] | None,
-        typer.Option("--bind", "-o", metavar="NAME=FILE", help="Tell the guarantee of this output exactly."),
+        typer.Option("--bind", "-o", metavar="NAME=URL", help="Tell the guarantee of this output exactly."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As one JSON object, for other programs.")] = False,
 ) -> int:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 HELP = """Run an app live: join the other workers of the app and take a share of its tasks.
 
-Topics are on the broker; --bind leads sinks (and topics that should not be there) to files. On SIGTERM or Ctrl-C it
-finishes what it has taken in, commits, and leaves within FLOWKIT_GRACE ms (25000). In a container nothing needs to be
-said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file
-with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in hex or base64; or FLOWKIT_STORE_KMS_KEY, a key of AWS KMS as
-alias/NAME, id or ARN) the state is encrypted at rest. `flowkit iam` prints the rights that a worker needs on AWS.
+Topics are on the broker; --bind leads sinks (and topics that should not be there, and the dead letters) to files or
+services: s3://, dynamodb://, kinesis://, firehose://, lambda://, opensearch://, redshift://, sqs://, sns://, events://,
+cloudwatch://, logs:// (see README). On SIGTERM or Ctrl-C it finishes what it has taken in, commits, and leaves within
+FLOWKIT_GRACE ms (25000). In a container nothing needs to be said: FLOWKIT_APP, FLOWKIT_BROKER and FLOWKIT_STATE are
+taken from the environment. With FLOWKIT_STORE_KEY_FILE (a file with a key of 32 bytes; or FLOWKIT_STORE_KEY, the key in
+hex or base64; or FLOWKIT_STORE_KMS_KEY, a key of AWS KMS as alias/NAME, id or ARN) the state is encrypted at rest.
+`flowkit iam` prints the rights that a worker needs on AWS.
 
 A topic with a pattern is all topics of the broker that match, which is looked at every FLOWKIT_TOPIC_REFRESH ms (5000):
 what comes is read, what goes is left, with a word in the log. While none matches, the worker waits.
@@ -87,7 +89,12 @@ def worker(
     state: State,
     bind: Annotated[
         list[str] | None,
-        typer.Option("--bind", "-b", metavar="NAME=FILE", help="Where a sink or topic leads; {partition} is filled in"),
+        typer.Option(
+            "--bind",
+            "-b",
+            metavar="NAME=URL",
+            help="Where a sink or topic leads; in a file's name {partition} is filled in.",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,

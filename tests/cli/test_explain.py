@@ -70,9 +70,10 @@ outputs
   topic big: Big, keyed by user
     exactly once on kafka:// (frame and outputs are one transaction, for readers of what is committed), on \
 embedded:// (outputs, positions and state are one transaction, while its disk lives) and in files \
-with --state; on standard output at least once
+with --state; on standard output at least once; on kinesis:// at least once (delivered once the commit counts)
   sink reports: Report
-    exactly once in a file (while its disk lives); on standard output at least once
+    exactly once in a file (while its disk lives); on standard output at least once; in a service \
+as --bind NAME=URL tells
   dead-letters: what cannot be used or makes an agent fail
     exactly once with the commit of what went well: the topic dead-letters of the broker, or a file dead-letters.jsonl
 """
