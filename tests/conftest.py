@@ -1,6 +1,7 @@
 """What every test gets: a mark by the directory that it lives in."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ collect_ignore_glob = ["aws/*_app.py", "integration/determined_app.py", "kafka/*
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """All tests together run in two processes, unless it was said how many, or someone wants to see or stop them."""
     option = config.option
+    if "PYTEST_XDIST_WORKER" in os.environ:  # this is one of the two
+        return
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and option.markexpr != "benchmark"
     watched = option.capture == "no" or option.usepdb or option.collectonly
     if whole and not watched and getattr(option, "numprocesses", 0) is None:
