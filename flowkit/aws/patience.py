@@ -6,12 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import structlog
-
 from flowkit.aws.failures import Blame, blame_of, told
 from flowkit.errors import FlowkitError
-
-log = structlog.get_logger("flowkit.aws")
 
 T = TypeVar("T")
 
@@ -42,6 +38,10 @@ async def patiently(
                 raise raising(f"{where}: {told(error)}") from error
             if failures and now - told_at >= TELL_SECONDS:
                 told_at = now
-                log.warning("no success; trying again", where=where, reason=told(error), tries=failures + 1)
+                import structlog  # what only reads files loads no more than it needs
+
+                structlog.get_logger("flowkit.aws").warning(
+                    "no success; trying again", where=where, reason=told(error), tries=failures + 1
+                )
         await asyncio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**failures) * (0.5 + random.random() / 2))
         failures = min(failures + 1, 20)

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flowkit.testing.harness import Harness, harness
+    from flowkit.testing.harness_app import Harness, harness
 
 __all__ = ["Harness", "harness"]
 
@@ -21,6 +21,6 @@ __all__ = ["Harness", "harness"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module("flowkit.testing.harness")
-    globals().update({shown: getattr(module, shown) for shown in __all__})  # over the module of the same name
+    module = import_module("flowkit.testing.harness_app")
+    globals().update({shown: getattr(module, shown) for shown in __all__})
     return globals()[name]

@@ -18,7 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from flowkit.app import App
-    from flowkit.testing.harness import Harness
+    from flowkit.testing.harness_app import Harness
 
 
 class MakeHarness(Protocol):

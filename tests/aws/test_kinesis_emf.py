@@ -21,7 +21,8 @@ async def test_lags_counts_and_checkpoints_are_told_in_lines(ministack: str, tmp
         fleet.start("a", "--emf", f"{metrics}?namespace=shop&every=1s&level=task", *words)
         check(await fleet.until(300), 300)
         async with asyncio.timeout(30):
-            while not any("lastCheckpointSize" in line and "uptime" in line for line in lines()):  # noqa: ASYNC110
+            wanted = ("lastCheckpointSize", "uptime")
+            while not all(any(line.get(name) for line in lines()) for name in wanted):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         assert fleet.stop("a") == 0
     whole = [line for line in lines() if "Task" not in line]

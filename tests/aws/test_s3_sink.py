@@ -25,7 +25,7 @@ from flowkit.options import WorkerOptions
 from flowkit.sink import SinkTask, destination
 from flowkit.sink.s3_sink import S3Sink
 from flowkit.store import MemoryStore
-from flowkit.testing.harness import StillClock
+from flowkit.testing.harness_app import StillClock
 from flowkit.worker import Summary, Worker, run
 from flowkit.worker.outlets import Outgoing
 from tests.aws.proxy import Fault, Proxy, Request, proxy_to

@@ -92,7 +92,7 @@ def test_files_need_nothing(place: Place) -> None:
     ("words", "problem"),
     [
         ((), "sink 'reports' leads nowhere: bind it with --bind reports=FILE, or a URL"),
-        (("--bind", "reports=sqs://x"), "unknown scheme 'sqs'"),
+        (("--bind", "reports=gopher://x"), "unknown scheme 'gopher'"),
         ((*BINDS, "--account", "12"), "--account 12: needs the number of an account, 12 digits"),
         ((*BINDS, "--checkpoints", "s3://B_"), "'B_' is no name of a bucket"),
     ],

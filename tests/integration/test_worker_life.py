@@ -59,8 +59,8 @@ def written_twice() -> App:
         (adding_up, {}, ["sink 'out' leads nowhere: bind it with --bind out=FILE"]),
         (
             adding_up,
-            {"nothing": "a.jsonl", "out": "s3://b/c"},
-            ["no topic or sink 'nothing'", "--bind out=s3://b/c: only files can be bound"],
+            {"nothing": "a.jsonl", "out": "gopher://b/c"},
+            ["no topic or sink 'nothing'", "--bind out: gopher://…: unknown scheme 'gopher'"],
         ),
         (adding_up, {"events": "a.jsonl", "out": "b.jsonl"}, ["no agent writes 'events'"]),
         (adding_up, {"out": "no/such/directory/out.jsonl"}, ["the directory no/such/directory does not exist"]),
