@@ -5,6 +5,7 @@ from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failur
 from flowkit.aws.patience import patiently
 from flowkit.aws.rights import ACCOUNT, REGION, Condition, Right, arn, bucket_arn, key_right, literal, policy_of, via
 from flowkit.aws.s3 import MISSING, REFUSED, S3Place, Use, checksum
+from flowkit.aws.shared import hash_of, need_pyarrow
 
 __all__ = [
     "ACCOUNT",
@@ -24,8 +25,10 @@ __all__ = [
     "checksum",
     "code_of",
     "failures",
+    "hash_of",
     "key_right",
     "literal",
+    "need_pyarrow",
     "open_client",
     "patiently",
     "policy_of",

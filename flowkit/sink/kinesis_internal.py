@@ -4,13 +4,12 @@ What one commit sends to one shard goes in few parcels (`codec.parcel`), one aft
 tell by their numbers what it has had. A mark has no key and goes to every shard, behind the events of its commit.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 
-from flowkit.aws import AwsOptions, Right, arn, open_client
+from flowkit.aws import AwsOptions, Right, arn, hash_of, open_client
 from flowkit.codec import encode_parcel
 from flowkit.errors import ConfigError
 from flowkit.sink.calls import called
@@ -117,8 +116,7 @@ class InternalSink:
                 for rows in by_shard.values():
                     rows.append(row)
             else:
-                hashed = int.from_bytes(hashlib.md5(record.key, usedforsecurity=False).digest(), "big")
-                by_shard[ranges[bisect_right(firsts, hashed) - 1].number].append(row)
+                by_shard[ranges[bisect_right(firsts, hash_of(record.key)) - 1].number].append(row)
         parcels = [[number, parcel] for number, rows in by_shard.items() for parcel in self._parcels(number, rows)]
         return parcels or None
 

@@ -41,8 +41,7 @@ items that stand for several of them, of which `send` then tells by `Some`."""
 class RecordSink:
     """Sends the rows of a hand-off, made into items by `make`, by `dispatch`.
 
-    With `latest` only the last row of a key is kept of a commit: for services that hold one value a key. `ready` is
-    awaited before rows are made into items, `settle` chooses among them. `close` is what is to be done at the end.
+    `ready` is awaited before rows are made into items, `settle` chooses among them.
     """
 
     def __init__(
@@ -52,13 +51,11 @@ class RecordSink:
         clock: Clock,
         *,
         codec: str | None = None,
-        latest: bool = False,
         ready: Callable[[], Awaitable[None]] | None = None,
         settle: Settle | None = None,
-        close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.dispatch, self.make, self.clock, self.codec, self.latest = dispatch, make, clock, codec, latest
-        self._ready, self._settle, self._close = ready, settle, close
+        self.dispatch, self.make, self.clock, self.codec = dispatch, make, clock, codec
+        self._ready, self._settle = ready, settle
         self._name, self._last = "", 0
 
     async def open(self, state: Any) -> None:
@@ -70,9 +67,6 @@ class RecordSink:
         """As the protocol says."""
         if not records:
             return None
-        if self.latest:
-            keyed = {record.key: record for record in records if record.key is not None}
-            records = [r for r in records if r.key is None or keyed[r.key] is r]
         first = max(self._last + 1, self.clock.now_ms() << 16)
         self._last = first + len(records) - 1
         return {"from": first, "name": self._name, "rows": [[r.key, r.value, r.time, r.order] for r in records]}
@@ -100,9 +94,7 @@ class RecordSink:
         return list(_rejected(rows, sorted(never, key=lambda pair: pair[0])))
 
     async def close(self) -> None:
-        """As the protocol says."""
-        if self._close is not None:
-            await self._close()
+        """The client is the destination's."""
 
 
 def _rejected(rows: Sequence[Any], never: Iterable[tuple[int, Never]]) -> Iterable[Rejected]:

@@ -3,7 +3,6 @@
 import datetime as dt
 import decimal
 import enum
-import importlib.util
 import types
 import typing
 import uuid
@@ -11,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from flowkit.aws import need_pyarrow
 from flowkit.errors import ConfigError
 
 GROUP_BYTES = 16 << 20
@@ -18,12 +18,6 @@ GROUP_BYTES = 16 << 20
 GROUP_ROWS = 250_000
 
 CODECS = {"snappy": "snappy", "zst": "zstd", "gz": "gzip", "none": "none"}
-
-
-def need_pyarrow(where: str) -> None:
-    """Raise ConfigError if it is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError(f"{where}: Parquet needs pyarrow: pip install 'flowkit[parquet]'")
 
 
 class Parquet:

@@ -23,7 +23,7 @@ from flowkit.source.blob_frames import BlobFrames, frame_rights
 from flowkit.source.dynamo_leases import START, DynamoLeases
 from flowkit.source.embedded import EmbeddedBroker
 from flowkit.source.kinesis_reader import Arrivals, KinesisSource
-from flowkit.source.kinesis_streams import KinesisStreams, Shard
+from flowkit.source.kinesis_streams import KinesisStreams, Shard, id_of
 from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
 from flowkit.source.seam import Output, TopicUse
@@ -207,6 +207,11 @@ class KinesisBroker:
     async def claim(self, task: str, state: str, *, worker: str | None = None, seen: int | None = None) -> Claimed:
         """Become the task's owner: fences every earlier one."""
         return await self._ledger.claim(task, state, worker=worker, seen=seen)
+
+    async def came_from(self, task: str, shards: Sequence[int]) -> None:
+        """Note the shards that a task's shard came from, for other tools that read the lease table."""
+        if isinstance(self._ledger, DynamoLeases):
+            await self._ledger.describe(task, [id_of(number) for number in shards])
 
     async def release(self, task: str, epoch: int) -> None:
         """Give the task up; does nothing if another has claimed it."""

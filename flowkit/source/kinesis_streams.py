@@ -5,14 +5,13 @@ stream. A stream that is resharded closes shards and opens others, each with one
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from flowkit.aws import AwsOptions, Blame, Right, arn, blame_of, code_of, open_client, told
+from flowkit.aws import AwsOptions, Blame, Right, arn, blame_of, code_of, hash_of, open_client, told
 from flowkit.clock import Clock
 from flowkit.errors import BrokerError, BrokerRefused, ConfigError
 from flowkit.source.rules import KeyValueTime
@@ -52,11 +51,6 @@ class Shard(NamedTuple):
         return self.first == 0 and self.last >= ALL
 
 
-def hash_of(key: bytes) -> int:
-    """By what Kinesis tells which shard a partition key belongs to (PutRecord: "MD5 … 128-bit integer values")."""
-    return int.from_bytes(hashlib.md5(key, usedforsecurity=False).digest(), "big")
-
-
 def number_of(shard_id: str) -> int:
     """The number of a shard.
 
@@ -64,6 +58,15 @@ def number_of(shard_id: str) -> int:
     7
     """
     return int(shard_id.rpartition("-")[2])
+
+
+def id_of(number: int) -> str:
+    """The id of a shard.
+
+    >>> id_of(7)
+    'shardId-000000000007'
+    """
+    return f"shardId-{number:012d}"
 
 
 class KinesisStreams:

@@ -22,12 +22,12 @@ from urllib.parse import parse_qsl
 
 import anyio.to_thread
 
-from flowkit.aws import AwsOptions, S3Place, open_client, patiently
+from flowkit.aws import AwsOptions, S3Place, need_pyarrow, open_client, patiently
 from flowkit.errors import ConfigError, InputError
 from flowkit.source.file import open_reader
 from flowkit.source.s3_bytes import S3Object
 from flowkit.source.s3_listing import Entry, Listing, arranged, check_same
-from flowkit.source.s3_parquet import ParquetReader, need_pyarrow
+from flowkit.source.s3_parquet import ParquetReader
 from flowkit.source.seam import Batch, Reader
 
 CODECS = {"jsonl": "json", "json": "json", "csv": "csv", "text": "text", "parquet": "json"}

@@ -1,6 +1,5 @@
 """A Parquet object, read by pyarrow (the extra `parquet`) in row groups: each row as the JSON that it would be."""
 
-import importlib.util
 import io
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,16 +8,10 @@ from typing import Any
 import anyio.to_thread
 import msgspec
 
-from flowkit.errors import ConfigError, InputError
+from flowkit.errors import InputError
 
 ROWS = 10_000
 """So many are made at once."""
-
-
-def need_pyarrow(where: str) -> None:
-    """Raise ConfigError if it is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError(f"{where}: Parquet needs pyarrow: pip install 'flowkit[parquet]'")
 
 
 class RowBatch:

@@ -35,6 +35,7 @@ class Ledger(Protocol):
     """What is asked of a broker here."""
 
     async def positions(self, task: str) -> Any: ...
+    async def came_from(self, task: str, shards: Sequence[int]) -> None: ...
 
     async def commit(
         self,
@@ -80,6 +81,7 @@ class Inheritance:
         parents = [parent for parent in self.parents if await self._is_over(parent)]
         if not parents:
             return
+        await self.ledger.came_from(self.task, [int(parent.rpartition("/")[2]) for parent in parents])
         metas: list[dict[str, Any]] = []
         spaces: dict[tuple[str, int | None], tuple[list[bytes], list[Any]]] = {}
         for parent in parents:

@@ -145,4 +145,13 @@ async def test_windows_sessions_timers_and_counts_move_with_their_keys(
         assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
         for key, told in found.items():
             assert told == wanted, key
+        async with open_client("dynamodb", AwsOptions(), "x") as client:
+            rows = (await client.scan(TableName=f"leases-{fleet.name}"))["Items"]
+    came_from = {
+        row["leaseKey"]["S"].rpartition("/")[2]: row["parentShardId"]["SS"]
+        for row in rows
+        if "epoch" in row and "parentShardId" in row
+    }
+    first, one, two, three = (f"shardId-{n:012d}" for n in range(4))
+    assert came_from == {"1": [first], "2": [first], "3": [two], "4": [two], "5": [one, three]}
     assert dead(tmp_path) == []
