@@ -1,10 +1,14 @@
-"""What every test gets: a mark by the directory that it lives in."""
+"""What every test gets: a mark by the directory that it lives in, and the log as it was before the last one."""
 
 import gc
+import logging
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.depth import SCALE
@@ -53,6 +57,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif any(item.path.is_relative_to(HERE / room) for room in ("integration", "cli", "typing", *PROCESSES)):
             # The command line and the type checkers are other processes.
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Commands that a test runs here set up the log of the process, and signals change its level: not for others."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    signals = [
+        (number, signal.getsignal(number)) for number in (signal.SIGUSR1, signal.SIGUSR2)
+    ]  # which change its level
+    before = structlog.get_config() if structlog.is_configured() else None
+    yield
+    if before is None:
+        structlog.reset_defaults()
+    else:
+        structlog.configure(**before)
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    for number, handler in signals:
+        signal.signal(number, handler)
 
 
 def pytest_collection_finish() -> None:

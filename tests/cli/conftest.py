@@ -1,6 +1,5 @@
 """A place to type commands in, and this process as it was when they are done."""
 
-import logging
 import os
 import signal
 import sys
@@ -8,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from flowkit.cli import main
-from flowkit.cli.logging import Libraries
 from tests.cli.place import Done, Place
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture
@@ -27,7 +24,6 @@ def place(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
-    level = logging.getLogger().level
     handlers = [signal.getsignal(number) for number in SIGNALS]
 
     def call(words: list[str]) -> Done:
@@ -37,11 +33,6 @@ def place(
         return Done(code, out.decode(), err.decode())
 
     yield Place(tmp_path, call)
-    structlog.reset_defaults()
-    root = logging.getLogger()
-    root.setLevel(level)
-    for ours in [each for each in root.handlers if isinstance(each, Libraries)]:
-        root.removeHandler(ours)
     for number, handler in zip(SIGNALS, handlers, strict=True):
         signal.signal(number, handler)
     for name in set(sys.modules) - modules:

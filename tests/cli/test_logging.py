@@ -3,27 +3,14 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from flowkit.cli.logging import Libraries, Logs, set_up_logs
 
 SECRET = "open-sesame"
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    level = root.level
-    yield
-    structlog.reset_defaults()
-    root.setLevel(level)
-    for handler in [handler for handler in root.handlers if isinstance(handler, Libraries)]:
-        root.removeHandler(handler)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
