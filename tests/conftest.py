@@ -32,7 +32,7 @@ PROCESSES = (
 collect_ignore = ["typing/api.py", "typing/operators.py"]
 
 # Programs that take their names from the environment of the process that starts them, some in other environments.
-collect_ignore += ["benchmarks/kafka_app.py", "benchmarks/rivals"]
+collect_ignore += ["benchmarks/kafka_app.py", "benchmarks/kafka_bare.py", "benchmarks/rivals"]
 collect_ignore_glob = ["aws/*_app.py", "integration/determined_app.py", "kafka/*_app.py"]
 
 

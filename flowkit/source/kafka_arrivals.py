@@ -1,4 +1,4 @@
-"""When records have arrived at a consumer: the one place that reaches into aiokafka's fetcher.
+"""When records have arrived at a consumer. This and `kafka_columns` are all that reaches into aiokafka's fetcher.
 
 Its public `getmany` waits for records only by taking them, of all partitions or of some. A worker wants to hear that
 there is something, and let each task take its own when it has room.
@@ -6,6 +6,8 @@ there is something, and let each task take its own when it has room.
 
 import asyncio
 from typing import Any
+
+from flowkit.source.kafka_columns import in_columns
 
 
 class Arrivals:
@@ -58,15 +60,9 @@ class Arrivals:
                 pass
         return self._mark
 
-    def make_plain(self, part: Any) -> None:
-        """Let the next `getmany` of `part` give records as they were parsed, without a ConsumerRecord made of each.
-
-        They have offset, timestamp, key, value and headers as well. Making the other costs more than the parsing.
-        """
-        result = self._fetcher._records.get(part)  # noqa: SLF001
-        parsing = getattr(result, "_partition_records", None)
-        if parsing is not None:
-            parsing._consumer_record = _as_parsed  # noqa: SLF001
+    def in_columns(self, part: Any) -> None:
+        """Let the next `getmany` of `part` give one KafkaBatch of what lies there."""
+        in_columns(self._fetcher._records.get(part))  # noqa: SLF001
 
     def _arm(self) -> None:
         # Its waiters are told of records, markers and errors alike; each is told once.
@@ -86,7 +82,3 @@ class Arrivals:
         self._next = asyncio.Event()
         if self._also is not None:
             self._also.arrived()
-
-
-def _as_parsed(part: Any, record: Any) -> Any:
-    return record

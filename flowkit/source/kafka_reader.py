@@ -5,6 +5,7 @@ of all partitions when the assignment changes, so each reader keeps its own, and
 """
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +128,8 @@ class KafkaReaders:
             del self._readers[reader.part]
             self._assigned = False
 
-    async def take(self, reader: "KafkaReader", max_records: int) -> list[Any]:
-        """Records of `reader` that have arrived, after which its `offset` is where to go on.
+    async def take(self, reader: "KafkaReader", max_records: int) -> KafkaBatch | None:
+        """Records of `reader` that have arrived, if some have; its `offset` is where to go on then.
 
         Raises OffsetOutOfRangeError of aiokafka, BrokerError for what does not pass by itself.
         """
@@ -137,7 +138,7 @@ class KafkaReaders:
         if self._arrivals.failed():
             await self._revive()
         self._assign()
-        self._arrivals.make_plain(reader.part)
+        self._arrivals.in_columns(reader.part)
         try:
             found = await self._consumer.getmany(reader.part, max_records=max_records)
             # Not the last record's offset: markers of transactions take offsets, too, and may be all that came.
@@ -146,8 +147,8 @@ class KafkaReaders:
             raise
         except AWAY as error:
             raise broker_error(self.topics.address, f"reading topic {reader.part.topic!r}", error) from error
-        records: list[Any] = found.get(reader.part, [])
-        return records
+        batches: list[KafkaBatch] = found.get(reader.part, [])
+        return batches[0] if batches else None
 
     def seek(self, reader: "KafkaReader", offset: int) -> None:
         """Go on elsewhere."""
@@ -272,18 +273,17 @@ class KafkaReader:
         """
         if self.at_end:
             return None
-        first = self.offset
         try:
-            records = await self._readers.take(self, max_records)
+            batch = await self._readers.take(self, max_records)
         except kafka.OffsetOutOfRangeError:
             await self.out_of_range()
             self._readers.seek(self, self.offset)
             return None
         if self._end is not None and self.offset >= self._end:
             self.at_end = True
-            records = [record for record in records if record.offset < self._end]
-        if records:
-            return KafkaBatch(self.part.topic, self.part.partition, first, records)
+            batch = batch and batch.part(0, bisect_left(batch.offsets, self._end))
+        if batch:
+            return batch
         await self._look()
         return None
 

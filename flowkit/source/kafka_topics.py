@@ -334,7 +334,7 @@ async def _read(address: KafkaAddress, part: Any, offset: int, end: int, limit: 
                 records += [record for record in found.get(part, ()) if record.offset < end]
         finally:
             await stopped(consumer)
-    return KafkaBatch(part.topic, part.partition, offset, records)
+    return KafkaBatch.of(part.topic, part.partition, offset, records)
 
 
 def _consumer(address: KafkaAddress, isolation: Isolation) -> Any:

@@ -235,7 +235,7 @@ class LedgerReader:
 
         first = self.offset
         found = await self.broker.request("fetch", self.topic, do, reads=True)
-        return KafkaBatch(self.topic, self.split, first, found) if found else None
+        return KafkaBatch.of(self.topic, self.split, first, found) if found else None
 
     async def close(self) -> None:
         return None
