@@ -56,8 +56,8 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
 
 
-def stop_with_parent(then: Callable[[], object]) -> None:
-    """Call `then`, from a thread, when the parent that named a pipe in `PARENT` is gone; nothing if none did."""
+def stop_with_parent() -> None:
+    """Be stopped as by SIGTERM, grace and all, when the parent that named a pipe in `PARENT` is gone, if one did."""
     named = os.environ.pop(PARENT, "")
     if not named:
         return
@@ -65,6 +65,6 @@ def stop_with_parent(then: Callable[[], object]) -> None:
     def wait() -> None:
         with contextlib.suppress(OSError):
             os.read(int(named), 1)
-        then()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()

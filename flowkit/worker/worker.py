@@ -608,7 +608,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     patience = worker.options.grace / 1000 + LAST_SECONDS
     stop = Stop(patience, lambda: loop.call_soon_threadsafe(worker.stop))
-    stop_with_parent(lambda: loop.call_soon_threadsafe(worker.stop))
+    stop_with_parent()
     try:
         async with contextlib.nullcontext() if beside is None else beside(worker):
             await worker.run()

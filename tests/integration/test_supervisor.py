@@ -102,6 +102,36 @@ def test_workers_end_with_a_supervisor_that_is_killed(crew: Crew, outside: Outsi
     until(lambda: not any(alive(pid) for pid in children(supervisor).values()), "the workers are gone")
 
 
+ENDLESS = """
+from pathlib import Path
+import flowkit
+
+app = flowkit.App("chain")
+
+class Event(flowkit.Record):
+    key: str
+    at: int
+    value: int
+
+@app.each(app.topic("events", Event, key="key", time="at"))
+def compute(event: Event) -> None:
+    Path("computing").touch()
+    while True:
+        pass
+"""
+
+
+def test_a_worker_that_computes_for_ever_ends_with_its_supervisor_after_its_grace(crew: Crew, outside: Outside) -> None:
+    (crew.directory / "endless.py").write_text(ENDLESS)
+    topics = f"embedded://{crew.directory / 'topics'}"
+    words = ("worker", "endless.py", "--broker", topics, "--state", "state", "--processes", "2")
+    supervisor = crew.flowkit("supervisor", *words, env={**QUICK, "FLOWKIT_GRACE": "100"})
+    outside.put(10)
+    until((crew.directory / "computing").exists, "one computes")
+    supervisor.kill()
+    until(lambda: not any(alive(pid) for pid in children(supervisor).values()), "the workers are gone")
+
+
 def test_one_state_directory_has_one_supervisor(crew: Crew, outside: Outside) -> None:
     first = started(crew)
     until(lambda: all_hold_something(crew), "both at work")
