@@ -19,7 +19,7 @@ OptionalState = Annotated[
     str | None,
     typer.Option("--state", metavar="DIR", envvar="FLOWKIT_STATE", show_default=False, help="The state directory."),
 ]
-BROKER_HELP = "Where the topics are, such as embedded://DIR."
+BROKER_HELP = "Where the topics are, such as kafka://HOST:PORT or embedded://DIR."
 Broker = Annotated[
     str, typer.Option("--broker", metavar="URL", envvar="FLOWKIT_BROKER", show_default=False, help=BROKER_HELP)
 ]

@@ -18,7 +18,7 @@ from flowkit.errors import ConfigError, InputError, TimeError
 from flowkit.options import WorkerOptions
 from flowkit.stopping import Stop
 
-HELP = """Look at and feed the topics of a broker (embedded://DIR).
+HELP = """Look at and feed the topics of a broker.
 
 Topics named APP.STREAM are internal: a worker makes and writes them. Read them, but write nothing there.
 """

@@ -40,7 +40,14 @@ if typing.TYPE_CHECKING:
     from flowkit.store.runner import Inline
     from flowkit.store.s3 import S3Place, open_s3
     from flowkit.store.sizes import Size, table_sizes
-    from flowkit.store.state_dir import app_of, check_directory, claim_directory, open_directory, sync_directory
+    from flowkit.store.state_dir import (
+        app_of,
+        check_directory,
+        claim_directory,
+        open_directory,
+        parts_of,
+        sync_directory,
+    )
     from flowkit.store.stats import Stats
     from flowkit.store.storage import DirectoryStorage, Storage, folder_of, tasks_in
     from flowkit.store.verifying import Problem, Report, verify
@@ -95,6 +102,7 @@ __all__ = [
     "open_host",
     "open_s3",
     "open_store",
+    "parts_of",
     "read_store",
     "rotate",
     "stores_in",
@@ -120,7 +128,7 @@ _WHERE = {
     "reading": ["Reading"],
     "runner": ["Inline"],
     "sizes": ["Size", "table_sizes"],
-    "state_dir": ["app_of", "check_directory", "claim_directory", "open_directory", "sync_directory"],
+    "state_dir": ["app_of", "check_directory", "claim_directory", "open_directory", "parts_of", "sync_directory"],
     "stats": ["Stats"],
     "s3": ["S3Place", "open_s3"],
     "storage": ["DirectoryStorage", "Storage", "folder_of", "tasks_in"],

@@ -23,6 +23,7 @@ from flowkit.store.records import VERSION
 from flowkit.store.sstable import Sstable
 from flowkit.store.sstable_index import FileMeta
 from flowkit.store.sstable_writer import SstableWriter
+from flowkit.store.state_dir import parts_of
 from flowkit.store.version import Edit
 
 
@@ -131,7 +132,8 @@ def stores_in(path: Path) -> list[Path]:
     """
     if is_store(path):
         return [path]
-    found = [path / "run", *(place for task in sorted((path / "tasks").glob("*")) for place in sorted(task.iterdir()))]
+    tasks = [task for part in parts_of(path) for task in sorted((part / "tasks").glob("*"))]
+    found = [path / "run", *(place for task in tasks for place in sorted(task.iterdir()))]
     if stores := [place for place in found if is_store(place)]:
         return stores
     what = "is no store, and no state directory with stores in it" if path.is_dir() else "there is no such directory"

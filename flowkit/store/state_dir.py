@@ -69,6 +69,11 @@ def check_directory(path: Path, app: str) -> None:
         )
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The state directory itself, and those of the worker processes that share it (`flowkit worker --processes N`)."""
+    return [path, *sorted(place for place in path.glob("process-*") if (place / "flowkit.json").exists())]
+
+
 def app_of(path: Path) -> str | None:
     """The app whose state directory `path` is, or lies in as one of its stores; None if that is not told there."""
     for place in [path.absolute(), *path.absolute().parents[:3]]:  # DIR/tasks/TASK/EPOCH

@@ -2,6 +2,7 @@
 
     STATE/run/log-…                    a bounded run
     STATE/tasks/TASK/OWNERSHIP/log-…   a worker's tasks; the ownership that committed last is the task's state
+    STATE/process-N/tasks/…            the same of workers that share the directory
 
 Nothing is locked or written.
 """
@@ -15,7 +16,16 @@ from urllib.parse import unquote
 from flowkit.app import App
 from flowkit.errors import ConfigError
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.store import Frame, Look, Reading, SpaceChange, check_directory, keys_from_environment, read_store
+from flowkit.store import (
+    Frame,
+    Look,
+    Reading,
+    SpaceChange,
+    check_directory,
+    keys_from_environment,
+    parts_of,
+    read_store,
+)
 from flowkit.table import AnyTable, Cursor, Mode, State, check_schema, look, look_up, make_state, migrate_cell
 
 
@@ -36,12 +46,14 @@ def read_tasks(root: Path, app: App) -> dict[str, Look]:
     keys = keys_from_environment(app=app.name)
     if (root / "run").is_dir():
         found["run"] = read_store(root / "run", keys)
-    homes = sorted((root / "tasks").iterdir()) if (root / "tasks").is_dir() else []
-    for home in homes:
-        stores = [read_store(place, keys) for place in home.iterdir() if place.is_dir()]
-        if stores:
-            name = unquote(home.name).removeprefix(f"{app.name}/")
-            found[name] = max(stores, key=lambda store: store.number)
+    homes = [home for part in parts_of(root) if (part / "tasks").is_dir() for home in (part / "tasks").iterdir()]
+    for home in sorted(homes, key=lambda home: home.name):
+        name = unquote(home.name).removeprefix(f"{app.name}/")
+        for place in home.iterdir():
+            if place.is_dir():
+                store = read_store(place, keys)
+                if name not in found or store.number > found[name].number:
+                    found[name] = store
     return {name: store for name, store in found.items() if store.number}
 
 

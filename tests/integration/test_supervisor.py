@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.processes import Crew, Process, crew_in, until
-from tests.integration.test_worker_kill import Outside, check
+from tests.integration.test_worker_kill import PARTITIONS, Outside, check
 
 pytestmark = pytest.mark.integration
 
@@ -91,6 +91,13 @@ def test_a_worker_that_is_killed_comes_again_and_goes_on_where_it_was(crew: Crew
     assert supervisor.wait() == 0
     assert not any(alive(pid) for pid in children(supervisor).values())
     check(outside, crew.directory)
+    # What one looks into is the state of all of them.
+    look = crew.flowkit("tables", "tables", "list", APP, "--state", "state", "--json")
+    assert look.wait() == 0, look.said()
+    tables = {row["table"]: row["tasks"] for row in map(json.loads, look.out.read_text().splitlines())}
+    assert tables["sums"] == PARTITIONS["events"]
+    stores = crew.flowkit("stores", "store", "verify", "state")
+    assert stores.wait() == 0, stores.said()
     assert not (crew.directory / "state" / "health.json").exists()
     assert crew.flowkit("health", "health", "--state", "state").wait() == 1
 
