@@ -57,6 +57,9 @@ class Child:
         """Its exit code if it has just died: it is due again after a while."""
         if self.process is None or (code := self.process.poll()) is None:
             return None
+        if code == MOVED:  # as it was told to
+            self.process = None
+            return code
         now = time.monotonic()
         self.wait = FIRST_WAIT if now - self.started > LONG else self.wait
         self.process, self.due = None, now + self.wait
