@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flowkit.errors import ConfigError, StoreLocked
+from flowkit.errors import ConfigError, FlowkitError, StoreError, StoreLocked
 
 FORMAT = 1
 DRAFT = ".flowkit.json."
@@ -21,7 +21,8 @@ DRAFT = ".flowkit.json."
 def open_directory(path: Path, app: str) -> None:
     """Check that `path` is this app's state directory, or make it one.
 
-    Raises ConfigError if it is another app's, of a newer format, not empty, not a directory or not writable.
+    Raises ConfigError if it is another app's, of a newer format, not empty, not a directory or not writable; StoreError
+    if the disk is full.
     """
     label = path / "flowkit.json"
     try:
@@ -38,7 +39,7 @@ def open_directory(path: Path, app: str) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{path}: is a file; the state needs a directory") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be used as state directory: {error.strerror}") from error
+        raise _unusable(path, error) from error
     check_directory(path, app)
 
 
@@ -90,12 +91,12 @@ def app_of(path: Path) -> str | None:
 def claim_directory(path: Path) -> Iterator[None]:
     """Own `path` as long as this context lasts (or the process lives: kill -9 frees it).
 
-    Raises StoreLocked with the owner's pid if another process owns it.
+    Raises StoreLocked with the owner's pid if another process owns it, StoreError if the disk is full.
     """
     try:
         fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be used as state directory: {error.strerror}") from error
+        raise _unusable(path, error) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,11 +107,22 @@ def claim_directory(path: Path) -> Iterator[None]:
             raise StoreLocked(
                 f"{path}: in use by process {owner}{_standing_still(owner)}, or give this one its own --state"
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise _unusable(path, error) from error
         yield
     finally:
         os.close(fd)
+
+
+def _unusable(path: Path, error: OSError) -> FlowkitError:
+    """Of a disk that is full or fails, which may pass: nothing about the command is wrong."""
+    text = f"{path}: cannot be used as state directory: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"{text}: make room and start again")
+    return StoreError(text) if error.errno == errno.EIO else ConfigError(text)
 
 
 def _standing_still(owner: str) -> str:

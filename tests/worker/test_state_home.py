@@ -5,6 +5,8 @@ home/tasks/TASK/b    FROM a: 3 | 4        … then
 other/tasks/TASK/c   FROM b: 4 | 5 …      … then, by another worker
 """
 
+import errno
+import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +16,7 @@ import pytest
 
 from flowkit.errors import StoreCorrupt, StoreError, StoreLocked
 from flowkit.source.rules import Claimed
-from flowkit.store import Frame, SpaceChange, Store, claim_directory, open_store
+from flowkit.store import Frame, SpaceChange, Store, claim_directory, open_directory, open_store
 from flowkit.worker.state_home import StateHome
 
 TASK = "app/group/0"
@@ -232,3 +234,24 @@ async def test_how_far_tasks_are_is_known_to_the_next_worker(tmp_path: Path) -> 
 def test_damaged_notes_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "commits.json").write_text(text)
     assert StateHome(tmp_path).newest() == {}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_is_full_at_the_start_is_not_a_wrong_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whoever starts workers starts this one again, which it would not do for what every start would say again."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="state: cannot be used as state directory"):
+        patch.setattr(Path, "mkdir", full)
+        open_directory(tmp_path / "state", "app")
+    open_directory(tmp_path / "state", "app")
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=os.strerror(number)):
+        patch.setattr(os, "pwrite", full)
+        with claim_directory(tmp_path / "state"):
+            pass
+    with claim_directory(tmp_path / "state"):
+        pass
