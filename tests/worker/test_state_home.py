@@ -245,13 +245,14 @@ def test_a_disk_that_is_full_at_the_start_is_not_a_wrong_configuration(
     def full(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match="state: cannot be used as state directory"):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", full)
-        open_directory(tmp_path / "state", "app")
+        with pytest.raises(StoreError, match="state: cannot be used as state directory"):
+            open_directory(tmp_path / "state", "app")
     open_directory(tmp_path / "state", "app")
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match=os.strerror(number)):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with claim_directory(tmp_path / "state"):
-            pass
+        with pytest.raises(StoreError, match=os.strerror(number)):
+            claim_directory(tmp_path / "state").__enter__()
     with claim_directory(tmp_path / "state"):
         pass
