@@ -26,7 +26,7 @@ from typing import NamedTuple, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, Right, bucket_arn, literal, open_client
+from flowkit.aws import AwsOptions, Condition, Right, bucket_arn, literal, open_client
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import Refused, TryAgain
 from flowkit.sink.redshift_sink import RedshiftSink, Rolling
@@ -82,9 +82,7 @@ class RedshiftDestination:
         """Raises ConfigError if there is no such table, or the records do not fit it."""
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(open_client("s3", self.aws, self.where))
-            match = _BUCKET.fullmatch(self.options.stage)
-            assert match is not None, self.options.stage
-            bucket, prefix = match[1], (match[2] or "").strip("/")
+            bucket, prefix = self._staged()
             self.stage = Stage(client, bucket, prefix, self.options.role, self.options.bucket_region, self.where)
             if isinstance(self._way, Address):
                 driver()
@@ -165,12 +163,26 @@ class RedshiftDestination:
             raise ConfigError(*problems)
 
     def rights(self) -> Sequence[Right]:
-        """As the protocol says. The role by which Redshift reads what is staged is the cluster's own."""
-        match = _BUCKET.fullmatch(self.options.stage)
-        bucket, prefix = (match[1], (match[2] or "").strip("/")) if match else (self.options.stage, "")
-        staged = bucket_arn(bucket, f"{literal(prefix)}/*" if prefix else "*")
-        rights = [Right("s3", ("DeleteObject", "PutObject"), staged)]
+        """As the protocol says. The role by which Redshift reads what is staged is another: see `copy_rights`."""
+        bucket, prefix = self._staged()
+        rights = [Right("s3", ("DeleteObject", "PutObject"), bucket_arn(bucket, f"{literal(prefix)}*"))]
         return rights + (self._way.rights(self.aws.region) if isinstance(self._way, Cluster) else [])
+
+    def copy_rights(self) -> Sequence[Right]:
+        """What the role has to be allowed that Redshift reads by (`role=`), as COPY is documented."""
+        bucket, prefix = self._staged()
+        under = (Condition("StringLike", "s3:prefix", (f"{literal(prefix)}*",)),) if prefix else ()
+        return [
+            Right("s3", ("GetObject",), bucket_arn(bucket, f"{literal(prefix)}*")),
+            Right("s3", ("ListBucket",), bucket_arn(bucket), under),
+        ]
+
+    def _staged(self) -> tuple[str, str]:
+        """The bucket, and what keys begin with."""
+        match = _BUCKET.fullmatch(self.options.stage)
+        assert match is not None, self.options.stage
+        prefix = (match[2] or "").strip("/")
+        return match[1], f"{prefix}/" if prefix else ""
 
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can: their loads come one after the other."""

@@ -17,14 +17,17 @@ log = structlog.get_logger("flowkit.sink")
 
 
 class Stage:
-    """Objects under `prefix` of `bucket`. Redshift reads them by `role`; `region` is the bucket's, if it differs."""
+    """Objects of `bucket` whose keys begin with `prefix`. Redshift reads them by `role`.
+
+    `region` is the bucket's, if it differs.
+    """
 
     def __init__(self, client: Any, bucket: str, prefix: str, role: str, region: str | None, where: str) -> None:
         self.client, self.bucket, self.prefix, self.role, self.region = client, bucket, prefix, role, region
         self.where = where
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
+        return self.prefix + name
 
     async def write(self, name: str, lines: Sequence[bytes]) -> Copied:
         """Write lines as an object: again, it is the same. Raises TryAgain, SinkError."""

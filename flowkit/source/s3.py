@@ -22,7 +22,17 @@ from urllib.parse import parse_qsl
 
 import anyio.to_thread
 
-from flowkit.aws import AwsOptions, S3Place, need_pyarrow, open_client, patiently
+from flowkit.aws import (
+    AwsOptions,
+    Condition,
+    Right,
+    S3Place,
+    bucket_arn,
+    literal,
+    need_pyarrow,
+    open_client,
+    patiently,
+)
 from flowkit.errors import ConfigError, InputError
 from flowkit.source.file import open_reader
 from flowkit.source.s3_bytes import S3Object
@@ -84,6 +94,17 @@ class S3Topic:
         self._client: Any = None
         self._listing: Listing | None = None
         self._saved: list[Any] = []
+
+    def rights(self) -> Sequence[Right]:
+        """What a role has to be allowed to read it."""
+        place = self.place._replace(region=self._aws.region)
+        start = literal(place.prefix)
+        under = (Condition("StringLike", "s3:prefix", (start,)),) if place.prefix else ()
+        return [
+            Right("s3", ("GetObject",), bucket_arn(place.bucket, f"{start}*")),
+            Right("s3", ("ListBucket",), bucket_arn(place.bucket), under),
+            *place.key_rights("Decrypt"),
+        ]
 
     def remember(self, positions: Sequence[Any]) -> None:
         """What an earlier run knew, before `splits`: it has begun with what was there then."""
