@@ -207,7 +207,7 @@ def _of_bucket(method: str, bucket: str, query: Mapping[str, list[str]]) -> Aske
         return Asked("s3:ListBucketMultipartUploads", bucket, {})
     if method == "GET" and "list-type" in query:
         return Asked("s3:ListBucket", bucket, {"s3:prefix": query.get("prefix", [])})
-    return Asked({"HEAD": "s3:ListBucket", "PUT": "s3:CreateBucket"}[method], bucket, {})
+    return Asked({"HEAD": "s3:ListBucket", "PUT": "s3:CreateBucket"}[method], bucket, {})  # KeyError: not ours
 
 
 def _arn(service: str, name: str, account: str | None = None) -> str:

@@ -3,7 +3,7 @@
 An emulator asks nobody whether something may be done. This does, before each request, as IAM would.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -24,15 +24,13 @@ class Gate:
     ) -> None:
         self.policy, self.reader = Policy(policy), Reader(aliases, buckets=buckets)
         self.denied: list[Asked] = []
+        self.fault: Callable[[Request], Fault | None] = lambda _: None
+        """What goes wrong with requests that may be done."""
 
     def stand_before(self, proxy: Proxy) -> None:
-        """Decide about a proxy's requests; what goes wrong with those that may be done is as it was."""
-        fault = proxy.fault
-
-        def decide(request: Request) -> Fault | None:
-            return fault(request) if self.lets_through(request) else "denied"
-
-        proxy.fault, proxy.answered = decide, self.reader.answered
+        """Decide about a proxy's requests."""
+        proxy.answered = self.reader.answered
+        proxy.fault = lambda request: self.fault(request) if self.lets_through(request) else "denied"
 
     def lets_through(self, request: Request) -> bool:
         """True if all that it asks for is allowed."""

@@ -16,31 +16,13 @@ import pytest
 from flowkit.aws import AwsOptions, open_client
 from flowkit.source import open_storage
 from flowkit.store import Checkpoints, KmsKey, folder_of
-from tests.aws.policies import ACCOUNT, AREA, Asked, Grant, Policy, Reader
-from tests.aws.proxy import Fault, Proxy, Request, proxy_to
+from tests.aws.gate import Gate
+from tests.aws.policies import ACCOUNT, AREA, Grant
+from tests.aws.proxy import proxy_to
 from tests.aws.servers import aws_environment
 from tests.aws.workers import Fleet, check, split
 
 APP = Path(__file__).parent / "iam_app.py"
-
-
-class Gate:
-    """Denies what the policy does not allow, and remembers it."""
-
-    def __init__(self, policy: dict[str, Any], aliases: dict[str, list[str]]) -> None:
-        self.policy, self.reader = Policy(policy), Reader(aliases)
-        self.denied: list[Asked] = []
-
-    def stand_before(self, proxy: Proxy) -> None:
-        """Decide about a proxy's requests."""
-        proxy.fault, proxy.answered = self._decide, self.reader.answered
-
-    def _decide(self, request: Request) -> Fault | None:
-        asked = self.reader.asked(request)
-        if self.policy.allows(asked):
-            return None
-        self.denied.append(asked)
-        return "denied"
 
 
 async def made(name: str) -> tuple[str, str]:
