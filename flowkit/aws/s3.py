@@ -104,7 +104,9 @@ class S3Place(NamedTuple):
         """What a role has to be allowed with the key that objects are encrypted by there, if one is named."""
         if self.kms_key is None:
             return []
-        return [key_right(self.kms_key, actions, self.region, via("s3", self.region))]
+        named = self.kms_key.split(":")[3] if self.kms_key.startswith("arn:") else None
+        region = self.region or named  # a bucket's key is in its region
+        return [key_right(self.kms_key, actions, region, via("s3", region))]
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")

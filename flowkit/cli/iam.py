@@ -192,7 +192,7 @@ def _tell(statements: "Sequence[Statement]", *, explain: bool, copy_role: bool, 
     if explain:
         for statement in statements:
             say("\n".join(_explained(statement)))
-    missing = [f"{word} by --{word.lower()}" for word in (ACCOUNT, REGION) if f":{word}:" in text]
+    missing = [f"{word} by --{word.lower()}" for word in (ACCOUNT, REGION) if re.search(rf"[:.]{word}[:.]", text)]
     if missing:
         say(f"to be put in: {' and '.join(missing)}")
     if not statements:
@@ -202,12 +202,10 @@ def _tell(statements: "Sequence[Statement]", *, explain: bool, copy_role: bool, 
         say("for any MSK cluster of the account: name yours by --msk-cluster")
     size = size_of(policy)
     if size > MANAGED:
-        fits = (
-            "an inline policy of a role may have" if size <= INLINE else "all inline ones of a role have no more than"
-        )
+        inline = f", though not for an inline one of a role ({INLINE:,})" if size <= INLINE else ""
         say(
-            f"too large for a managed policy: {size:,} characters, and IAM takes {MANAGED:,}; {fits} {INLINE:,}. Put "
-            "some of its statements into a policy of their own: a role may have ten"
+            f"too large for a managed policy{inline}: {size:,} characters, and IAM takes {MANAGED:,}. Divide it "
+            "into several: a role may have ten"
         )
 
 
