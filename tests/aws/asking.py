@@ -30,20 +30,24 @@ class Reader:
         self, aliases: Mapping[str, list[str]] | None = None, *, buckets: Mapping[str, str] | None = None
     ) -> None:
         self.streams: dict[str, str] = {}
-        self.aliases = aliases or {}
-        """By KMS key id."""
+        self.aliases = dict(aliases or {})
+        """By KMS key id; others are learnt from answers."""
         self.buckets = dict(buckets or {})
         """By bucket: the KMS key that it encrypts by where a request names none."""
         self.sealed: dict[str, str] = {}
         """By encrypted data key: the KMS key's id."""
         self.objects: dict[str, str] = {}
         """By BUCKET/KEY of what was written: the KMS key's id."""
+        self._area = AREA
+        """Of the request that is read."""
 
     def asked(self, request: Request) -> list[Asked]:
         """What it asks for: all of it has to be allowed. Nothing for what nobody has signed."""
         service = request.service
         if not service:
             return []
+        scope = request.headers.get("Authorization", "").partition("Credential=")[2].split("/")
+        self._area = scope[2] if len(scope) > 2 else AREA
         try:
             if service == "s3":
                 return list(self._s3(request))
@@ -61,8 +65,10 @@ class Reader:
             return
         answer = json.loads(request.answer or b"{}")
         if request.service == "kms":
-            if request.action == "GenerateDataKey":
-                self.sealed[answer["CiphertextBlob"]] = answer["KeyId"].rpartition("/")[2]
+            if request.action == "GenerateDataKey" and "KeyId" in answer:
+                key = self.sealed[answer["CiphertextBlob"]] = answer["KeyId"].rpartition("/")[2]
+                if "alias/" in (asked := request.json["KeyId"]):
+                    self.aliases.setdefault(key, ["alias/" + asked.rpartition("alias/")[2]])
             return
         for name in ("ShardIterator", "NextShardIterator"):
             if answer.get(name):
@@ -74,10 +80,10 @@ class Reader:
         body = request.json
         if "ShardIterator" in body:
             return self.streams[body["ShardIterator"]]
-        return body.get("StreamARN") or _arn("kinesis", f"stream/{body['StreamName']}")
+        return body.get("StreamARN") or self._arn("kinesis", f"stream/{body['StreamName']}")
 
     def _firehose(self, request: Request) -> str:
-        return _arn("firehose", f"deliverystream/{request.json['DeliveryStreamName']}")
+        return self._arn("firehose", f"deliverystream/{request.json['DeliveryStreamName']}")
 
     def _dynamodb(self, request: Request) -> str | list[Asked]:
         body = request.json
@@ -88,9 +94,11 @@ class Reader:
                 for each in body["TransactItems"]
                 for kind, op in each.items()
             ]
-            return [Asked(f"dynamodb:{name}", _arn("dynamodb", f"table/{op['TableName']}"), {}) for name, op in made]
+            return [
+                Asked(f"dynamodb:{name}", self._arn("dynamodb", f"table/{op['TableName']}"), {}) for name, op in made
+            ]
         (table,) = [body["TableName"]] if "TableName" in body else body["RequestItems"]
-        return table if table.startswith("arn:") else _arn("dynamodb", f"table/{table}")
+        return table if table.startswith("arn:") else self._arn("dynamodb", f"table/{table}")
 
     def _monitoring(self, request: Request) -> tuple[str, Keys]:
         return "*", {"cloudwatch:namespace": [request.json["Namespace"]]}
@@ -98,20 +106,20 @@ class Reader:
     def _logs(self, request: Request) -> str:
         body = request.json
         stream = body["logStreamName"] if request.action == "PutLogEvents" else ""
-        return _arn("logs", f"log-group:{body['logGroupName']}:log-stream:{stream}")
+        return self._arn("logs", f"log-group:{body['logGroupName']}:log-stream:{stream}")
 
     def _events(self, request: Request) -> str | list[Asked]:
         if request.action != "PutEvents":
-            return _arn("events", f"event-bus/{request.json['Name']}")
+            return self._arn("events", f"event-bus/{request.json['Name']}")
         names = {entry["EventBusName"] for entry in request.json["Entries"]}
-        return [Asked("events:PutEvents", _arn("events", f"event-bus/{name}"), {}) for name in sorted(names)]
+        return [Asked("events:PutEvents", self._arn("events", f"event-bus/{name}"), {}) for name in sorted(names)]
 
     def _sqs(self, request: Request) -> str:
         body = request.json
         if request.action == "GetQueueUrl":
-            return _arn("sqs", body["QueueName"], body.get("QueueOwnerAWSAccountId"))
+            return self._arn("sqs", body["QueueName"], body.get("QueueOwnerAWSAccountId"))
         owner, name = body["QueueUrl"].split("/")[-2:]
-        return _arn("sqs", name, owner)
+        return self._arn("sqs", name, owner)
 
     def _sns(self, request: Request) -> str:
         return parse_qs(request.body.decode())["TopicArn"][0]
@@ -123,26 +131,31 @@ class Reader:
 
     def _key(self, key: str, keys: Keys) -> tuple[str, Keys]:
         by_alias = {alias: id_ for id_, names in self.aliases.items() for alias in names}
-        key = by_alias.get(key, key.rpartition("/")[2])
-        return _arn("kms", f"key/{key}"), {**keys, "kms:ResourceAliases": list(self.aliases.get(key, ()))}
+        _, is_alias, alias = key.rpartition("alias/")
+        if is_alias:
+            id_, names = by_alias.get(f"alias/{alias}", "not-known-yet"), [f"alias/{alias}"]
+        else:
+            id_ = key.rpartition("/")[2]
+            names = self.aliases.get(id_, [])
+        return self._arn("kms", f"key/{id_}"), {**keys, "kms:ResourceAliases": list(names)}
 
     def _redshift_data(self, request: Request) -> list[Asked]:
         body, action = request.json, f"redshift-data:{request.action}"
         if request.action not in ("ExecuteStatement", "BatchExecuteStatement"):
             return [Asked(action, "*", {"redshift-data:statement-owner-iam-userid": [WHO]})]
         group, cluster, database = body.get("WorkgroupName"), body.get("ClusterIdentifier"), body["Database"]
-        place = (
-            _arn("redshift", f"cluster:{cluster}") if cluster else _arn("redshift-serverless", f"workgroup/{group}-id")
-        )
+        place = self._arn("redshift-serverless", f"workgroup/{group}-id")
+        if cluster:
+            place = self._arn("redshift", f"cluster:{cluster}")
         asked = [Asked(action, place, {})]
         if "SecretArn" in body:
             return [*asked, Asked("secretsmanager:GetSecretValue", body["SecretArn"], {})]
         if not cluster:
             return [*asked, Asked("redshift-serverless:GetCredentials", place, {})]
-        names = _arn("redshift", f"dbname:{cluster}/{database}")
+        names = self._arn("redshift", f"dbname:{cluster}/{database}")
         if "DbUser" not in body:
             return [*asked, Asked("redshift:GetClusterCredentialsWithIAM", names, {})]
-        users = _arn("redshift", f"dbuser:{cluster}/{body['DbUser']}")
+        users = self._arn("redshift", f"dbuser:{cluster}/{body['DbUser']}")
         return [*asked, *(Asked("redshift:GetClusterCredentials", each, {}) for each in (users, names))]
 
     # Protocols of paths
@@ -152,16 +165,16 @@ class Reader:
         _, _, name, what = parts.path.strip("/").split("/")
         action = {"invocations": "InvokeFunction", "configuration": "GetFunctionConfiguration"}[what]
         name = unquote(name)
-        function = name if name.startswith("arn:") else _arn("lambda", f"function:{name}")
+        function = name if name.startswith("arn:") else self._arn("lambda", f"function:{name}")
         qualifier = parse_qs(parts.query).get("Qualifier", [])
         return [Asked(f"lambda:{action}", ":".join([function, *qualifier]), {})]
 
     def _es(self, request: Request) -> list[Asked]:
         path = urlsplit(request.path).path.lstrip("/")
-        return [Asked(f"es:{HTTP[request.method]}", _arn("es", f"domain/shop/{path}"), {})]
+        return [Asked(f"es:{HTTP[request.method]}", self._arn("es", f"domain/shop/{path}"), {})]
 
     def _aoss(self, request: Request) -> list[Asked]:
-        return [Asked("aoss:APIAccessAll", _arn("aoss", "collection/shop"), {})]
+        return [Asked("aoss:APIAccessAll", self._arn("aoss", "collection/shop"), {})]
 
     def _s3(self, request: Request) -> Iterator[Asked]:
         parts = urlsplit(request.path)
@@ -198,8 +211,11 @@ class Reader:
             if sealed_by:
                 yield self._by_s3("Decrypt", sealed_by)
 
+    def _arn(self, service: str, name: str, account: str | None = None) -> str:
+        return name if name.startswith("arn:") else f"arn:aws:{service}:{self._area}:{account or ACCOUNT}:{name}"
+
     def _by_s3(self, action: str, key: str) -> Asked:
-        return Asked(f"kms:{action}", *self._key(key, {"kms:ViaService": [f"s3.{AREA}.amazonaws.com"]}))
+        return Asked(f"kms:{action}", *self._key(key, {"kms:ViaService": [f"s3.{self._area}.amazonaws.com"]}))
 
 
 def _of_bucket(method: str, bucket: str, query: Mapping[str, list[str]]) -> Asked:
@@ -208,7 +224,3 @@ def _of_bucket(method: str, bucket: str, query: Mapping[str, list[str]]) -> Aske
     if method == "GET" and "list-type" in query:
         return Asked("s3:ListBucket", bucket, {"s3:prefix": query.get("prefix", [])})
     return Asked({"HEAD": "s3:ListBucket", "PUT": "s3:CreateBucket"}[method], bucket, {})  # KeyError: not ours
-
-
-def _arn(service: str, name: str, account: str | None = None) -> str:
-    return name if name.startswith("arn:") else f"arn:aws:{service}:{AREA}:{account or ACCOUNT}:{name}"

@@ -28,6 +28,9 @@ from aiohttp import web
 
 from tests.aws import partly
 
+watchers: list[Callable[["Proxy"], object]] = []
+"""Told of each proxy that is made (recording.py)."""
+
 HOP = ("transfer-encoding", "connection", "expect")
 """Headers that are the proxy's own matter."""
 
@@ -97,6 +100,8 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
 async def proxy_to(url: str) -> AsyncIterator[Proxy]:
     """A proxy in front of the server at `url`, on a free loopback port."""
     proxy = Proxy()
+    for watch in watchers:
+        watch(proxy)
     async with aiohttp.ClientSession(auto_decompress=False) as session:
 
         async def handle(request: web.BaseRequest) -> Any:
