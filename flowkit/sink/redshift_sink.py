@@ -210,16 +210,22 @@ class _Delivery:
     async def _ask(self) -> list[tuple[int, int]]:
         """Which rows were loaded before. Raises SinkError if another has taken this one's name."""
         wire, target = self.table.wire, self.target
-        found = [(int(row[0]), int(row[1])) for row in await wire.rows(loaded_sql(target, self.task, self.handoff))]
+        found = await self._loaded()
         if not found:
             ((newest,),) = await wire.rows(newest_sql(target, self.task))
             if newest is not None and int(newest) >= self.number:
-                raise SinkError(
-                    f"{self.table.where}: another run has loaded under the name {self.task!r}, up to load {newest} "
-                    f"where this one is at {self.number}: two go on from one savepoint, or from a copy of a state "
-                    "directory. Let one of them begin anew, or give it another table"
-                )
+                found = await self._loaded()  # a worker that was thought dead may have loaded the very same meanwhile
+                if not found:
+                    raise SinkError(
+                        f"{self.table.where}: another run has loaded under the name {self.task!r}, up to load {newest} "
+                        f"where this one is at {self.number}: two go on from one savepoint, or from a copy of a state "
+                        "directory. Let one of them begin anew, or give it another table"
+                    )
         return found
+
+    async def _loaded(self) -> list[tuple[int, int]]:
+        rows = await self.table.wire.rows(loaded_sql(self.target, self.task, self.handoff))
+        return [(int(row[0]), int(row[1])) for row in rows]
 
     async def _load(self, first: int, stop: int) -> None:
         """Load rows `[first, stop)`, but for what was loaded, and what never will be."""

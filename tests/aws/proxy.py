@@ -97,10 +97,10 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
 
 
 @asynccontextmanager
-async def proxy_to(url: str) -> AsyncIterator[Proxy]:
-    """A proxy in front of the server at `url`, on a free loopback port."""
+async def proxy_to(url: str, *, watched: bool = True) -> AsyncIterator[Proxy]:
+    """A proxy in front of the server at `url`, on a free loopback port. `watched`: the watchers are told of it."""
     proxy = Proxy()
-    for watch in watchers:
+    for watch in watchers if watched else ():
         watch(proxy)
     async with aiohttp.ClientSession(auto_decompress=False) as session:
 

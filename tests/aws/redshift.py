@@ -55,10 +55,12 @@ class AsRedshift:
     async def _copy(self, sql: str) -> None:
         match = COPY.fullmatch(sql)
         assert match is not None, sql
-        listed = await self.s3.list_objects_v2(Bucket=match[2], Prefix=match[3])
-        if [each["Key"] for each in listed.get("Contents", ())] != [match[3]]:
-            raise asyncpg.InternalServerError(f"The specified S3 prefix '{match[3]}' does not exist")
-        got = await self.s3.get_object(Bucket=match[2], Key=match[3])
+        try:
+            listed = await self.s3.list_objects_v2(Bucket=match[2], Prefix=match[3])
+            (key,) = [each["Key"] for each in listed.get("Contents", ())]
+            got = await self.s3.get_object(Bucket=match[2], Key=key)
+        except (ValueError, self.s3.exceptions.NoSuchKey):
+            raise asyncpg.InternalServerError(f"The specified S3 prefix '{match[3]}' does not exist") from None
         lines = gzip.decompress(await got["Body"].read()).decode().splitlines()
         lowered = [json.dumps({name.lower(): value for name, value in json.loads(line).items()}) for line in lines]
         try:
