@@ -5,7 +5,7 @@ An emulator asks nobody whether something may be done. This does, before each re
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from tests.aws.asking import Reader
 from tests.aws.policies import Asked, Policy
@@ -29,8 +29,16 @@ class Gate:
 
     def stand_before(self, proxy: Proxy) -> None:
         """Decide about a proxy's requests."""
-        proxy.answered = self.reader.answered
+        proxy.answered = self._answered
         proxy.fault = lambda request: self.fault(request) if self.lets_through(request) else "denied"
+
+    def _answered(self, request: Request) -> Literal["denied"] | None:
+        self.reader.answered(request)
+        if request.service == "s3" and request.status == 404 and request.method in ("GET", "HEAD"):
+            # S3 tells that there is no such object only those who may list all of the bucket.
+            bucket = Asked("s3:ListBucket", f"arn:aws:s3:::{request.path.split('/')[1].partition('?')[0]}", {})
+            return None if self.policy.would_allow(bucket) else "denied"
+        return None
 
     def lets_through(self, request: Request) -> bool:
         """True if all that it asks for is allowed."""

@@ -41,15 +41,22 @@ class Policy:
 
     def allows(self, asked: Asked) -> bool:
         """True if any statement does."""
-        found = [
+        found = self._found(asked)
+        self.used |= found
+        return bool(found)
+
+    def would_allow(self, asked: Asked) -> bool:
+        """The same, of what nobody has asked for."""
+        return bool(self._found(asked))
+
+    def _found(self, asked: Asked) -> set[Grant]:
+        return {
             grant
             for grant in self._grants()
             if grant.action == asked.action
             and matches(grant.resource, asked.resource)
             and _holds(self.statements[grant.statement].get("Condition", {}), asked.keys)
-        ]
-        self.used |= set(found)
-        return bool(found)
+        }
 
     def unused(self) -> set[Grant]:
         """What was allowed in vain."""

@@ -70,12 +70,12 @@ class Request:
 class Proxy:
     """See the head of this file. `fault` decides about each request, in the order in which they come.
 
-    `answered` is told of each that the server has answered.
+    `answered` is told of each that the server has answered, and may say what goes to the client instead.
     """
 
     url: str = ""
     fault: Callable[[Request], Fault | None] = lambda _: None
-    answered: Callable[[Request], None] = lambda _: None
+    answered: Callable[[Request], Literal["denied"] | None] = lambda _: None
     delay: float = 0.2
     requests: list[Request] = field(default_factory=list)
 
@@ -153,7 +153,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         if halved and got.status == 200:
             data = partly.joined(seen.action, body, data, halved[1])
         seen.answer = data
-        proxy.answered(seen)
+        if proxy.answered(seen) == "denied":
+            return _refusal(seen, "denied")
         if fault == "lost":
             _cut(request)
             return web.Response()

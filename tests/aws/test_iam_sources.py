@@ -146,6 +146,9 @@ async def test_checkpoints_and_savepoints(ministack: str, tmp_path: Path, monkey
         commands.environ["AWS_ENDPOINT_URL"] = proxy.url
         words = ["app.py", *commands.letters, "--broker", "embedded://others", "--from", saved, "--state", "b"]
         await commands.fill("embedded://others")
+        nowhere = await commands.start("worker", *words[:-3], f"{saved}/nothing", "--state", "c")
+        _, err = await nowhere.communicate()
+        assert (nowhere.returncode, b"no savepoint" in err) == (2, True), err.decode()
         worker = await commands.start("worker", *words)
         async with asyncio.timeout(40):
             while gate.policy.unused():  # noqa: ASYNC110
