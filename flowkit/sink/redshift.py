@@ -7,7 +7,7 @@
     role         the IAM role by which Redshift reads there
     mode         append: rows are added (the default); merge: the last record of each key is its row, a tombstone none
     key          the columns that tell rows apart (a,b), for merge
-    roll_bytes   a load is complete with so many bytes of records …                                  (16777216)
+    roll_bytes   a load is complete with so many bytes of records …                                     (16MiB)
     roll_after   … or so long after its first record, by the clock: each takes seconds, however small   (60s)
     commits      the table that tells what was loaded, made beside the other                 (TABLE_flowkit_commits)
     user, tls, tls_ca      redshift://: PGUSER; verify (the default), require, no; who signed the certificate
@@ -235,4 +235,4 @@ def open_destination(
 
 def _rolling(own: UrlOptions) -> Rolling:
     after = own.duration("roll_after")
-    return Rolling(own.whole("roll_bytes", ROLL_BYTES, 1, 1 << 30), ROLL_AFTER if after is None else after)
+    return Rolling(own.size("roll_bytes", 1, 1 << 30) or ROLL_BYTES, ROLL_AFTER if after is None else after)
