@@ -91,7 +91,7 @@ class S3Place(NamedTuple):
 
     def rights(self, *folder: str, use: Use = "keep") -> list[Right]:
         """What a role has to be allowed for the objects of one folder, and for a look whether it can be used."""
-        start = "".join(f"{name}/" for name in ([self.prefix] if self.prefix else []))
+        start = self.start
         here = start + "".join(f"{name}/" for name in folder)
         actions = {"keep": ("DeleteObject", "GetObject", "PutObject"), "add": ("GetObject", "PutObject")}
         rights = [Right("s3", actions.get(use, ("GetObject",)), bucket_arn(self.bucket, f"{literal(here)}*"))]
@@ -110,6 +110,11 @@ class S3Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+    @property
+    def start(self) -> str:
+        """What all keys there begin with."""
+        return f"{self.prefix}/" if self.prefix else ""
 
     @property
     def target(self) -> dict[str, str]:

@@ -13,6 +13,7 @@
     user, tls, tls_ca      redshift://: PGUSER; verify (the default), require, no; who signed the certificate
     secret, user           redshift-data://: a secret's ARN, or a database user; else the worker's own role
     bucket_region          if the bucket is not in the cluster's
+    sse, kms_key, owner    how what is staged is encrypted, and whose the bucket has to be: as for s3://
     region, endpoint, profile, …    as for all services; for redshift:// they are those of the bucket
 
 The password is never in a URL: PGPASSWORD, or the file that PGPASSFILE names (~/.pgpass) hold it. Columns are those of
@@ -26,7 +27,7 @@ from typing import NamedTuple, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, Condition, Right, bucket_arn, literal, open_client
+from flowkit.aws import AwsOptions, Condition, Right, S3Place, bucket_arn, literal, open_client
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import Refused, TryAgain
 from flowkit.sink.redshift_sink import RedshiftSink, Rolling
@@ -41,7 +42,7 @@ log = structlog.get_logger("flowkit.sink")
 PORT = 5439
 ROLL_BYTES, ROLL_AFTER = 16 << 20, 60_000
 _ARN = re.compile(r"arn:[a-z0-9-]+:iam::\d{12}:role/[\w+=,.@/-]+|default")
-_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([\w!.*()/=-]*))?")
+_STAGE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w!.*()/=-]*)?")
 
 
 class TableOptions(NamedTuple):
@@ -49,7 +50,7 @@ class TableOptions(NamedTuple):
 
     schema: str
     table: str
-    stage: str
+    stage: S3Place | None
     role: str
     merge: bool
     keys: tuple[str, ...]
@@ -82,8 +83,8 @@ class RedshiftDestination:
         """Raises ConfigError if there is no such table, or the records do not fit it."""
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(open_client("s3", self.aws, self.where))
-            bucket, prefix = self._staged()
-            self.stage = Stage(client, bucket, prefix, self.options.role, self.options.bucket_region, self.where)
+            assert self.options.stage is not None
+            self.stage = Stage(client, self.options.stage, self.options.role, self.options.bucket_region, self.where)
             if isinstance(self._way, Address):
                 driver()
                 self.wire = PostgresWire(self._way, self.where)
@@ -140,7 +141,7 @@ class RedshiftDestination:
         options, problems = self.options, []
         names = [options.schema, options.table, options.commits, *options.keys, *(self.fields or ())]
         problems += [f"{self.where}: {name!r} can be no name of a table or column here" for name in plain(names)]
-        if not _BUCKET.fullmatch(options.stage):
+        if options.stage is None:
             problems.append(f"{self.where}: needs stage=s3://BUCKET/PREFIX: where records lie while they are loaded")
         if not _ARN.fullmatch(options.role):
             problems.append(f"{self.where}: needs role=ARN: the IAM role by which Redshift reads from there")
@@ -164,25 +165,28 @@ class RedshiftDestination:
 
     def rights(self) -> Sequence[Right]:
         """As the protocol says. The role by which Redshift reads what is staged is another: see `copy_rights`."""
-        bucket, prefix = self._staged()
-        rights = [Right("s3", ("DeleteObject", "PutObject"), bucket_arn(bucket, f"{literal(prefix)}*"))]
-        return rights + (self._way.rights(self.aws.region) if isinstance(self._way, Cluster) else [])
+        staged = Right("s3", ("DeleteObject", "PutObject"), self._staged())
+        keys = self._place().key_rights("GenerateDataKey")
+        return [staged, *keys, *(self._way.rights(self.aws.region) if isinstance(self._way, Cluster) else ())]
 
     def copy_rights(self) -> Sequence[Right]:
         """What the role has to be allowed that Redshift reads by (`role=`), as COPY is documented."""
-        bucket, prefix = self._staged()
-        under = (Condition("StringLike", "s3:prefix", (f"{literal(prefix)}*",)),) if prefix else ()
+        place = self._place()
+        start = literal(place.start)
+        under = (Condition("StringLike", "s3:prefix", (f"{start}*",)),) if start else ()
         return [
-            Right("s3", ("GetObject",), bucket_arn(bucket, f"{literal(prefix)}*")),
-            Right("s3", ("ListBucket",), bucket_arn(bucket), under),
+            Right("s3", ("GetObject",), self._staged()),
+            Right("s3", ("ListBucket",), bucket_arn(place.bucket), under),
+            *place.key_rights("Decrypt"),
         ]
 
-    def _staged(self) -> tuple[str, str]:
-        """The bucket, and what keys begin with."""
-        match = _BUCKET.fullmatch(self.options.stage)
-        assert match is not None, self.options.stage
-        prefix = (match[2] or "").strip("/")
-        return match[1], f"{prefix}/" if prefix else ""
+    def _place(self) -> S3Place:
+        assert self.options.stage is not None
+        return self.options.stage._replace(region=self.options.bucket_region or self.aws.region)
+
+    def _staged(self) -> str:
+        place = self._place()
+        return bucket_arn(place.bucket, f"{literal(place.start)}*")
 
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can: their loads come one after the other."""
@@ -221,7 +225,7 @@ def open_destination(
     found = TableOptions(
         schema=schema or "public",
         table=table,
-        stage=own.text("stage") or "",
+        stage=_stage(own),
         role=own.text("role") or "",
         merge=own.choice("mode", ("append", "merge")) == "merge",
         keys=tuple(key.strip() for key in (own.text("key") or "").split(",") if key.strip()),
@@ -231,6 +235,16 @@ def open_destination(
     )
     own.done(*AwsOptions._fields)
     return RedshiftDestination(way, aws, where, fields, found)
+
+
+def _stage(own: UrlOptions) -> S3Place | None:
+    stage = own.text("stage") or ""
+    said = {name: own.text(name) or "" for name in ("sse", "kms_key", "owner")}
+    if not _STAGE.fullmatch(stage):
+        return None
+    found, problems = S3Place.read(stage.removeprefix("s3://"), said, own.where)
+    own.problems += problems
+    return found
 
 
 def _rolling(own: UrlOptions) -> Rolling:

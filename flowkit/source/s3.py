@@ -6,6 +6,7 @@
     order       time (the default): by the time in the key; key: by name alone
     lanes       how many objects are read at once and merged by their records' times. If nothing is said: as many as
                 there are of one time in the keys, at most 16
+    kms_key     what they are encrypted under: for `flowkit iam`, S3 itself need not be told
     owner, addressing, and what all services of Amazon have (region, endpoint, profile, …)
 
 How an object is compressed (gzip, Zstandard) its first bytes tell. `s3_listing` says what comes after what. A position
@@ -48,7 +49,7 @@ SUFFIXES = {
     ".txt": "text",
     ".parquet": "parquet",
 }
-OPTIONS = ("format", "since", "until", "order", "lanes", "owner", "addressing")
+OPTIONS = ("format", "since", "until", "order", "lanes", "kms_key", "owner", "addressing")
 MOST_LANES = 256
 AHEAD = 8
 """So many objects are open beside those that are read, all lanes together: small ones are there at their turn."""

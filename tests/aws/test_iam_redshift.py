@@ -28,7 +28,10 @@ WAYS = {
 
 @pytest.mark.parametrize("way", ["wire", *WAYS])
 async def test_redshift(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    url = cluster.url() if way == "wire" else cluster.url(way, "redshift-data")
+    async with open_client("kms", AwsOptions(), "x") as kms:
+        key = (await kms.create_key())["KeyMetadata"]["KeyId"]
+    sealed = f"&kms_key={key}&owner={ACCOUNT}"
+    url = cluster.url(sealed) if way == "wire" else cluster.url(way + sealed, "redshift-data")
     inputs = [("readings", str(written(tmp_path / "in.jsonl")))]
     outputs = [("out", url), ("dead-letters", str(tmp_path / "dead.jsonl"))]
     asked = policy_of(rights_of_run(copying(), inputs, outputs), account=ACCOUNT, region=AREA)
@@ -36,11 +39,11 @@ async def test_redshift(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.Mo
     s3 = cluster.s3.meta.endpoint_url
     async with (
         data_api(cluster.connect) as (api, _),
-        gated(asked, *([s3] if way == "wire" else [s3, api])) as (_, proxies),
-        gated(copy_policy(url), s3) as (_, (reads,)),
+        gated(asked, *([s3] if way == "wire" else [s3, api])) as (gate, proxies),
+        gated(copy_policy(url), s3) as (copies, (reads,)),
         open_client("s3", AwsOptions(endpoint=reads.url), "x") as reader,
     ):
-        cluster.s3 = reader
+        cluster.s3, copies.reader.objects = reader, gate.reader.objects
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxies[0].url)
         monkeypatch.setenv("AWS_ENDPOINT_URL_REDSHIFT_DATA", proxies[-1].url)
         await run(copying(), inputs, outputs)

@@ -28,16 +28,14 @@ from tests.cli.place import APP, ROOT, sale
 
 @pytest.mark.parametrize("sealed", [True, False])
 async def test_objects_as_an_input(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sealed: bool) -> None:
-    """In a bucket whose default encryption is under a key, which a variable tells, since no request does."""
+    """In a bucket whose default encryption is under a key, which the URL tells, since no request does."""
     name, alias, key = await bucket_and_key()
     async with open_client("s3", AwsOptions(), "x") as s3:
         for n in range(3):
             body = written(tmp_path / "in.jsonl", 10 * (n + 1)).read_bytes()
             await s3.put_object(Bucket=name, Key=f"in/dt=1970-01-0{n + 1}/x.jsonl", Body=body)
         await s3.put_object(Bucket=name, Key="other/x.jsonl", Body=b"")
-    if sealed:
-        monkeypatch.setenv("FLOWKIT_S3_KMS_KEY", alias)
-    inputs = [("readings", f"s3://{name}/in/?owner={ACCOUNT}")]
+    inputs = [("readings", f"s3://{name}/in/?owner={ACCOUNT}" + (f"&kms_key={alias}" if sealed else ""))]
     outputs = [("out", str(tmp_path / "out.jsonl")), ("dead-letters", str(tmp_path / "dead.jsonl"))]
     known: Any = {"aliases": {key: [alias]}, "buckets": {name: alias}} if sealed else {}
     async with gated(policy(copying(), inputs, outputs), moto, **known) as (_, (proxy,)):
