@@ -53,6 +53,14 @@ Examples:
 """
 
 
+UNNAMED = {
+    ":domain/*/": "OpenSearch domain",
+    ":collection/*": "OpenSearch Serverless collection",
+    ":workgroup/*": "Redshift workgroup",
+}
+"""What stands in resources whose names nobody has told."""
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command("iam", help=HELP, epilog=EXIT_CODES)(iam)
@@ -200,6 +208,9 @@ def _tell(statements: "Sequence[Statement]", *, explain: bool, copy_role: bool, 
         say(f"{whose}: the role needs no rights")
     if any_cluster and '"kafka-cluster:' in text:
         say("for any MSK cluster of the account: name yours by --msk-cluster")
+    for at, what in UNNAMED.items():
+        if at in text:
+            say(f"for any {what} of the account, since the URL does not tell which: put yours in place of the *")
     size = size_of(policy)
     if size > MANAGED:
         inline = f", though not for an inline one of a role ({INLINE:,})" if size <= INLINE else ""

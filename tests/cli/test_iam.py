@@ -215,6 +215,24 @@ def test_the_role_that_redshift_copies_by_is_another_one(place: Place, words: tu
     assert done.err == "nothing is staged for Redshift: the role needs no rights\n"
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (REDSHIFT, "for any Redshift workgroup of the account, since the URL does not tell which"),
+        ("opensearch://search.example.com/sales", "for any OpenSearch domain of the account, since"),
+        ("opensearch://x.aoss.amazonaws.com/sales?service=aoss", "for any OpenSearch Serverless collection of the"),
+        ("opensearch://search-shop-abcdefghijklmnopqrstuvwxyz.eu-west-1.es.amazonaws.com/sales", ""),
+        ("opensearch://search.example.com/sales?auth=none", "nothing of Amazon's is used there"),
+    ],
+)
+def test_names_that_no_url_tells_are_to_be_put_in(place: Place, url: str, told: str) -> None:
+    place.app()
+    words = ("--account", "123456789012", "--region", "eu-west-1")
+    done = place.call("iam", "app.py", "--bind", f"reports={url}", *words)
+    assert done.code == 0
+    assert (told in done.err) if told else (done.err == "")
+
+
 # --- MSK
 
 MSK = "kafka://boot.c1.kafka-serverless.eu-west-1.amazonaws.com:9098?security=sasl_tls&sasl=msk-iam&region=eu-west-1"
