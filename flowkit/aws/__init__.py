@@ -3,12 +3,32 @@
 from flowkit.aws.client import AwsOptions, open_client
 from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failures, told
 from flowkit.aws.patience import patiently
-from flowkit.aws.rights import ACCOUNT, REGION, Condition, Right, arn, bucket_arn, key_right, literal, policy_of, via
+from flowkit.aws.rights import (
+    ACCOUNT,
+    INLINE,
+    MANAGED,
+    REGION,
+    Condition,
+    Right,
+    Statement,
+    arn,
+    bucket_arn,
+    key_right,
+    literal,
+    msk_arn,
+    partition_of,
+    policy_of,
+    size_of,
+    statements_of,
+    via,
+)
 from flowkit.aws.s3 import MISSING, REFUSED, S3Place, Use, checksum
 from flowkit.aws.shared import hash_of, need_pyarrow
 
 __all__ = [
     "ACCOUNT",
+    "INLINE",
+    "MANAGED",
     "MISSING",
     "REFUSED",
     "REGION",
@@ -17,6 +37,7 @@ __all__ = [
     "Condition",
     "Right",
     "S3Place",
+    "Statement",
     "Use",
     "arn",
     "blame_of",
@@ -28,10 +49,14 @@ __all__ = [
     "hash_of",
     "key_right",
     "literal",
+    "msk_arn",
     "need_pyarrow",
     "open_client",
+    "partition_of",
     "patiently",
     "policy_of",
+    "size_of",
+    "statements_of",
     "told",
     "via",
 ]

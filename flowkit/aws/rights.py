@@ -5,12 +5,26 @@
 'arn:aws:kinesis:eu-west-1:123456789012:stream/orders'
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 REGION, ACCOUNT = "REGION", "ACCOUNT"
 """What stands in a policy where nobody has said better."""
-_PARTITION, _REGION, _ACCOUNT = "{partition}", "{region}", "{account}"
+PARTITIONS = {
+    "cn-": "aws-cn",
+    "eu-isoe-": "aws-iso-e",
+    "eusc-": "aws-eusc",
+    "us-gov-": "aws-us-gov",
+    "us-iso-": "aws-iso",
+    "us-isob-": "aws-iso-b",
+    "us-isof-": "aws-iso-f",
+}
+"""By what the names of their regions begin with; all others are of `aws`."""
+MANAGED, INLINE = 6_144, 10_240
+"""Characters, white space left out, that a managed policy may have, and all inline ones of a role together."""
+
+_PARTITION, _REGION, _ACCOUNT, _CLUSTER, _DNS = "{partition}", "{region}", "{account}", "{cluster}", "{dns}"
 
 
 class Condition(NamedTuple):
@@ -22,12 +36,16 @@ class Condition(NamedTuple):
 
 
 class Right(NamedTuple):
-    """`actions` of `service` on `resource` (as `arn` gives it, or "*"), if all `conditions` hold."""
+    """`actions` of `service` on `resource` (as `arn` gives it, or "*"), if all `conditions` hold.
+
+    `why` tells people what they are for.
+    """
 
     service: str
     actions: tuple[str, ...]
     resource: str
     conditions: tuple[Condition, ...] = ()
+    why: str = ""
 
 
 def arn(service: str, name: str, region: str | None = None) -> str:
@@ -39,6 +57,14 @@ def arn(service: str, name: str, region: str | None = None) -> str:
     if own:
         return f"arn:{own}"
     return f"arn:{_PARTITION}:{service}:{region or _REGION}:{_ACCOUNT}:{name}"
+
+
+def msk_arn(kind: str, name: str = "", region: str | None = None) -> str:
+    """The ARN of a `kind` (topic, group, transactional-id; cluster) of the MSK cluster that the policy is for.
+
+    Which one that is no URL tells: `name` is a pattern (see `literal`) after the cluster's name and id.
+    """
+    return arn("kafka", f"{kind}/{_CLUSTER}" + (f"/{name}" if name else ""), region)
 
 
 def bucket_arn(bucket: str, objects: str = "") -> str:
@@ -61,7 +87,7 @@ def key_right(key: str, actions: tuple[str, ...], region: str | None = None, *co
 
 def via(service: str, region: str | None = None) -> Condition:
     """That a key is used through a service ("s3") and not by itself."""
-    return Condition("StringEquals", "kms:ViaService", (f"{service}.{region or _REGION}.amazonaws.com",))
+    return Condition("StringEquals", "kms:ViaService", (f"{service}.{region or _REGION}.{_DNS}",))
 
 
 def literal(text: str) -> str:
@@ -73,32 +99,89 @@ def literal(text: str) -> str:
     return "".join(f"${{{letter}}}" if letter in "*?$" else letter for letter in text)
 
 
+def partition_of(region: str | None) -> str:
+    """The partition of a region.
+
+    >>> partition_of("eu-west-1"), partition_of("cn-north-1")
+    ('aws', 'aws-cn')
+    """
+    return next((name for start, name in PARTITIONS.items() if (region or "").startswith(start)), "aws")
+
+
+class Statement(NamedTuple):
+    """One statement of a policy, as JSON has it, and what it is for."""
+
+    body: dict[str, Any]
+    whys: tuple[str, ...]
+
+
 def policy_of(
-    rights: Iterable[Right], *, account: str | None = None, region: str | None = None, partition: str = "aws"
+    rights: Iterable[Right],
+    *,
+    account: str | None = None,
+    region: str | None = None,
+    partition: str | None = None,
+    cluster: str | None = None,
 ) -> dict[str, Any]:
-    """An IAM policy that allows `rights` and nothing else; what may be done with several things is said once."""
-    names = {_PARTITION: partition, _REGION: region or REGION, _ACCOUNT: account or ACCOUNT}
-    actions: dict[tuple[str, str, tuple[Condition, ...]], set[str]] = {}
+    """An IAM policy that allows `rights` and nothing else; see `statements_of`."""
+    found = statements_of(rights, account=account, region=region, partition=partition, cluster=cluster)
+    return {"Version": "2012-10-17", "Statement": [statement.body for statement in found]}
+
+
+def size_of(policy: Mapping[str, Any]) -> int:
+    """How many characters a policy has, as IAM counts them.
+
+    >>> size_of({"Version": "2012-10-17", "Statement": []})
+    39
+    """
+    return len(json.dumps(policy, separators=(",", ":")))
+
+
+def statements_of(
+    rights: Iterable[Right],
+    *,
+    account: str | None = None,
+    region: str | None = None,
+    partition: str | None = None,
+    cluster: str | None = None,
+) -> list[Statement]:
+    """Statements that allow `rights` and nothing else; what may be done with several things is said once.
+
+    `cluster` is NAME/ID of the MSK cluster (None: any). If nobody says the `partition`, the regions do: the policy's,
+    or the first one that a right names.
+    """
+    rights = list(rights)
+    partition = partition or partition_of(region or next(filter(None, map(_region_of, rights)), None))
+    names = {_PARTITION: partition, _REGION: region or REGION, _ACCOUNT: account or ACCOUNT, _CLUSTER: cluster or "*"}
+    names[_DNS] = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
+    actions: dict[tuple[str, str, tuple[Condition, ...]], dict[str, None]] = {}
+    whys: dict[tuple[str, str, tuple[Condition, ...]], dict[str, None]] = {}
     for right in rights:
         at = (right.service, right.resource, right.conditions)
-        actions.setdefault(at, set()).update(f"{right.service}:{action}" for action in right.actions)
-    resources: dict[tuple[str, tuple[str, ...], tuple[Condition, ...]], list[str]] = {}
+        actions.setdefault(at, {}).update(dict.fromkeys(f"{right.service}:{action}" for action in right.actions))
+        whys.setdefault(at, {})[right.why] = None
+    alike: dict[tuple[str, tuple[str, ...], tuple[Condition, ...]], list[str]] = {}
     for (service, resource, conditions), allowed in actions.items():
-        resources.setdefault((service, tuple(sorted(allowed)), conditions), []).append(resource)
-    statements: list[dict[str, Any]] = []
-    numbers: dict[str, int] = {}
-    for (service, allowed_here, conditions), found in sorted(resources.items()):
+        alike.setdefault((service, tuple(sorted(allowed)), conditions), []).append(resource)
+    statements, numbers = list[Statement](), dict[str, int]()
+    for (service, allowed_here, conditions), found in sorted(alike.items()):
         number = numbers[service] = numbers.get(service, 0) + 1
-        statement: dict[str, Any] = {
+        body: dict[str, Any] = {
             "Sid": f"{service.replace('-', ' ').title().replace(' ', '')}{number}",
             "Effect": "Allow",
             "Action": list(allowed_here),
             "Resource": _one_or_all([_filled(resource, names) for resource in sorted(found)]),
         }
         if conditions:
-            statement["Condition"] = _conditions(conditions, names)
-        statements.append(statement)
-    return {"Version": "2012-10-17", "Statement": statements}
+            body["Condition"] = _conditions(conditions, names)
+        told = dict.fromkeys(why for resource in found for why in whys[service, resource, conditions] if why)
+        statements.append(Statement(body, tuple(told)))
+    return statements
+
+
+def _region_of(right: Right) -> str | None:
+    parts = right.resource.split(":")
+    return parts[3] if len(parts) > 3 and parts[3] not in ("", _REGION) else None
 
 
 def _conditions(conditions: Iterable[Condition], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:

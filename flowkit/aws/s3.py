@@ -91,7 +91,7 @@ class S3Place(NamedTuple):
 
     def rights(self, *folder: str, use: Use = "keep") -> list[Right]:
         """What a role has to be allowed for the objects of one folder, and for a look whether it can be used."""
-        start = "".join(f"{name}/" for name in ([self.prefix] if self.prefix else []))
+        start = self.start
         here = start + "".join(f"{name}/" for name in folder)
         actions = {"keep": ("DeleteObject", "GetObject", "PutObject"), "add": ("GetObject", "PutObject")}
         rights = [Right("s3", actions.get(use, ("GetObject",)), bucket_arn(self.bucket, f"{literal(here)}*"))]
@@ -104,10 +104,17 @@ class S3Place(NamedTuple):
         """What a role has to be allowed with the key that objects are encrypted by there, if one is named."""
         if self.kms_key is None:
             return []
-        return [key_right(self.kms_key, actions, self.region, via("s3", self.region))]
+        named = self.kms_key.split(":")[3] if self.kms_key.startswith("arn:") else None
+        region = self.region or named  # a bucket's key is in its region
+        return [key_right(self.kms_key, actions, region, via("s3", region))]
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+    @property
+    def start(self) -> str:
+        """What all keys there begin with."""
+        return f"{self.prefix}/" if self.prefix else ""
 
     @property
     def target(self) -> dict[str, str]:

@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
+from flowkit.aws import Right
 from flowkit.errors import ConfigError, FlowkitError
 from flowkit.sink import destination
 
@@ -27,16 +29,32 @@ LAST_SECONDS = 5.0
 """So long the end of the process waits for what is left to be taken."""
 
 
+def rights_of_logs(url: str) -> Sequence[Right]:
+    """What has to be allowed for it, on whatever machine. Raises ConfigError for what is no such place."""
+    found = _destination(url, host=_ANY, pid=_ANY).rights()
+    return [right._replace(resource=right.resource.replace(_ANY, "*")) for right in found]
+
+
+_ANY = "any-host-or-pid"
+
+
+def _destination(url: str, **words: str) -> Any:
+    place = url
+    for name, word in words.items():
+        place = place.replace(f"{{{name}}}", word)
+    if not place.startswith("logs://"):
+        raise ConfigError(f"FLOWKIT_LOGS={url}: needs logs://GROUP/STREAM")
+    found = destination(place, None)
+    found.check()
+    return found
+
+
 class Shipper:
     """Carries lines to where `url` leads, once it is started. Raises ConfigError for what is no such place."""
 
     def __init__(self, url: str, *, room: int = ROOM_LINES, every: float = EVERY_SECONDS) -> None:
-        place = url.replace("{host}", socket.gethostname()).replace("{pid}", str(os.getpid()))
-        if not place.startswith("logs://"):
-            raise ConfigError(f"FLOWKIT_LOGS={url}: needs logs://GROUP/STREAM")
-        self.where = place.partition("?")[0]
-        self._destination: Any = destination(place, None)
-        self._destination.check()
+        self._destination: Any = _destination(url, host=socket.gethostname(), pid=str(os.getpid()))
+        self.where: str = self._destination.where
         self._room, self._every = room, every
         self._lines: deque[tuple[int, str]] = deque()
         self._bytes = 0

@@ -1,17 +1,21 @@
 """What a failed call of an Amazon service means: for the records that it carried, and when a destination is opened."""
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
 
 from flowkit.aws import Blame, blame_of, code_of, told
 from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.dispatch import Refused, TryAgain
+from flowkit.sink.dispatch import LONGEST_WAIT, Refused, TryAgain
 
 log = structlog.get_logger("flowkit.sink")
 
 T = TypeVar("T")
+
+LOOK_AGAIN = 0.1
+"""Seconds to the second look at a service that does not answer; then twice as long each."""
 
 ABSENT = {
     *("ResourceNotFoundException", "ResourceNotFound", "NotFound", "NotFoundException", "QueueDoesNotExist"),
@@ -33,6 +37,22 @@ async def called(where: str, call: Awaitable[T]) -> T:
         if blame is Blame.REQUEST:
             raise Refused(code_of(error) or type(error).__name__, told(error)) from error
         raise TryAgain(told(error), slow=blame is Blame.SLOW) from error
+
+
+async def until_there(look: Callable[[], Awaitable[bool]]) -> None:
+    """Look until it is known what has to be known of a service before anything can be sent, for as long as it takes.
+
+    Raises SinkError if someone has to do something, which `look` tells by a ConfigError.
+    """
+    wait = LOOK_AGAIN
+    while True:
+        try:
+            if await look():
+                return
+        except ConfigError as error:
+            raise SinkError(str(error)) from None
+        await asyncio.sleep(wait)
+        wait = min(LONGEST_WAIT, wait * 2)
 
 
 async def described(where: str, call: Awaitable[T], *, right: str, missing: str) -> T | None:

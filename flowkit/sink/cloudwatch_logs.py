@@ -8,7 +8,6 @@ more than two hours ahead, or older than two weeks or than the group keeps: that
 events in order of time, 24 hours apart at most. Readers see all events of a stream by time, whoever sent them.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -16,9 +15,9 @@ from typing import Any, Self
 from urllib.parse import unquote
 
 from flowkit.aws import AwsOptions, Right, arn, code_of, open_client
-from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.calls import called, described
-from flowkit.sink.dispatch import LONGEST_WAIT, Dispatch, Item, Limits, Never, Outcome, Refused, TryAgain
+from flowkit.errors import ConfigError
+from flowkit.sink.calls import called, described, until_there
+from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome, Refused, TryAgain
 from flowkit.sink.records import RecordSink, Row
 from flowkit.sink.seam import SinkTask
 from flowkit.sink.url_options import UrlOptions
@@ -61,14 +60,14 @@ class LogsDestination:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _look(self) -> None:
-        """See that group and stream are there, or make them, if the service answers."""
+    async def _look(self) -> bool:
+        """See that group and stream are there, or make them; False if the service does not answer."""
         if self._create:
             made = await described(
                 self.where, self._make_both(), right="logs:CreateLogGroup, logs:CreateLogStream", missing=""
             )
             self._there = made is not None
-            return
+            return self._there
         missing = "make them with `aws logs create-log-group` and `create-log-stream`, or say ?create=yes"
         asked = self._client.describe_log_streams(
             logGroupName=self.group,
@@ -77,10 +76,11 @@ class LogsDestination:
         )
         found = await described(self.where, asked, right="logs:DescribeLogStreams", missing=missing)
         if found is None:
-            return
+            return False
         if not any(stream["logStreamName"] == self.stream for stream in found["logStreams"]):
             raise ConfigError(f"{self.where}: group {self.group!r} has no stream {self.stream!r}: {missing}")
         self._there = True
+        return True
 
     async def _make_both(self) -> bool:
         stream = {"logGroupName": self.group, "logStreamName": self.stream}
@@ -136,15 +136,8 @@ class LogsDestination:
 
     async def ready(self) -> None:
         """The stream is there. Tried for as long as it takes. Raises SinkError if someone has to do something."""
-        wait = 0.1
-        while not self._there:
-            try:
-                await self._look()
-            except ConfigError as error:
-                raise SinkError(str(error)) from None
-            if not self._there:
-                await asyncio.sleep(wait)
-                wait = min(LONGEST_WAIT, wait * 2)
+        if not self._there:
+            await until_there(self._look)
 
     async def send(self, items: Sequence[Item]) -> Sequence[Outcome]:
         """As `Dispatch` asks for it: some calls, if the events are more than a day apart."""

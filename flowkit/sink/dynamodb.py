@@ -14,7 +14,6 @@ The table's key is read from the table: each record needs these fields. DynamoDB
 time, hours later too: who reads has to look at the TTL attribute, as for `flowkit_deleted`.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -23,9 +22,9 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from flowkit.aws import AwsOptions, Right, arn, code_of, open_client
-from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.calls import called, described
-from flowkit.sink.dispatch import LONGEST_WAIT, Again, Dispatch, Item, Limits, Never, Outcome
+from flowkit.errors import ConfigError
+from flowkit.sink.calls import called, described, until_there
+from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.dynamodb_items import ITEM_BYTES, KeySchema, Unfit, decoded, item_of, key_bytes
 from flowkit.sink.dynamodb_ttl import Expiry
 from flowkit.sink.dynamodb_versions import Versions, settled
@@ -106,8 +105,8 @@ class DynamoDestination:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _look(self) -> None:
-        """Learn the table's key, if the service answers."""
+    async def _look(self) -> bool:
+        """Learn the table's key; False if the service does not answer."""
         found = await described(
             self.where,
             self._client.describe_table(TableName=self._table),
@@ -115,7 +114,7 @@ class DynamoDestination:
             missing="make it with `aws dynamodb create-table`, or mend the name",
         )
         if found is None:
-            return
+            return False
         table = found["Table"]
         if table.get("TableStatus") in ("CREATING", "DELETING"):
             status = table["TableStatus"]
@@ -134,6 +133,7 @@ class DynamoDestination:
         if problems:
             raise ConfigError(*problems)
         self.keys = keys
+        return True
 
     def _key_problems(self, keys: KeySchema) -> list[str]:
         lacking = [name for name in keys.names if self.fields is not None and name not in self.fields]
@@ -204,15 +204,8 @@ class DynamoDestination:
 
     async def _ready(self) -> None:
         """The key is known. Tried for as long as it takes: no record can be made into an item before."""
-        wait = 0.1
-        while self.keys is None:
-            try:
-                await self._look()
-            except ConfigError as error:
-                raise SinkError(str(error)) from None
-            if self.keys is None:
-                await asyncio.sleep(wait)
-                wait = min(LONGEST_WAIT, wait * 2)
+        if self.keys is None:
+            await until_there(self._look)
 
     def _settle(self, items: list[Item]) -> list[Item]:
         return settled(items, batch=self.options.batch)

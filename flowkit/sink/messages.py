@@ -15,15 +15,14 @@ An event's detail is the record's JSON object, its time the record's. EventBridg
 that came again: ?id=FIELD does.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from flowkit.aws import AwsOptions, Right, open_client
-from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.calls import called, described
-from flowkit.sink.dispatch import LONGEST_WAIT, Dispatch, Item, Limits, Never, Outcome
+from flowkit.errors import ConfigError
+from flowkit.sink.calls import called, described, until_there
+from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.messages_services import Bus, Queue, Service, Topic
 from flowkit.sink.records import RecordSink, Row
 from flowkit.sink.seam import SinkTask
@@ -56,24 +55,18 @@ class MessagesDestination:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
         service = self.service
         found = await described(self.where, service.ask(self._client), right=service.right, missing=service.missing)
         if found is not None:
             service.learn(found)
             self._known = True
+        return self._known
 
     async def _ready(self) -> None:
         """It was found: a queue's URL, and what a topic takes, are not known before."""
-        wait = 0.1
-        while not self._known:
-            try:
-                await self._look()
-            except ConfigError as error:
-                raise SinkError(str(error)) from None
-            if not self._known:
-                await asyncio.sleep(wait)
-                wait = min(LONGEST_WAIT, wait * 2)
+        if not self._known:
+            await until_there(self._look)
 
     def check(self) -> None:
         """As the protocol says."""

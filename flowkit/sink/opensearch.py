@@ -128,7 +128,7 @@ class OpenSearchDestination:
 
     def rights(self) -> Sequence[Right]:
         """As the protocol says; none for a user with a password, whose rights are the cluster's own matter."""
-        return self.http.rights()
+        return self.http.rights(Head=self.index.at(0), Post=BULK.partition("?")[0].lstrip("/"))
 
     def sink(self, task: SinkTask) -> RecordSink:
         """As the protocol says."""

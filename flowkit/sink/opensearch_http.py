@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from isal import igzip
 
-from flowkit.aws import Right, arn
+from flowkit.aws import Right, arn, literal
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import TryAgain
 from flowkit.sink.opensearch_auth import Auth, SigV4
@@ -36,16 +36,19 @@ class Http:
             found.append(f"{self.where}: ca={self._ca}: is no file of certificates that can be read: {error}")
         return found
 
-    def rights(self) -> list[Right]:
-        """What a role has to be allowed there, if requests are signed by one."""
+    def rights(self, **paths: str) -> list[Right]:
+        """What a role has to be allowed there, if requests are signed by one: by method ("Post"), on which path."""
         if not isinstance(self.auth, SigV4):
             return []
         if self.auth.service == "aoss":
             return [Right("aoss", ("APIAccessAll",), arn("aoss", "collection/*", self.auth.region))]
         # What AWS calls the domain: search-NAME-<26 letters and digits>.REGION.es.amazonaws.com
         named = re.match(r"https?://(?:search|vpc)-(.+)-[a-z0-9]{26}\.", self.url)
-        domain = arn("es", f"domain/{named[1] if named else '*'}/*", self.auth.region)
-        return [Right("es", ("ESHttpHead", "ESHttpPost"), domain)]
+        domain = f"domain/{named[1] if named else '*'}"
+        return [
+            Right("es", (f"ESHttp{method}",), arn("es", f"{domain}/{literal(path)}", self.auth.region))
+            for method, path in paths.items()
+        ]
 
     def _tls(self) -> ssl.SSLContext | bool:
         return True if self._ca is None else ssl.create_default_context(cafile=self._ca)

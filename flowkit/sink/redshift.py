@@ -7,12 +7,13 @@
     role         the IAM role by which Redshift reads there
     mode         append: rows are added (the default); merge: the last record of each key is its row, a tombstone none
     key          the columns that tell rows apart (a,b), for merge
-    roll_bytes   a load is complete with so many bytes of records …                                  (16777216)
+    roll_bytes   a load is complete with so many bytes of records …                                     (16MiB)
     roll_after   … or so long after its first record, by the clock: each takes seconds, however small   (60s)
     commits      the table that tells what was loaded, made beside the other                 (TABLE_flowkit_commits)
     user, tls, tls_ca      redshift://: PGUSER; verify (the default), require, no; who signed the certificate
     secret, user           redshift-data://: a secret's ARN, or a database user; else the worker's own role
     bucket_region          if the bucket is not in the cluster's
+    sse, kms_key, owner    how what is staged is encrypted, and whose the bucket has to be: as for s3://
     region, endpoint, profile, …    as for all services; for redshift:// they are those of the bucket
 
 The password is never in a URL: PGPASSWORD, or the file that PGPASSFILE names (~/.pgpass) hold it. Columns are those of
@@ -26,7 +27,7 @@ from typing import NamedTuple, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, Right, bucket_arn, literal, open_client
+from flowkit.aws import AwsOptions, Condition, Right, S3Place, bucket_arn, literal, open_client
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import Refused, TryAgain
 from flowkit.sink.redshift_sink import RedshiftSink, Rolling
@@ -41,7 +42,7 @@ log = structlog.get_logger("flowkit.sink")
 PORT = 5439
 ROLL_BYTES, ROLL_AFTER = 16 << 20, 60_000
 _ARN = re.compile(r"arn:[a-z0-9-]+:iam::\d{12}:role/[\w+=,.@/-]+|default")
-_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([\w!.*()/=-]*))?")
+_STAGE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w!.*()/=-]*)?")
 
 
 class TableOptions(NamedTuple):
@@ -49,7 +50,7 @@ class TableOptions(NamedTuple):
 
     schema: str
     table: str
-    stage: str
+    stage: S3Place | None
     role: str
     merge: bool
     keys: tuple[str, ...]
@@ -82,10 +83,8 @@ class RedshiftDestination:
         """Raises ConfigError if there is no such table, or the records do not fit it."""
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(open_client("s3", self.aws, self.where))
-            match = _BUCKET.fullmatch(self.options.stage)
-            assert match is not None, self.options.stage
-            bucket, prefix = match[1], (match[2] or "").strip("/")
-            self.stage = Stage(client, bucket, prefix, self.options.role, self.options.bucket_region, self.where)
+            assert self.options.stage is not None
+            self.stage = Stage(client, self.options.stage, self.options.role, self.options.bucket_region, self.where)
             if isinstance(self._way, Address):
                 driver()
                 self.wire = PostgresWire(self._way, self.where)
@@ -142,7 +141,7 @@ class RedshiftDestination:
         options, problems = self.options, []
         names = [options.schema, options.table, options.commits, *options.keys, *(self.fields or ())]
         problems += [f"{self.where}: {name!r} can be no name of a table or column here" for name in plain(names)]
-        if not _BUCKET.fullmatch(options.stage):
+        if options.stage is None:
             problems.append(f"{self.where}: needs stage=s3://BUCKET/PREFIX: where records lie while they are loaded")
         if not _ARN.fullmatch(options.role):
             problems.append(f"{self.where}: needs role=ARN: the IAM role by which Redshift reads from there")
@@ -165,12 +164,29 @@ class RedshiftDestination:
             raise ConfigError(*problems)
 
     def rights(self) -> Sequence[Right]:
-        """As the protocol says. The role by which Redshift reads what is staged is the cluster's own."""
-        match = _BUCKET.fullmatch(self.options.stage)
-        bucket, prefix = (match[1], (match[2] or "").strip("/")) if match else (self.options.stage, "")
-        staged = bucket_arn(bucket, f"{literal(prefix)}/*" if prefix else "*")
-        rights = [Right("s3", ("DeleteObject", "PutObject"), staged)]
-        return rights + (self._way.rights(self.aws.region) if isinstance(self._way, Cluster) else [])
+        """As the protocol says. The role by which Redshift reads what is staged is another: see `copy_rights`."""
+        staged = Right("s3", ("DeleteObject", "PutObject"), self._staged())
+        keys = self._place().key_rights("GenerateDataKey")
+        return [staged, *keys, *(self._way.rights(self.aws.region) if isinstance(self._way, Cluster) else ())]
+
+    def copy_rights(self) -> Sequence[Right]:
+        """What the role has to be allowed that Redshift reads by (`role=`), as COPY is documented."""
+        place = self._place()
+        start = literal(place.start)
+        under = (Condition("StringLike", "s3:prefix", (f"{start}*",)),) if start else ()
+        return [
+            Right("s3", ("GetObject",), self._staged()),
+            Right("s3", ("ListBucket",), bucket_arn(place.bucket), under),
+            *place.key_rights("Decrypt"),
+        ]
+
+    def _place(self) -> S3Place:
+        assert self.options.stage is not None
+        return self.options.stage._replace(region=self.options.bucket_region or self.aws.region)
+
+    def _staged(self) -> str:
+        place = self._place()
+        return bucket_arn(place.bucket, f"{literal(place.start)}*")
 
     def writers(self, groups: Sequence[str], tasks: int, largest: int) -> str:
         """Any number can: their loads come one after the other."""
@@ -209,7 +225,7 @@ def open_destination(
     found = TableOptions(
         schema=schema or "public",
         table=table,
-        stage=own.text("stage") or "",
+        stage=_stage(own),
         role=own.text("role") or "",
         merge=own.choice("mode", ("append", "merge")) == "merge",
         keys=tuple(key.strip() for key in (own.text("key") or "").split(",") if key.strip()),
@@ -221,6 +237,16 @@ def open_destination(
     return RedshiftDestination(way, aws, where, fields, found)
 
 
+def _stage(own: UrlOptions) -> S3Place | None:
+    stage = own.text("stage") or ""
+    said = {name: own.text(name) or "" for name in ("sse", "kms_key", "owner")}
+    if not _STAGE.fullmatch(stage):
+        return None
+    found, problems = S3Place.read(stage.removeprefix("s3://"), said, own.where)
+    own.problems += problems
+    return found
+
+
 def _rolling(own: UrlOptions) -> Rolling:
     after = own.duration("roll_after")
-    return Rolling(own.whole("roll_bytes", ROLL_BYTES, 1, 1 << 30), ROLL_AFTER if after is None else after)
+    return Rolling(own.size("roll_bytes", 1, 1 << 30) or ROLL_BYTES, ROLL_AFTER if after is None else after)

@@ -27,7 +27,8 @@ import structlog
 
 from flowkit.errors import SinkError, StoreCorrupt
 from flowkit.sink.dispatch import FIRST_WAIT, LONGEST_WAIT, TELL_SECONDS, Never, Refused, TryAgain
-from flowkit.sink.redshift_sql import GONE, ROW, Load, Target, load_sql, loaded_sql, newest_sql
+from flowkit.sink.redshift_lines import Lines
+from flowkit.sink.redshift_sql import Load, Target, load_sql, loaded_sql, newest_sql
 from flowkit.sink.redshift_stage import Stage
 from flowkit.sink.redshift_wire import Wire
 from flowkit.sink.seam import Outgoing, Rejected, SinkTask
@@ -36,8 +37,6 @@ from flowkit.store import SpaceChange, Store
 log = structlog.get_logger("flowkit.sink")
 
 CHUNK_BYTES = 256 << 10
-LINE_BYTES = 4 << 20
-"""What COPY takes of one JSON object."""
 MOST_REFUSED = 100
 """Records of one load. More, and the table does not fit: finding each takes a dozen loads."""
 
@@ -192,7 +191,7 @@ class _Delivery:
     async def run(self) -> list[Rejected]:
         self.target = await patiently(self.table.where, self.table.ready)
         self.loaded = await patiently(self.table.where, self._ask)
-        make = _Lines(self.table.keys)
+        make = Lines(self.table.keys)
         for n, (key, value, _) in enumerate(self.rows):
             made = make.line(n, key, value)
             if isinstance(made, Never):
@@ -210,16 +209,22 @@ class _Delivery:
     async def _ask(self) -> list[tuple[int, int]]:
         """Which rows were loaded before. Raises SinkError if another has taken this one's name."""
         wire, target = self.table.wire, self.target
-        found = [(int(row[0]), int(row[1])) for row in await wire.rows(loaded_sql(target, self.task, self.handoff))]
+        found = await self._loaded()
         if not found:
             ((newest,),) = await wire.rows(newest_sql(target, self.task))
             if newest is not None and int(newest) >= self.number:
-                raise SinkError(
-                    f"{self.table.where}: another run has loaded under the name {self.task!r}, up to load {newest} "
-                    f"where this one is at {self.number}: two go on from one savepoint, or from a copy of a state "
-                    "directory. Let one of them begin anew, or give it another table"
-                )
+                found = await self._loaded()  # a worker that was thought dead may have loaded the very same meanwhile
+                if not found:
+                    raise SinkError(
+                        f"{self.table.where}: another run has loaded under the name {self.task!r}, up to load {newest} "
+                        f"where this one is at {self.number}: two go on from one savepoint, or from a copy of a state "
+                        "directory. Let one of them begin anew, or give it another table"
+                    )
         return found
+
+    async def _loaded(self) -> list[tuple[int, int]]:
+        rows = await self.table.wire.rows(loaded_sql(self.target, self.task, self.handoff))
+        return [(int(row[0]), int(row[1])) for row in rows]
 
     async def _load(self, first: int, stop: int) -> None:
         """Load rows `[first, stop)`, but for what was loaded, and what never will be."""
@@ -267,46 +272,6 @@ class _Delivery:
 
     def _object(self, first: int, stop: int) -> str:
         return f"{self.task}-{self.number:08}-{self.handoff}-{first}-{stop}.json.gz".replace("/", "_")
-
-
-class _Lines:
-    """Makes a record a line for COPY."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = keys
-        fields: list[Any] = [(f"k{n}", Any, msgspec.field(default=None, name=key)) for n, key in enumerate(keys)]
-        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Keys", fields)) if keys else None
-
-    def line(self, row: int, key: bytes | None, value: bytes | None) -> bytes | Never | None:
-        """Never if it cannot be loaded; None if there is nothing to load."""
-        if value is None:
-            return self._tombstone(row, key) if self.keys else None
-        value = value.strip()
-        if not value.startswith(b"{"):
-            return Never("NoObject", "the value is no JSON object, and has no columns")
-        if len(value) > LINE_BYTES - 100:
-            return Never("RecordTooLarge", f"{len(value)} bytes, and COPY takes {LINE_BYTES} of a line")
-        if self._decoder is not None:
-            try:
-                found = msgspec.structs.astuple(self._decoder.decode(value))
-            except msgspec.MsgspecError as error:
-                return Never("NoObject", f"the value is no JSON object: {error}")
-            if None in found:
-                return Never("NoKey", f"{self.keys[found.index(None)]!r} is null, and a row is found by it")
-        rest = value[1:]
-        comma = b"" if rest.lstrip() == b"}" else b","
-        return b'{"%b":%d,"%b":0%b%b' % (ROW.encode(), row, GONE.encode(), comma, rest.replace(b"\n", b" "))
-
-    def _tombstone(self, row: int, key: bytes | None) -> bytes | Never:
-        if len(self.keys) > 1 or key is None:
-            return Never(
-                "NoKey", f"a tombstone has the record's key alone, and a row is found by {', '.join(self.keys)}"
-            )
-        try:
-            text = key.decode()
-        except UnicodeDecodeError as error:
-            return Never("NoKey", f"the key of a tombstone has to be text: {error}")
-        return msgspec.json.encode({ROW: row, GONE: 1, self.keys[0]: text})
 
 
 async def patiently(where: str, work: Callable[[], Awaitable[T]]) -> T:

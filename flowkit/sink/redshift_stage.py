@@ -7,7 +7,7 @@ from typing import Any
 import anyio.to_thread
 import structlog
 
-from flowkit.aws import failures, told
+from flowkit.aws import S3Place, failures, told
 from flowkit.errors import SinkError
 from flowkit.sink.calls import called
 from flowkit.sink.dispatch import Refused
@@ -17,28 +17,27 @@ log = structlog.get_logger("flowkit.sink")
 
 
 class Stage:
-    """Objects under `prefix` of `bucket`. Redshift reads them by `role`; `region` is the bucket's, if it differs."""
+    """Objects at `place`. Redshift reads them by `role`; `region` is the bucket's, if it differs."""
 
-    def __init__(self, client: Any, bucket: str, prefix: str, role: str, region: str | None, where: str) -> None:
-        self.client, self.bucket, self.prefix, self.role, self.region = client, bucket, prefix, role, region
-        self.where = where
+    def __init__(self, client: Any, place: S3Place, role: str, region: str | None, where: str) -> None:
+        self.client, self.place, self.role, self.region, self.where = client, place, role, region, where
 
-    def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
+    def _at(self, name: str) -> dict[str, str]:
+        return {**self.place.target, "Key": self.place.start + name}
 
     async def write(self, name: str, lines: Sequence[bytes]) -> Copied:
         """Write lines as an object: again, it is the same. Raises TryAgain, SinkError."""
         body = await anyio.to_thread.run_sync(lambda: gzip.compress(b"\n".join(lines) + b"\n", 6, mtime=0))
-        key = self._key(name)
+        key = f"s3://{self.place.bucket}/{self.place.start}{name}"
         try:
-            await called(self.where, self.client.put_object(Bucket=self.bucket, Key=key, Body=body))
+            await called(self.where, self.client.put_object(**self._at(name), Body=body, **self.place.encryption))
         except Refused as error:  # it is the request that is wrong, not a record
-            raise SinkError(f"{self.where}: s3://{self.bucket}/{key}: {error.never.reason}") from error
-        return Copied(f"s3://{self.bucket}/{key}", self.role, self.region)
+            raise SinkError(f"{self.where}: {key}: {error.never.reason}") from error
+        return Copied(key, self.role, self.region)
 
     async def remove(self, name: str) -> None:
         """Remove an object. One that stays does no harm: no load reads it again."""
         try:
-            await self.client.delete_object(Bucket=self.bucket, Key=self._key(name))
+            await self.client.delete_object(**self._at(name))
         except failures() as error:
-            log.warning("a staged object stays", sink=self.where, key=self._key(name), reason=told(error))
+            log.warning("a staged object stays", sink=self.where, key=self.place.start + name, reason=told(error))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from flowkit.aws import Right, arn
+from flowkit.aws import Condition, Right, arn
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.calls import called
 from flowkit.sink.dispatch import Refused, TryAgain
@@ -216,19 +216,29 @@ class Cluster(NamedTuple):
         return {name: value for name, value in named.items() if value is not None}
 
     def rights(self, region: str | None) -> list[Right]:
-        """What a role has to be allowed to hand statements in there, and to sign in as what it says."""
+        """What a role has to be allowed to hand statements in there, and to sign in as what it says.
+
+        Whom the API signs in by is as its operation ExecuteStatement is documented.
+        """
         if self.workgroup is not None:  # whose ARN ends with an id that nobody has named
-            place, temporary = arn("redshift-serverless", "workgroup/*", region), "redshift-serverless"
-            signs_in = Right(temporary, ("GetCredentials",), place)
+            place = arn("redshift-serverless", "workgroup/*", region)
+            signs_in = [Right("redshift-serverless", ("GetCredentials",), place)]
         else:
             place = arn("redshift", f"cluster:{self.cluster}", region)
-            users = arn("redshift", f"dbuser:{self.cluster}/{self.user or '*'}", region)
-            signs_in = Right("redshift", ("GetClusterCredentials",), users)
+            named = arn("redshift", f"dbname:{self.cluster}/{self.database}", region)
+            if self.user is None:
+                signs_in = [Right("redshift", ("GetClusterCredentialsWithIAM",), named)]
+            else:
+                user = arn("redshift", f"dbuser:{self.cluster}/{self.user}", region)
+                signs_in = [Right("redshift", ("GetClusterCredentials",), each) for each in (user, named)]
         if self.secret is not None:
-            signs_in = Right("secretsmanager", ("GetSecretValue",), self.secret)
-        asks = Right("redshift-data", ("DescribeStatement", "GetStatementResult"), "*")
-        return [Right("redshift-data", ("BatchExecuteStatement", "ExecuteStatement"), place), asks, signs_in]
+            signs_in = [Right("secretsmanager", ("GetSecretValue",), self.secret)]
+        asks = Right("redshift-data", ("DescribeStatement", "GetStatementResult"), "*", (_OURS,))
+        return [Right("redshift-data", ("BatchExecuteStatement", "ExecuteStatement"), place), asks, *signs_in]
 
+
+_OURS = Condition("StringEquals", "redshift-data:statement-owner-iam-userid", ("${aws:userid}",))
+"""A statement's id is no resource: it is told by who has handed it in."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 """Seconds between questions whether a statement has ended."""

@@ -28,18 +28,16 @@ from flowkit.sink.s3_layout import Layout
 from flowkit.sink.s3_sink import Rolling, S3Sink
 from flowkit.sink.s3_upload import LEAST_PART, MOST_PARTS, Objects
 from flowkit.sink.seam import SinkTask
+from flowkit.sink.url_options import UrlOptions
 
 log = structlog.get_logger("flowkit.sink")
 
+ROLL_BYTES, ROLL_AFTER, PART_BYTES = 128 << 20, 300_000, 8 << 20
 CALLS = 16
 """How many requests a worker makes at once for one output: they hold at most as many parts in memory."""
 
-_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_LENGTHS = {"ms": 1, "s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
-_OWN = (
-    *("format", "compress", "roll_bytes", "roll_after", "partition_delay", "part_bytes", "name"),
-    *("sse", "kms_key", "owner", "addressing"),
-)
+_PLACE = ("sse", "kms_key", "owner", "addressing")
+"""What `S3Place` reads."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -47,38 +45,28 @@ def open_destination(
     place: str, options: Mapping[str, str], where: str, fields: Sequence[str] | None
 ) -> "S3Destination":
     """As the registry asks for it. Raises ConfigError with all that is wrong."""
-    aws, own = AwsOptions.take(options, where)
+    aws, rest = AwsOptions.take(options, where)
+    own = UrlOptions(rest, where)
     bucket, _, template = place.partition("/")
-    found, problems = S3Place.read(bucket, own, where)
-    problems += [
-        f"{where}: unknown option {name!r}; there are {', '.join((*AwsOptions._fields, *_OWN))}"
-        for name in own
-        if name not in _OWN
-    ]
-    form = own.get("format", "jsonl")
-    if form not in FORMATS:
-        problems.append(f"{where}: format={form}: there are {', '.join(FORMATS)}")
-        form = "jsonl"
-    compression = own.get("compress", COMPRESSIONS[form][0])
-    if compression not in COMPRESSIONS[form]:
-        problems.append(f"{where}: compress={compression}: for {form} there are {', '.join(COMPRESSIONS[form])}")
-    roll_bytes, wrong = _number(own, "roll_bytes", 128 << 20, _SIZES, where, 1)
-    after, more = _number(own, "roll_after", 300_000, _LENGTHS, where, 1_000)
-    delay, still = _number(own, "partition_delay", 0, _LENGTHS, where, 0)
-    part, last = _number(own, "part_bytes", 8 << 20, _SIZES, where, LEAST_PART)
-    problems += wrong + more + still + last
+    found, problems = S3Place.read(bucket, {name: own.text(name) or "" for name in _PLACE}, where)
+    own.problems += problems
+    form = own.choice("format", FORMATS)
+    compression = own.choice("compress", COMPRESSIONS.get(form, COMPRESSIONS["jsonl"]))
+    roll_bytes = own.size("roll_bytes", 1) or ROLL_BYTES
+    after, delay = own.duration("roll_after", 1_000) or ROLL_AFTER, own.duration("partition_delay") or 0
+    part = own.size("part_bytes", LEAST_PART) or PART_BYTES
+    name = own.text("name") or ""
     if roll_bytes > part * MOST_PARTS:
-        problems.append(f"{where}: roll_bytes={roll_bytes} may be more than {MOST_PARTS:,} parts of {part} bytes")
-    name = own.get("name", "")
+        own.problems.append(f"{where}: roll_bytes={roll_bytes} may be more than {MOST_PARTS:,} parts of {part} bytes")
     if name and not _NAME.fullmatch(name):
-        problems.append(f"{where}: name={name}: letters, digits, _ . and - may be in it")
+        own.problems.append(f"{where}: name={name}: letters, digits, _ . and - may be in it")
     layout = None
     try:
         layout = Layout(unquote(template).strip("/"), fields, "csv" if form == "csv" else "json", where)
     except ConfigError as error:
-        problems += error.problems
-    if problems or layout is None:
-        raise ConfigError(*problems)
+        own.problems += error.problems
+    own.done(*AwsOptions._fields)
+    assert layout is not None
     return S3Destination(
         found, aws, layout, (form, compression, fields), Rolling(roll_bytes, after, delay), part, name, where
     )
@@ -169,19 +157,3 @@ class S3Destination:
 
     def _format(self) -> Any:
         return format_of(*self._form, self._element)
-
-
-def _number(
-    options: Mapping[str, str], name: str, default: int, units: Mapping[str, int], where: str, least: int
-) -> tuple[int, list[str]]:
-    """A number with a unit, and what is wrong with it."""
-    if name not in options:
-        return default, []
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", options[name])
-    if match is None or match[2] not in units:
-        known = ", ".join(unit for unit in units if unit)
-        return default, [f"{where}: {name}={options[name]}: needs a number with a unit: {known}"]
-    number = round(float(match[1]) * units[match[2]])
-    if number < least:
-        return default, [f"{where}: {name}={options[name]}: is less than {least} {'bytes' if '' in units else 'ms'}"]
-    return number, []

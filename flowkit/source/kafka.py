@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import anyio
 
+from flowkit.aws import Right
 from flowkit.errors import ConfigError, Fenced, OutcomeUnknown
 from flowkit.options import Guarantee, OutOfRange, Start
 from flowkit.source.internal import changelog_of
@@ -23,11 +24,12 @@ from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_frames import open_changelog
 from flowkit.source.kafka_group import KafkaGroup
 from flowkit.source.kafka_reader import KafkaReaders, KafkaSource
+from flowkit.source.kafka_rights import broker_rights
 from flowkit.source.kafka_tasks import TaskProducer, offsets_of
 from flowkit.source.kafka_topics import KafkaTopics
 from flowkit.source.placement import Placing
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
-from flowkit.source.seam import Home, Output
+from flowkit.source.seam import Home, Output, TopicUse
 from flowkit.store import Frame
 
 KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
@@ -127,6 +129,10 @@ class KafkaBroker:
     ) -> KafkaSource:
         """The topic as the worker reads it."""
         return self._readers.source(topic, start=start, out_of_range=out_of_range, shared=shared)
+
+    def rights(self, use: TopicUse) -> Sequence[Right]:
+        """As the protocol says: none where the cluster does not ask IAM."""
+        return broker_rights(self.address, use, self.guarantee)
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once any task's partition has records, or after `timeout_ms`; the answer is a mark for `seen`."""

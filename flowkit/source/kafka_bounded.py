@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flowkit.aws import Right
 from flowkit.errors import ConfigError
 from flowkit.options import Start
 from flowkit.source.internal import is_internal, may_be_internal
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_reader import KafkaReader, KafkaReaders, KafkaSource
+from flowkit.source.kafka_rights import input_rights
 from flowkit.source.kafka_topics import KafkaTopics
 
 LOOK_MS = 1_000
@@ -31,6 +33,10 @@ class BoundedTopics:
         self._topics = KafkaTopics(self.address)
         self._readers = KafkaReaders(self._topics)
         self._names: list[str] | None = None
+
+    def rights(self) -> Sequence[Right]:
+        """What a role has to be allowed to read them, if the cluster asks IAM."""
+        return input_rights(self.address, self.topic, self._pattern)
 
     async def sources(self) -> "list[tuple[str, BoundedTopic]]":
         """Names and topics, by name. Raises ConfigError if there is none, BrokerError if the cluster is away."""

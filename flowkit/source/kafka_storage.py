@@ -1,15 +1,17 @@
 """Folders of blobs in a topic of Kafka, and the URL that names it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from flowkit.aws import Right, Use
 from flowkit.errors import ConfigError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_blob_topic import BlobTopic
 from flowkit.source.kafka_blobs import KafkaBlobs
+from flowkit.source.kafka_rights import storage_rights
 from flowkit.source.rules import check_topic
 
 
@@ -31,6 +33,10 @@ class KafkaPlace(NamedTuple):
             raise ConfigError(f"checkpoints {address.url}: names no topic: use kafka://HOST:PORT/TOPIC")
         check_topic(topic, 1)
         return cls(address, topic, unquote(prefix).strip("/"))
+
+    def rights(self, *_folder: str, use: Use = "keep") -> Sequence[Right]:
+        """What a role has to be allowed, if the cluster asks IAM: a topic is not divided by folders."""
+        return storage_rights(self.address, self.topic, use)
 
     def __str__(self) -> str:
         servers, mark, query = self.address.url.partition("?")

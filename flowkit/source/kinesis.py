@@ -10,7 +10,7 @@ Kinesis has no transactions: a task's position lies in its frame, and nowhere el
 part.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlencode
@@ -169,12 +169,18 @@ class KinesisBroker:
 
     def rights(self, use: TopicUse) -> Sequence[Right]:
         """As the protocol says."""
-        read = [right for topic in (*use.read, *use.internal) for right in self.source(topic).rights()]
-        made = [self._streams.making(topic) for topic in use.internal]
-        written = [self._streams.looking(topic) for topic in use.written]
-        ledger = self._ledger.rights() if isinstance(self._ledger, DynamoLeases) else ()
-        frames = () if self.address.frames is None else frame_rights(self.address.frames, use.app, trims=use.trims)
-        return [*read, *made, *written, *ledger, *frames]
+        read = [right for topic in use.read for right in self.source(topic).rights()]
+        rights = _said(read, "streams that the app reads")
+        for topic in use.internal:
+            own = (*self.source(topic).rights(), self._streams.making(topic))
+            rights += _said(own, "streams between agents, made by the first worker")
+        rights += _said([self._streams.looking(topic) for topic in use.written], "streams that the app writes")
+        if isinstance(self._ledger, DynamoLeases):
+            rights += _said(self._ledger.rights(), "leases: who runs which task; the first worker makes the table")
+        if self.address.frames is not None:
+            frames = frame_rights(self.address.frames, use.app, trims=use.trims)
+            rights += _said(frames, "frames: what was committed since the last checkpoint")
+        return rights
 
     # --- placement ---
 
@@ -289,3 +295,7 @@ def _checkpoint(positions: Mapping[str, Any]) -> str:
     """What the lease table shows of positions, for other tools: a sequence number, if there is one."""
     found = [position[0] for position in positions.values() if isinstance(position, list | tuple) and position]
     return str(found[0]) if found and found[0] else START
+
+
+def _said(rights: Iterable[Right], why: str) -> list[Right]:
+    return [right._replace(why=why) for right in rights]

@@ -21,7 +21,7 @@ import structlog
 
 from flowkit.aws import Blame, Right, arn, blame_of, code_of, failures, told
 from flowkit.codec import PARCEL, decode_parcel
-from flowkit.errors import ConfigError, InputError
+from flowkit.errors import BrokerError, ConfigError, InputError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kinesis_aggregated import MAGIC, taken_apart
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
@@ -156,9 +156,15 @@ class KinesisSource:
         """The numbers of the shards: the open ones; all that hold records, if it is to be read to its end."""
         shards = await self.streams.shards(self.stream)
         if not shards:
-            known = ", ".join(await self.streams.topics()) or "none"
-            raise ConfigError(f"no stream {self.stream!r} at {self.streams.url} (streams: {known})")
+            raise ConfigError(f"no stream {self.stream!r} at {self.streams.url}{await self._known()}")
         return [shard.number for shard in shards if self._until_end or not shard.closed]
+
+    async def _known(self) -> str:
+        """Which streams there are, where that may be asked: a worker's role need not."""
+        try:
+            return f" (streams: {', '.join(await self.streams.topics()) or 'none'})"
+        except BrokerError:
+            return ""
 
     async def open(self, split: int, position: Any) -> "KinesisReader":
         """A reader of a shard. Raises ConfigError if there is none of that number, InputError if it has expired."""

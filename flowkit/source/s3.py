@@ -6,6 +6,7 @@
     order       time (the default): by the time in the key; key: by name alone
     lanes       how many objects are read at once and merged by their records' times. If nothing is said: as many as
                 there are of one time in the keys, at most 16
+    kms_key     what they are encrypted under: for `flowkit iam`, S3 itself need not be told
     owner, addressing, and what all services of Amazon have (region, endpoint, profile, …)
 
 How an object is compressed (gzip, Zstandard) its first bytes tell. `s3_listing` says what comes after what. A position
@@ -22,7 +23,17 @@ from urllib.parse import parse_qsl
 
 import anyio.to_thread
 
-from flowkit.aws import AwsOptions, S3Place, need_pyarrow, open_client, patiently
+from flowkit.aws import (
+    AwsOptions,
+    Condition,
+    Right,
+    S3Place,
+    bucket_arn,
+    literal,
+    need_pyarrow,
+    open_client,
+    patiently,
+)
 from flowkit.errors import ConfigError, InputError
 from flowkit.source.file import open_reader
 from flowkit.source.s3_bytes import S3Object
@@ -38,7 +49,7 @@ SUFFIXES = {
     ".txt": "text",
     ".parquet": "parquet",
 }
-OPTIONS = ("format", "since", "until", "order", "lanes", "owner", "addressing")
+OPTIONS = ("format", "since", "until", "order", "lanes", "kms_key", "owner", "addressing")
 MOST_LANES = 256
 AHEAD = 8
 """So many objects are open beside those that are read, all lanes together: small ones are there at their turn."""
@@ -84,6 +95,17 @@ class S3Topic:
         self._client: Any = None
         self._listing: Listing | None = None
         self._saved: list[Any] = []
+
+    def rights(self) -> Sequence[Right]:
+        """What a role has to be allowed to read it."""
+        place = self.place._replace(region=self._aws.region)
+        start = literal(place.prefix)
+        under = (Condition("StringLike", "s3:prefix", (start,)),) if place.prefix else ()
+        return [
+            Right("s3", ("GetObject",), bucket_arn(place.bucket, f"{start}*")),
+            Right("s3", ("ListBucket",), bucket_arn(place.bucket), under),
+            *place.key_rights("Decrypt"),
+        ]
 
     def remember(self, positions: Sequence[Any]) -> None:
         """What an earlier run knew, before `splits`: it has begun with what was there then."""

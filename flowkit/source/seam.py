@@ -214,13 +214,16 @@ class Sharded(Protocol):
 class TopicUse(NamedTuple):
     """What an app does with a broker's topics, by their names; `internal` ones it makes, reads and writes.
 
-    `trims` tells that there are checkpoints, so that it lets the broker forget frames.
+    `patterns` are regular expressions for others that it reads, `groups` what its tasks are called after. `trims` tells
+    that there are checkpoints, so that it lets the broker forget frames.
     """
 
     app: str
     read: Sequence[str]
     written: Sequence[str]
     internal: Sequence[str]
+    patterns: Sequence[str] = ()
+    groups: Sequence[str] = ()
     trims: bool = False
 
 

@@ -28,12 +28,12 @@ def check_storage_url(url: str) -> None:
 
 
 def storage_rights(url: str, *folder: str, use: Use = "keep") -> Sequence[Right]:
-    """What a role has to be allowed on Amazon for blobs in one folder of the storage at `url`; () for other places.
+    """What a role has to be allowed on Amazon for blobs in one folder of the storage at `url`; () where nobody asks.
 
     Raises ConfigError for a URL that cannot be.
     """
     place = _place(url)
-    return place.rights(*folder, use=use) if isinstance(place, S3Place) else ()
+    return () if isinstance(place, Path) else place.rights(*folder, use=use)
 
 
 def _place(url: str) -> Union[Path, S3Place, "KafkaPlace"]:

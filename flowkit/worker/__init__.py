@@ -11,7 +11,7 @@ from flowkit.worker.live import LiveTask, task_name
 from flowkit.worker.looking import NO_KEY, Entry, entries, read_table, read_tasks
 from flowkit.worker.meter import BACK_PRESSURED, BUSY, IDLE, Meter
 from flowkit.worker.resources import resources
-from flowkit.worker.rights import rights_of
+from flowkit.worker.rights import copy_rights_of, copy_rights_of_run, rights_of, rights_of_run
 from flowkit.worker.run import Progress, Summary, run
 from flowkit.worker.savepoint import Manifest, Parts, Request, Requests, check_place, read_manifest
 from flowkit.worker.tally import counts_of
@@ -60,6 +60,8 @@ __all__ = [
     "WorkerView",
     "behind",
     "check_place",
+    "copy_rights_of",
+    "copy_rights_of_run",
     "counts_of",
     "entries",
     "exposition",
@@ -71,6 +73,7 @@ __all__ = [
     "read_tasks",
     "resources",
     "rights_of",
+    "rights_of_run",
     "run",
     "serve",
     "table_facts",

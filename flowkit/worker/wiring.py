@@ -244,13 +244,18 @@ class Wiring:
     def use(self) -> TopicUse:
         """What the tasks do with the broker's topics."""
         internal = {topic.name for topic in self.plan.internals}
-        read = {topic.name for group in self.plan.groups for topic in group.inputs} - internal
+        inputs = [topic for group in self.plan.groups for topic in group.inputs]
+        read = {topic.name for topic in inputs if topic.pattern is None} - internal
+        patterns = {topic.pattern.pattern for topic in inputs if topic.pattern is not None}
         written = {
             name
             for name, outlet in self._outlets().items()
             if name not in self.binds and (isinstance(outlet, Topic) or name == self.app.dead_letters.name)
         }
-        return TopicUse(self.app.name, sorted(read), sorted(written - internal), sorted(internal))
+        groups = [group.name for group in self.plan.groups]
+        return TopicUse(
+            self.app.name, sorted(read), sorted(written - internal), sorted(internal), sorted(patterns), groups
+        )
 
     def outlet(self, name: str) -> Outlet[Any]:
         """What the tasks write under this name."""

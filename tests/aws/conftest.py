@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.aws import servers
+from tests.aws.recording import Recorder, recorded
 
 HERE = Path(__file__).parent
 
@@ -82,3 +83,12 @@ def kinesalite(kinesalite_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def dynamodb(dynamodb_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """DynamoDB Local, which every client of the test goes to."""
     return _go_to(dynamodb_url, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """What is asked of proxies is allowed by the policies of what has asked; see recording.py."""
+    with recorded(monkeypatch) as recorder:
+        yield recorder
+        if not request.path.name.startswith(("test_iam", "test_receive")):  # the first have gates, the last one no app
+            recorder.check()

@@ -7,7 +7,9 @@ import flowkit
 
 NAME = os.environ.get("KINESIS_APP", "app")
 
-app = flowkit.App(NAME)
+GUARANTEE: Any = os.environ.get("IAM_APP_GUARANTEE", "exactly once")
+
+app = flowkit.App(NAME, guarantee=GUARANTEE)
 
 
 class Event(flowkit.Record):

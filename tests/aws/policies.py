@@ -1,94 +1,26 @@
-"""Policies, and which of their statements allow a request that the proxy has seen: what IAM would do, for our actions.
+"""Policies, and which of their statements allow what was asked for: what IAM would do, for our actions.
 
-A request is one action on one resource under some keys. Amazon's own names of these are in the Service Authorization
-Reference; for JSON protocols the action is the operation, for S3 it follows from method, path and query.
+Only what our policies are made of is known: Allow statements, `*` and `?` in resources, a few operators. `readings` has
+what a request asks for.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
-
-from tests.aws.proxy import Request
 
 ACCOUNT, AREA = "000000000000", "us-east-1"
+WHO = "AROAEXAMPLE:flowkit"
+"""What a policy calls ${aws:userid}."""
+SIZE = 6_144
+"""Characters that a managed policy may have, white space left out."""
 
 
 class Asked(NamedTuple):
-    """What a request asks for. `keys` are those of conditions."""
+    """One action on one resource. `keys` are those of conditions."""
 
     action: str
     resource: str
     keys: dict[str, list[str]]
-
-
-class Reader:
-    """Reads requests in order: which stream an iterator is of stands in the answer that gave it."""
-
-    def __init__(self, aliases: Mapping[str, list[str]] | None = None) -> None:
-        self.streams: dict[str, str] = {}
-        self.aliases = aliases or {}
-        """By KMS key id."""
-        self.sealed: dict[str, str] = {}
-        """By encrypted data key: the KMS key's id."""
-
-    def asked(self, request: Request) -> Asked:
-        """What it asks for."""
-        if request.service == "s3":
-            return _of_s3(request)
-        return Asked(f"{request.service}:{request.action}", *getattr(self, f"_{request.service}")(request))
-
-    def answered(self, request: Request) -> None:
-        """Remember what its answer gave."""
-        if request.status != 200 or request.service not in ("kinesis", "kms"):
-            return
-        answer = json.loads(request.answer or b"{}")
-        if request.service == "kms":
-            if request.action == "GenerateDataKey":
-                self.sealed[answer["CiphertextBlob"]] = answer["KeyId"].rpartition("/")[2]
-            return
-        for name in ("ShardIterator", "NextShardIterator"):
-            if answer.get(name):
-                self.streams[answer[name]] = self._kinesis(request)[0]
-
-    def _kinesis(self, request: Request) -> tuple[str, dict[str, list[str]]]:
-        body = request.json
-        if "ShardIterator" in body:
-            return self.streams[body["ShardIterator"]], {}
-        return body.get("StreamARN") or _arn("kinesis", f"stream/{body['StreamName']}"), {}
-
-    def _firehose(self, request: Request) -> tuple[str, dict[str, list[str]]]:
-        return _arn("firehose", f"deliverystream/{request.json['DeliveryStreamName']}"), {}
-
-    def _dynamodb(self, request: Request) -> tuple[str, dict[str, list[str]]]:
-        body = request.json
-        (table,) = [body["TableName"]] if "TableName" in body else body["RequestItems"]
-        return _arn("dynamodb", f"table/{table}"), {}
-
-    def _kms(self, request: Request) -> tuple[str, dict[str, list[str]]]:
-        body = request.json
-        key = body.get("KeyId") or self.sealed[body["CiphertextBlob"]]
-        by_alias = {alias: id_ for id_, names in self.aliases.items() for alias in names}
-        key = by_alias.get(key, key.rpartition("/")[2])
-        keys = {f"kms:EncryptionContext:{name}": [value] for name, value in body["EncryptionContext"].items()}
-        return _arn("kms", f"key/{key}"), {**keys, "kms:ResourceAliases": list(self.aliases.get(key, ()))}
-
-
-def _of_s3(request: Request) -> Asked:
-    parts = urlsplit(request.path)
-    bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
-    query = parse_qs(parts.query, keep_blank_values=True)
-    if not key:
-        assert request.action == "GET"
-        assert "list-type" in query, request.path
-        return Asked("s3:ListBucket", f"arn:aws:s3:::{bucket}", {"s3:prefix": query.get("prefix", [])})
-    action = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}[request.action]
-    return Asked(f"s3:{action}", f"arn:aws:s3:::{bucket}/{key}", {})
-
-
-def _arn(service: str, name: str) -> str:
-    return f"arn:aws:{service}:{AREA}:{ACCOUNT}:{name}"
 
 
 class Grant(NamedTuple):
@@ -109,33 +41,40 @@ class Policy:
 
     def allows(self, asked: Asked) -> bool:
         """True if any statement does."""
-        found = [
-            Grant(number, action, resource)
-            for number, statement in enumerate(self.statements)
-            for action in _all(statement["Action"])
-            for resource in _all(statement["Resource"])
-            if action == asked.action
-            and matches(resource, asked.resource)
-            and _holds(statement.get("Condition", {}), asked.keys)
-        ]
-        self.used |= set(found)
+        found = self._found(asked)
+        self.used |= found
         return bool(found)
+
+    def would_allow(self, asked: Asked) -> bool:
+        """The same, of what nobody has asked for."""
+        return bool(self._found(asked))
+
+    def _found(self, asked: Asked) -> set[Grant]:
+        return {
+            grant
+            for grant in self._grants()
+            if grant.action == asked.action
+            and matches(grant.resource, asked.resource)
+            and _holds(self.statements[grant.statement].get("Condition", {}), asked.keys)
+        }
 
     def unused(self) -> set[Grant]:
         """What was allowed in vain."""
-        return {
-            Grant(number, action, resource)
-            for number, statement in enumerate(self.statements)
-            for action in _all(statement["Action"])
-            for resource in _all(statement["Resource"])
-        } - self.used
+        return set(self._grants()) - self.used
+
+    def _grants(self) -> Iterable[Grant]:
+        for number, statement in enumerate(self.statements):
+            for action in _all(statement["Action"]):
+                for resource in _all(statement["Resource"]):
+                    yield Grant(number, action, resource)
 
 
 def _holds(conditions: Mapping[str, Mapping[str, Any]], keys: Mapping[str, list[str]]) -> bool:
     for operator, wanted in conditions.items():
         test = {"StringLike": matches, "StringEquals": str.__eq__}[operator.removeprefix("ForAnyValue:")]
         for key, patterns in wanted.items():
-            if not any(test(pattern, value) for pattern in _all(patterns) for value in keys.get(key, ())):
+            patterns_here = [pattern.replace("${aws:userid}", WHO) for pattern in _all(patterns)]
+            if not any(test(pattern, value) for pattern in patterns_here for value in keys.get(key, ())):
                 return False
     return True
 

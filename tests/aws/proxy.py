@@ -28,6 +28,9 @@ from aiohttp import web
 
 from tests.aws import partly
 
+watchers: list[Callable[["Proxy"], object]] = []
+"""Told of each proxy that is made (recording.py)."""
+
 HOP = ("transfer-encoding", "connection", "expect")
 """Headers that are the proxy's own matter."""
 
@@ -67,12 +70,12 @@ class Request:
 class Proxy:
     """See the head of this file. `fault` decides about each request, in the order in which they come.
 
-    `answered` is told of each that the server has answered.
+    `answered` is told of each that the server has answered, and may say what goes to the client instead.
     """
 
     url: str = ""
     fault: Callable[[Request], Fault | None] = lambda _: None
-    answered: Callable[[Request], None] = lambda _: None
+    answered: Callable[[Request], Literal["denied"] | None] = lambda _: None
     delay: float = 0.2
     requests: list[Request] = field(default_factory=list)
 
@@ -94,9 +97,11 @@ def request_of(request: web.BaseRequest, body: bytes) -> Request:
 
 
 @asynccontextmanager
-async def proxy_to(url: str) -> AsyncIterator[Proxy]:
-    """A proxy in front of the server at `url`, on a free loopback port."""
+async def proxy_to(url: str, *, watched: bool = True) -> AsyncIterator[Proxy]:
+    """A proxy in front of the server at `url`, on a free loopback port. `watched`: the watchers are told of it."""
     proxy = Proxy()
+    for watch in watchers if watched else ():
+        watch(proxy)
     async with aiohttp.ClientSession(auto_decompress=False) as session:
 
         async def handle(request: web.BaseRequest) -> Any:
@@ -148,7 +153,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         if halved and got.status == 200:
             data = partly.joined(seen.action, body, data, halved[1])
         seen.answer = data
-        proxy.answered(seen)
+        if proxy.answered(seen) == "denied":
+            return _refusal(seen, "denied")
         if fault == "lost":
             _cut(request)
             return web.Response()

@@ -56,8 +56,10 @@ class AsRedshift:
         match = COPY.fullmatch(sql)
         assert match is not None, sql
         try:
-            got = await self.s3.get_object(Bucket=match[2], Key=match[3])
-        except self.s3.exceptions.NoSuchKey:
+            listed = await self.s3.list_objects_v2(Bucket=match[2], Prefix=match[3])
+            (key,) = [each["Key"] for each in listed.get("Contents", ())]
+            got = await self.s3.get_object(Bucket=match[2], Key=key)
+        except (ValueError, self.s3.exceptions.NoSuchKey):
             raise asyncpg.InternalServerError(f"The specified S3 prefix '{match[3]}' does not exist") from None
         lines = gzip.decompress(await got["Body"].read()).decode().splitlines()
         lowered = [json.dumps({name.lower(): value for name, value in json.loads(line).items()}) for line in lines]
@@ -98,7 +100,7 @@ async def data_api(connect: Callable[[], Any]) -> AsyncIterator[tuple[str, list[
     async def answer(action: str, given: dict[str, Any]) -> Any:
         if action in ("ExecuteStatement", "BatchExecuteStatement"):
             assert given["Database"] == "postgres"
-            assert given["WorkgroupName"] == "group"
+            assert given.get("WorkgroupName", given.get("ClusterIdentifier")) == "group"
             sqls = given["Sqls"] if action.startswith("Batch") else [given["Sql"]]
             assert 1 <= len(sqls) <= 40
             number = tokens.get(given["ClientToken"])

@@ -16,31 +16,13 @@ import pytest
 from flowkit.aws import AwsOptions, open_client
 from flowkit.source import open_storage
 from flowkit.store import Checkpoints, KmsKey, folder_of
-from tests.aws.policies import ACCOUNT, AREA, Asked, Grant, Policy, Reader
-from tests.aws.proxy import Fault, Proxy, Request, proxy_to
+from tests.aws.gate import Gate
+from tests.aws.policies import ACCOUNT, AREA, Grant
+from tests.aws.proxy import proxy_to
 from tests.aws.servers import aws_environment
-from tests.aws.workers import Fleet, check, split
+from tests.aws.workers import Fleet, check_counts, split
 
 APP = Path(__file__).parent / "iam_app.py"
-
-
-class Gate:
-    """Denies what the policy does not allow, and remembers it."""
-
-    def __init__(self, policy: dict[str, Any], aliases: dict[str, list[str]]) -> None:
-        self.policy, self.reader = Policy(policy), Reader(aliases)
-        self.denied: list[Asked] = []
-
-    def stand_before(self, proxy: Proxy) -> None:
-        """Decide about a proxy's requests."""
-        proxy.fault, proxy.answered = self._decide, self.reader.answered
-
-    def _decide(self, request: Request) -> Fault | None:
-        asked = self.reader.asked(request)
-        if self.policy.allows(asked):
-            return None
-        self.denied.append(asked)
-        return "denied"
 
 
 async def made(name: str) -> tuple[str, str]:
@@ -86,8 +68,11 @@ async def test_a_worker_is_content_with_its_policy_and_needs_all_of_it(
     alias, key = await made(name)
     async with proxy_to(ministack_url) as others, proxy_to(kinesalite) as streams:
         environ |= {"AWS_ENDPOINT_URL": others.url, "AWS_ENDPOINT_URL_KINESIS": streams.url}
-        environ["FLOWKIT_STORE_KMS_KEY"] = alias
-        async with Fleet(tmp_path, environ, options=f"&frames=s3://{name}/app", app=APP) as fleet:
+        own = {"FLOWKIT_STORE_KMS_KEY": alias, "FLOWKIT_S3_KMS_KEY": alias, "FLOWKIT_S3_BUCKET_OWNER": ACCOUNT}
+        environ |= own
+        for variable, value in own.items():
+            monkeypatch.setenv(variable, value)
+        async with Fleet(tmp_path, environ, options=f"&frames=s3://{name}/app", app=APP, gates=True) as fleet:
             binds = [f"features=dynamodb://{name}?ttl=until&ttl_after=1h", f"archive=firehose://{name}"]
             words = [word for bind in binds for word in ("--bind", bind)]
             words += ["--checkpoints", f"s3://{name}/state"]
@@ -107,16 +92,15 @@ async def test_a_worker_is_content_with_its_policy_and_needs_all_of_it(
             shutil.rmtree(tmp_path / "a")
             await fleet.put(range(400, 600))
             fleet.start("b", *words)
-            check(await fleet.until(600), 600)
+            check_counts(await fleet.until(600), 600)
             async with asyncio.timeout(30):
                 while not any(_is_trim(grant) for grant in gate.policy.used):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
-            assert await asyncio.to_thread(fleet.stop, "b") == 0  # it speaks to proxies in this loop
+            assert await fleet.stop("b") == 0
             # What a worker does an hour later.
             monkeypatch.setenv("AWS_ENDPOINT_URL", others.url)
             assert await swept(f"s3://{name}/state", KmsKey(alias, app=fleet.name)) > 0
-    assert gate.denied == []
-    assert gate.policy.unused() == set()
+    gate.check()
 
 
 def _is_trim(grant: Grant) -> bool:
@@ -146,7 +130,7 @@ async def test_without_a_right_a_worker_says_which_it_lacks(ministack: str, tmp_
     await made(name)
     async with proxy_to(ministack) as proxy:
         environ = {**aws_environment(proxy.url)}
-        async with Fleet(tmp_path, environ, app=APP) as fleet:
+        async with Fleet(tmp_path, environ, app=APP, gates=True) as fleet:
             binds = [f"features=dynamodb://{name}", f"archive=firehose://{name}"]
             words = [word for bind in binds for word in ("--bind", bind)]
             policy = printed(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.aws.servers import aws_environment
-from tests.aws.workers import Fleet, check
+from tests.aws.workers import Fleet, check_counts
 
 
 async def test_lags_counts_and_checkpoints_are_told_in_lines(ministack: str, tmp_path: Path) -> None:
@@ -19,12 +19,12 @@ async def test_lags_counts_and_checkpoints_are_told_in_lines(ministack: str, tmp
         await fleet.put(range(300))
         words = ("--checkpoints", str(kept), "--checkpoint-interval", "300")
         fleet.start("a", "--emf", f"{metrics}?namespace=shop&every=1s&level=task", *words)
-        check(await fleet.until(300), 300)
+        check_counts(await fleet.until(300), 300)
         async with asyncio.timeout(30):
             wanted = ("lastCheckpointSize", "uptime")
             while not all(any(line.get(name) for line in lines()) for name in wanted):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        assert fleet.stop("a") == 0
+        assert await fleet.stop("a") == 0
     whole = [line for line in lines() if "Task" not in line]
     tasks = [line for line in lines() if "Task" in line]
     assert {line["Application"] for line in whole} == {fleet.name}

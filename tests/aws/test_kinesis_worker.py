@@ -10,7 +10,7 @@ import pytest
 
 from flowkit.aws import AwsOptions, open_client
 from tests.aws.servers import aws_environment
-from tests.aws.workers import Fleet, check, merge, split
+from tests.aws.workers import Fleet, check_counts, merge, split
 
 
 def dead(place: Path) -> list[str]:
@@ -31,8 +31,8 @@ async def test_two_workers_one_killed_and_started_again(ministack: str, tmp_path
         fleet.kill("a")
         await fleet.put(range(800, 1200))
         fleet.start("a")
-        check(await fleet.until(1200), 1200)
-        assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
+        check_counts(await fleet.until(1200), 1200)
+        assert (await fleet.stop("a"), await fleet.stop("b")) == (0, 0)
     assert dead(tmp_path) == []
 
 
@@ -53,8 +53,8 @@ async def test_on_another_machine_it_goes_on_from_the_frames_in_s3(ministack: st
         shutil.rmtree(tmp_path / "b")
         await fleet.put(range(600, 900))
         fleet.start("c", "--checkpoints", f"s3://{bucket}/checkpoints")
-        check(await fleet.until(900), 900)
-        assert fleet.stop("c") == 0
+        check_counts(await fleet.until(900), 900)
+        assert await fleet.stop("c") == 0
     assert dead(tmp_path) == []
 
 
@@ -86,8 +86,8 @@ async def test_resharding_moves_state_with_its_keys(resharding: dict[str, str], 
         await fleet.until(600)
         await merge(fleet.streams, stream, 3, 4)  # the halves that lie beside each other
         await fleet.put(range(600, 800))
-        check(await fleet.until(800), 800)
-        assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
+        check_counts(await fleet.until(800), 800)
+        assert (await fleet.stop("a"), await fleet.stop("b")) == (0, 0)
     assert dead(tmp_path) == []
 
 
@@ -142,7 +142,7 @@ async def test_windows_sessions_timers_and_counts_move_with_their_keys(
                     if row["end"] < LAST:  # the last events' own windows are not over in every shard
                         found[row["key"]].add((row["kind"], row["end"], row["n"]))
                 await asyncio.sleep(0.5)
-        assert (fleet.stop("a"), fleet.stop("b")) == (0, 0)
+        assert (await fleet.stop("a"), await fleet.stop("b")) == (0, 0)
         for key, told in found.items():
             assert told == wanted, key
         async with open_client("dynamodb", AwsOptions(), "x") as client:

@@ -28,6 +28,7 @@ from flowkit.store.keys import NAME, decode_keys
 from flowkit.store.kms import DataKeys, Kms
 from flowkit.store.records import KEYS, encode_header
 from tests.aws.proxy import Proxy, proxy_to
+from tests.aws.recording import Recorder
 from tests.aws.servers import aws_environment
 from tests.store.making import opened, rows
 
@@ -180,7 +181,8 @@ async def test_the_event_loop_goes_on_meanwhile(kms: Made) -> None:
     assert turns > 20
 
 
-async def test_another_context_does_not_open_it(kms: Made, tmp_path: Path) -> None:
+async def test_another_context_does_not_open_it(kms: Made, tmp_path: Path, recording: Recorder) -> None:
+    recording.refused.add("kms:Decrypt")  # nor would IAM let it ask for another app's
     await filled(tmp_path, fresh(kms.alias))
     path = tmp_path / NAME
     found = decode_keys(path.read_bytes(), "KEYS")

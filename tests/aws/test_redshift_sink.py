@@ -90,7 +90,7 @@ async def cluster(server: Postgres, moto: str, monkeypatch: pytest.MonkeyPatch) 
         async def connect(address: Any) -> AsRedshift:
             connection = await real(address)
             await connection.execute(f"SET default_transaction_isolation = '{made.isolation}'")
-            return AsRedshift(connection, s3, made._step)
+            return AsRedshift(connection, made.s3, made._step)
 
         monkeypatch.setattr(redshift_wire, "connect", connect)
         await made.admin.execute(f'CREATE SCHEMA "{made.name}"')

@@ -9,6 +9,8 @@ import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,16 +19,32 @@ from flowkit.aws import AwsOptions
 from flowkit.clock import SystemClock
 from flowkit.source.kinesis_reader import Arrivals, KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
+from tests.aws.policies import ACCOUNT
+from tests.aws.proxy import Proxy, proxy_to
+from tests.aws.recording import check
+
+TOLD = ("--checkpoints", "--bind")
 
 APP = Path(__file__).parent / "kinesis_app.py"
 ROOT = Path(__file__).parents[2]
 
 
 class Fleet:
-    """Workers of one app, its streams, and the directory where each has its state. Use it within `async with`."""
+    """Workers of one app, its streams, and the directory where each has its state. Use it within `async with`.
+
+    What workers ask of Amazon goes through proxies; at the end all of it was allowed by the policy that `flowkit iam`
+    prints for what they were started with. Not so with `gates`, which has gates of its own.
+    """
 
     def __init__(
-        self, place: Path, environ: dict[str, str], *, shards: int = 2, options: str = "", app: Path = APP
+        self,
+        place: Path,
+        environ: dict[str, str],
+        *,
+        shards: int = 2,
+        options: str = "",
+        app: Path = APP,
+        gates: bool = False,
     ) -> None:
         self.name = f"app-{uuid.uuid4().hex[:8]}"
         self.place, self.shards, self.app = place, shards, app
@@ -35,8 +53,19 @@ class Fleet:
         self.environ |= {"FLOWKIT_LEASE_TTL": "3000", "FLOWKIT_COMMIT_INTERVAL": "100", "FLOWKIT_LOG_LEVEL": "info"}
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.streams = KinesisStreams(AwsOptions(), SystemClock(), "kinesis://")
+        self._gates = gates
+        self._proxies: list[Proxy] = []
+        self._told: dict[str, str] = {}
+        """What workers were started with that matters to a policy."""
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        if not self._gates:
+            for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_KINESIS"):
+                if name in self.environ:
+                    proxy = await self._stack.enter_async_context(proxy_to(self.environ[name], watched=False))
+                    self.environ[name] = proxy.url
+                    self._proxies.append(proxy)
         await self.streams.open()
         await self.streams.create(f"{self.name}-in", self.shards)
         await self.streams.create(f"{self.name}-out", 1)
@@ -48,23 +77,31 @@ class Fleet:
         for worker in list(self.workers):
             self.kill(worker)
         await self.streams.close()
+        await self._stack.aclose()
+        if error is None and self._proxies:
+            check(await asyncio.to_thread(self._policy), [each for proxy in self._proxies for each in proxy.requests])
         if error is not None:
             for log in sorted(self.place.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-6000:]}")
 
     def start(self, worker: str, *more: str) -> None:
         """Start a worker, or start it again in its old directory."""
-        words = [sys.executable, "-m", "flowkit", "worker", str(self.app), "--broker", self.broker]
-        words += [
-            "--state",
-            str(self.place / worker),
-            "--bind",
-            f"dead-letters={self.place}/{{group}}-{{partition}}.dlq.jsonl",
-        ]
+        words = [sys.executable, "-m", "flowkit", "worker", *self._asked(), "--state", str(self.place / worker)]
+        self._told |= {option: value for option, value in pairwise(more) if option in TOLD}
         with (self.place / f"{worker}.log").open("ab") as log:
             self.workers[worker] = subprocess.Popen(
                 [*words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environ, cwd=self.place
             )
+
+    def _asked(self) -> list[str]:
+        letters = f"dead-letters={self.place}/{{group}}-{{partition}}.dlq.jsonl"
+        return [str(self.app), "--broker", self.broker, "--bind", letters]
+
+    def _policy(self) -> Any:
+        told = [word for pair in self._told.items() for word in pair]
+        words = [sys.executable, "-m", "flowkit", "iam", *self._asked(), *told, "--account", ACCOUNT]
+        done = subprocess.run(words, env=self.environ, capture_output=True, text=True, check=True, timeout=60)
+        return json.loads(done.stdout)
 
     def kill(self, worker: str) -> None:
         """Kill it as a machine dies."""
@@ -72,11 +109,11 @@ class Fleet:
         process.kill()
         process.wait(10)
 
-    def stop(self, worker: str) -> int:
+    async def stop(self, worker: str) -> int:
         """Stop it in good order; its exit code."""
         process = self.workers.pop(worker)
         process.send_signal(signal.SIGTERM)
-        return process.wait(40)
+        return await asyncio.to_thread(process.wait, 40)  # it speaks to proxies in this loop
 
     async def put(self, numbers: Iterable[int], keys: int = 20) -> None:
         """Put events with these numbers."""
@@ -120,7 +157,7 @@ class Fleet:
                 await asyncio.sleep(0.2)
 
 
-def check(found: dict[str, list[tuple[int, int]]], count: int, keys: int = 20) -> int:
+def check_counts(found: dict[str, list[tuple[int, int]]], count: int, keys: int = 20) -> int:
     """Each key was counted exactly; its rows are in order, but for what came again. How many did."""
     again = 0
     for n in range(keys):

@@ -1,15 +1,16 @@
 """`flowkit iam`: what the policy says of each part, without any of Amazon's services."""
 
 import json
+import os
 from typing import Any
 
 import pytest
 
-from flowkit.aws import Right, arn, key_right, policy_of
+from flowkit.aws import Right, arn, key_right, partition_of, policy_of
 from flowkit.sink import destination
 from flowkit.sink.destinations import SERVICES
 from flowkit.source import storage_rights
-from tests.cli.place import Place
+from tests.cli.place import APP, Place
 
 BINDS = ("--bind", "reports=dynamodb://reports")
 
@@ -76,9 +77,236 @@ def test_what_nobody_has_said_is_named(place: Place, monkeypatch: pytest.MonkeyP
     place.app()
     for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     done = place.call("iam", "app.py", *BINDS)
     assert "arn:aws:dynamodb:REGION:ACCOUNT:table/reports" in done.out
     assert done.err == "to be put in: ACCOUNT by --account and REGION by --region\n"
+
+
+def test_the_region_is_the_one_that_the_aws_tools_are_configured_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.app()
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(variable, raising=False)
+    place.write("config", "[profile shop]\nregion = eu-north-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(place.path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "shop")
+    assert "arn:aws:dynamodb:eu-north-1:ACCOUNT:table/reports" in place.call("iam", "app.py", *BINDS).out
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert "arn:aws:dynamodb:REGION:ACCOUNT:table/reports" in place.call("iam", "app.py", *BINDS).out
+
+
+KEY = "arn:aws-cn:kms:cn-north-1:123456789012:key/1"
+
+
+@pytest.mark.parametrize(
+    ("words", "partition"),
+    [
+        (("--region", "eu-west-1"), "aws"),
+        (("--region", "cn-northwest-1"), "aws-cn"),
+        (("--region", "us-gov-west-1"), "aws-us-gov"),
+        (("--region", "cn-north-1", "--partition", "aws-us-gov"), "aws-us-gov"),
+        (("--bind", "big=kinesis://big?region=us-gov-east-1"), "aws-us-gov"),
+    ],
+)
+def test_the_partition_follows_from_the_region(
+    place: Place, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], partition: str
+) -> None:
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(variable, raising=False)
+    place.app()
+    found = json.loads(place.call("iam", "app.py", *BINDS, "--checkpoints", "s3://states/x", *words).out)["Statement"]
+    arns = [arn for statement in found for arn in _all(statement["Resource"])]
+    assert {arn.split(":")[1] for arn in arns} == {partition}
+
+
+def _all(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def test_partitions_are_amazons() -> None:
+    """Those that botocore knows, by the regions that it knows of each."""
+    from botocore.session import Session
+
+    session = Session()
+    regions = [
+        (region, name)
+        for name in session.get_available_partitions()
+        for region in session.get_available_regions("s3", name)
+    ]
+    assert len(regions) > 30
+    assert {region: partition_of(region) for region, _ in regions} == dict(regions)
+
+
+def test_the_names_of_services_in_conditions_are_of_the_partition_too() -> None:
+    rights = storage_rights(f"s3://states/x?kms_key={KEY}")
+    kms = next(s for s in policy_of(rights, region="cn-north-1")["Statement"] if s["Sid"] == "Kms1")
+    assert kms["Resource"] == KEY
+    assert kms["Condition"] == {"StringEquals": {"kms:ViaService": "s3.cn-north-1.amazonaws.com.cn"}}
+
+
+def test_what_each_statement_is_for_stands_beside_the_policy(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.app()
+    monkeypatch.setenv("FLOWKIT_LOGS", "logs://shop/{host}-{pid}?create=yes")
+    words = ("--checkpoints", "s3://states/x", "--explain", "--region", "eu-west-1", "--account", "123456789012")
+    done = place.call("iam", "app.py", *BINDS, *words, "--broker", "kinesis://?frames=s3://states/f")
+    json.loads(done.out)
+    told = done.err.splitlines()
+    at = told.index("S31: frames: what was committed since the last checkpoint; checkpoints")
+    assert told[at + 1] == "    s3: DeleteObject, GetObject, PutObject"
+    assert told[at + 2 : at + 4] == [
+        "    on arn:aws:s3:::states/f/frames/shop/*",
+        "    on arn:aws:s3:::states/x/shop/*",
+    ]
+    assert "    if s3:prefix is like x/ or x/shop/*" in told
+    assert "Dynamodb2: reports leads there" in told
+    assert "    on arn:aws:logs:eu-west-1:123456789012:log-group:shop:log-stream:*-*" in told
+    assert "Logs2: log lines (FLOWKIT_LOGS)" in told
+    sids = [statement["Sid"] for statement in json.loads(done.out)["Statement"]]
+    assert [line.partition(":")[0] for line in told if not line.startswith(" ")] == sids
+
+
+def test_a_policy_that_is_too_large_for_iam_is_told(place: Place) -> None:
+    passes = """
+s{n} = app.sink("s{n}", Sale)
+@app.each(sales, sinks=[s{n}])
+def f{n}(sale: Sale) -> Sale:
+    return sale
+"""
+    place.app(APP + "\n" + "".join(passes.format(n=n) for n in range(100)))
+    for count, told in ((10, ""), (60, "though not for an inline one of a role (10,240): "), (100, "policy: ")):
+        urls = [f"firehose://{n:064}" if n < count else f"x{n}.jsonl" for n in range(100)]
+        binds = [word for n, url in enumerate(urls) for word in ("--bind", f"s{n}={url}")]
+        done = place.call("iam", "app.py", *BINDS, *binds, "--account", "123456789012", "--region", "eu-west-1")
+        assert done.code == 0, done.err
+        size = len(json.dumps(json.loads(done.out), separators=(",", ":")))
+        assert (f"{told}{size:,} characters, and IAM takes 6,144" in done.err) is (size > 6_144) is (count > 10), size
+
+
+def test_a_bounded_run_is_allowed_to_read_its_inputs_and_to_write_its_outputs(place: Place) -> None:
+    place.app()
+    words = ("--input", "sales=s3://archive/sa*les", "--output", "reports=dynamodb://reports")
+    found = {s["Resource"]: s for s in statements(place, *words, "--output", "big=big.jsonl")}
+    assert set(found) == {
+        "arn:aws:s3:::archive/sa${*}les*",
+        "arn:aws:s3:::archive",
+        "arn:aws:dynamodb:eu-west-1:123456789012:table/reports",
+    }
+    assert found["arn:aws:s3:::archive"]["Condition"] == {"StringLike": {"s3:prefix": "sa${*}les"}}
+    assert found["arn:aws:s3:::archive/sa${*}les*"]["Action"] == ["s3:GetObject"]
+    done = place.call("iam", "app.py", *words, "--broker", "kinesis://", *BINDS)
+    assert (done.code, done.out) == (2, "")
+    assert "--broker, --bind: of a worker; --input and --output are of flowkit run" in done.err
+
+
+REDSHIFT = "redshift-data://shop/dev/public.out?stage=s3://stage/in&role=arn:aws:iam::123456789012:role/r"
+
+
+@pytest.mark.parametrize("words", [("--bind",), ("--input", "sales=x.jsonl", "--output")])
+def test_the_role_that_redshift_copies_by_is_another_one(place: Place, words: tuple[str, ...]) -> None:
+    place.app()
+    found = statements(place, *words, f"reports={REDSHIFT}", "--copy-role")
+    assert [(s["Action"], s["Resource"], s.get("Condition")) for s in found] == [
+        (["s3:GetObject"], "arn:aws:s3:::stage/in/*", None),
+        (["s3:ListBucket"], "arn:aws:s3:::stage", {"StringLike": {"s3:prefix": "in/*"}}),
+    ]
+    done = place.call("iam", "app.py", *BINDS, "--copy-role")
+    assert done.err == "nothing is staged for Redshift: the role needs no rights\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (REDSHIFT, "for any Redshift workgroup of the account, since the URL does not tell which"),
+        ("opensearch://search.example.com/sales", "for any OpenSearch domain of the account, since"),
+        ("opensearch://x.aoss.amazonaws.com/sales?service=aoss", "for any OpenSearch Serverless collection of the"),
+        ("opensearch://search-shop-abcdefghijklmnopqrstuvwxyz.eu-west-1.es.amazonaws.com/sales", ""),
+        ("opensearch://search.example.com/sales?auth=none", "nothing of Amazon's is used there"),
+    ],
+)
+def test_names_that_no_url_tells_are_to_be_put_in(place: Place, url: str, told: str) -> None:
+    place.app()
+    words = ("--account", "123456789012", "--region", "eu-west-1")
+    done = place.call("iam", "app.py", "--bind", f"reports={url}", *words)
+    assert done.code == 0
+    assert (told in done.err) if told else (done.err == "")
+
+
+# --- MSK
+
+MSK = "kafka://boot.c1.kafka-serverless.eu-west-1.amazonaws.com:9098?security=sasl_tls&sasl=msk-iam&region=eu-west-1"
+CLUSTER = "arn:aws:kafka:eu-west-1:123456789012:cluster/shop/0a1b-2c"
+
+
+def kafka_of(found: list[dict[str, Any]]) -> dict[str, set[str]]:
+    return {
+        arn.removeprefix("arn:aws:kafka:eu-west-1:123456789012:"): {a.partition(":")[2] for a in statement["Action"]}
+        for statement in found
+        for arn in _all(statement["Resource"])
+        if statement["Action"][0].startswith("kafka-cluster:")
+    }
+
+
+def test_topics_group_and_transactions_of_an_msk_cluster(place: Place) -> None:
+    place.app()
+    words = (*BINDS, "--broker", MSK, "--checkpoints", "s3://states/x")
+    read = {"CreateTopic", "DescribeTopic", "ReadData"}
+    wanted = {
+        "cluster": {"Connect"},
+        "topic/sales": read,
+        "topic/big": {"CreateTopic", "DescribeTopic", "WriteData"},
+        "topic/dead-letters": {"CreateTopic", "DescribeTopic", "WriteData"},
+        "topic/shop-seen-changelog": {*read, "WriteData", "DeleteTopic"},
+        "group/shop": {"AlterGroup", "DescribeGroup"},
+        "transactional-id/shop/seen/*": {"AlterTransactionalId", "DescribeTransactionalId"},
+    }
+    exact = kafka_of(statements(place, *words, "--msk-cluster", CLUSTER))
+    assert {name.replace("/shop/0a1b-2c", "", 1): actions for name, actions in exact.items()} == wanted
+    any_one = kafka_of(statements(place, *words))
+    assert {name.replace("/*", "", 1): actions for name, actions in any_one.items()} == wanted
+    assert "for any MSK cluster of the account: name yours by --msk-cluster" in place.call("iam", "app.py", *words).err
+    done = place.call("iam", "app.py", *words, "--msk-cluster", "shop")
+    assert "--msk-cluster shop: needs the ARN that `aws kafka list-clusters-v2` shows" in done.err
+
+
+def test_at_least_once_there_are_no_transactions(place: Place) -> None:
+    place.app(APP.replace('App("shop")', 'App("shop", guarantee="at least once")'))
+    found = kafka_of(statements(place, *BINDS, "--broker", MSK, "--msk-cluster", CLUSTER))
+    assert found["cluster/shop/0a1b-2c"] == {"Connect", "WriteDataIdempotently"}
+    assert not [name for name in found if name.startswith("transactional-id")]
+    assert "DeleteTopic" not in found["topic/shop/0a1b-2c/shop-seen-changelog"]  # nothing is forgotten
+
+
+def test_topics_by_a_pattern_are_allowed_by_what_their_names_begin_with(place: Place) -> None:
+    place.app(APP.replace('app.topic("sales", Sale,', 'app.topic("sales", Sale, pattern="sales-[a-z]+",'))
+    found = kafka_of(statements(place, *BINDS, "--broker", MSK, "--msk-cluster", CLUSTER))
+    assert found["topic/shop/0a1b-2c/sales-*"] == {"DescribeTopic", "ReadData"}
+    assert "topic/shop/0a1b-2c/sales" not in found
+
+
+def test_checkpoints_and_inputs_on_an_msk_cluster(place: Place) -> None:
+    place.app()
+    at, _, query = MSK.partition("?")
+    words = ("--checkpoints", f"{at}/states?{query}", "--from", f"{at}/old?{query}")
+    found = kafka_of(statements(place, *BINDS, *words, "--msk-cluster", CLUSTER))
+    read = {"DescribeTopic", "ReadData", "DescribeTopicDynamicConfiguration"}
+    assert found == {
+        "cluster/shop/0a1b-2c": {"Connect", "WriteDataIdempotently"},
+        "topic/shop/0a1b-2c/states": {*read, "CreateTopic", "WriteData"},
+        "topic/shop/0a1b-2c/old": read,
+        "transactional-id/shop/0a1b-2c/flowkit-checkpoints/states/*": {
+            "AlterTransactionalId",
+            "DescribeTransactionalId",
+        },
+    }
+    found = kafka_of(statements(place, "--input", f"sales={at}/sales?{query}", "--msk-cluster", CLUSTER))
+    assert found == {
+        "cluster/shop/0a1b-2c": {"Connect"},
+        "topic/shop/0a1b-2c/sales": {"DescribeTopic", "ReadData"},
+    }
+    plain = place.call("iam", "app.py", *BINDS, "--broker", "kafka://host:9092")
+    assert "kafka-cluster" not in plain.out
 
 
 def test_files_need_nothing(place: Place) -> None:
@@ -150,7 +378,7 @@ def test_every_destination_tells_its_rights(scheme: str) -> None:
     shape = places.get(scheme, SERVICES[scheme][1].partition("?")[0])
     rights = destination(shape, ("key",)).rights()
     assert rights, f"{shape} needs no right at all?"
-    for service, actions, resource, _ in rights:
+    for service, actions, resource, _, _ in rights:
         assert actions
         assert resource == "*" or resource.startswith("arn:"), resource
         assert service.islower()

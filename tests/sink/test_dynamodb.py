@@ -231,7 +231,7 @@ def test_a_time_that_is_none_is_a_dead_letter() -> None:
         ("dynamodb://tab?ttl_after=7d", "ttl_after= needs ttl=NAME"),
         ("dynamodb://tab?ttl=exp", "ttl=exp: no record has such a field"),
         ("dynamodb://tab?ttl=flowkit_version&ttl_after=1d", "is the attribute of the version"),
-        ("dynamodb://tab?ttl=exp&ttl_after=7", "ttl_after=7: needs a number and one of ms, s, m, min, h, d, w"),
+        ("dynamodb://tab?ttl=exp&ttl_after=7", "ttl_after=7: needs a number with a unit: ms, s, m, min, h, d, w"),
         ("dynamodb://tab?ttk=exp", "unknown option 'ttk'; there are calls, endpoint, every, profile, region"),
     ],
 )

@@ -6,7 +6,7 @@ from flowkit import ConfigError
 from flowkit.errors import SinkError
 from flowkit.sink import destination
 from flowkit.sink.dispatch import Never, Refused, TryAgain
-from flowkit.sink.redshift_sink import _Lines
+from flowkit.sink.redshift_lines import Lines
 from flowkit.sink.redshift_sql import Copied, Load, Target, load_sql
 from flowkit.sink.redshift_wire import by_words, told_apart
 
@@ -79,7 +79,7 @@ def test_a_load_that_merges_is_no_more_than_redshift_takes_in_a_batch() -> None:
 def test_a_record_is_a_line_or_never_one(
     keys: tuple[str, ...], key: bytes | None, value: bytes | None, found: bytes | str | None
 ) -> None:
-    made = _Lines(keys).line(5, key, value)
+    made = Lines(keys).line(5, key, value)
     assert (made.error if isinstance(made, Never) else made) == found
 
 

@@ -43,8 +43,8 @@ FIELDS = fields_of(Order)
 
 
 WRONG = [
-    ("s3://B_x/p?format=xml&colour=red", ["no name of a bucket", "unknown option 'colour'", "format=xml: there are"]),
-    ("s3://bucket/p?compress=snappy", ["compress=snappy: for jsonl there are gz, zst, none"]),
+    ("s3://B_x/p?format=xml&colour=red", ["no name of a bucket", "format=xml: there are", "unknown option 'colour'"]),
+    ("s3://bucket/p?compress=snappy", ["compress=snappy: there are gz, zst, none"]),
     ("s3://bucket/p?roll_bytes=12parsecs", ["roll_bytes=12parsecs: needs a number with a unit: B, KB"]),
     ("s3://bucket/p?roll_after=5", ["roll_after=5: needs a number with a unit: ms, s, m"]),
     ("s3://bucket/p?roll_after=5ms", ["roll_after=5ms: is less than 1000 ms"]),
