@@ -1,4 +1,4 @@
-"""One shard read in order: polled ahead of those who fetch, as often as Amazon allows.
+"""One shard read in order: polled ahead of those who fetch, as often as Amazon allows; or pushed: `kinesis_fan_out`.
 
     poll     at most 5 calls a second and shard (all consumers together); less often where nothing comes; half as often
              each time that the service says it is too much, and slowly more again
@@ -10,7 +10,6 @@ first n of those in it. In a stream of flowkit's own {sender: its next number} f
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +23,8 @@ from flowkit.codec import PARCEL, decode_parcel
 from flowkit.errors import ConfigError, InputError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kinesis_aggregated import MAGIC, taken_apart
+from flowkit.source.kinesis_batch import Arrivals, KinesisBatch
+from flowkit.source.kinesis_fan_out import Consumer, NoFanOut, Subscription
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
 from flowkit.source.seam import is_end
 
@@ -37,93 +38,8 @@ RECORDS = 10_000
 """The most that one call gives; 10 MiB are another limit."""
 AHEAD = 2
 TELL_SECONDS = 10.0
-_LOW = 2**63 - 1
 PACKED = frozenset((MAGIC[:1], PARCEL[:1]))
 """What records begin with in which there are others."""
-
-
-class KinesisBatch:
-    """Consecutive records of one shard: `rows` are (sequence number, how many of that record are done after it).
-
-    `before` is the position before the first. In a stream of flowkit's own `heard` has (sender, next number) after
-    each.
-    """
-
-    __slots__ = ("_before", "_heard", "_rows", "_shard", "_stream", "keys", "times", "values")
-
-    def __init__(
-        self,
-        stream: str,
-        shard: str,
-        before: Any,
-        rows: list[tuple[str, int]],
-        keys: list[bytes | None],
-        values: list[bytes | None],
-        times: list[int],
-        heard: list[tuple[str, int]],
-    ) -> None:
-        self._stream, self._shard, self._before, self._rows, self._heard = stream, shard, before, rows, heard
-        self.keys: Sequence[bytes | None] | None = keys
-        self.values: Sequence[bytes | None] = values
-        self.times: Sequence[int] | None = times
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def position(self, count: int) -> Any:
-        """Where to go on after the first `count` records."""
-        if not count:
-            return self._before
-        if not self._heard:
-            return list(self._rows[count - 1])
-        known = self._before[2] if self._before is not None and len(self._before) > 2 else {}
-        return [*self._rows[count - 1], {**known, **dict(self._heard[:count])}]
-
-    def offset(self, index: int) -> int:
-        """A number of the record, from its sequence number, of which it has not all digits."""
-        return int(self._rows[index][0]) & _LOW
-
-    def where(self, index: int) -> str:
-        """Stream, shard and sequence number, for a person."""
-        sequence, part = self._rows[index]
-        return f"{self._stream} {self._shard} {sequence}" + (f" part {part}" if part else "")
-
-    def part(self, start: int, stop: int) -> "KinesisBatch":
-        """The records from `start` up to `stop`."""
-        assert self.keys is not None
-        assert self.times is not None
-        return KinesisBatch(
-            self._stream,
-            self._shard,
-            self.position(start),
-            self._rows[start:stop],
-            list(self.keys[start:stop]),
-            list(self.values[start:stop]),
-            list(self.times[start:stop]),
-            self._heard[start:stop],
-        )
-
-
-class Arrivals:
-    """Tells those who wait that some reader has records."""
-
-    def __init__(self) -> None:
-        self.mark = 0
-        self._event = asyncio.Event()
-
-    def came(self) -> None:
-        """There is something new."""
-        self.mark += 1
-        self._event.set()
-
-    async def wait(self, timeout_ms: float, seen: int | None) -> int:
-        """Return once there is, or after the time; the mark to give as `seen` the next time."""
-        seen = self.mark if seen is None else seen
-        if self.mark == seen:
-            self._event.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._event.wait(), timeout_ms / 1000)
-        return self.mark
 
 
 class KinesisSource:
@@ -142,6 +58,8 @@ class KinesisSource:
         until_end: bool = False,
     ) -> None:
         self.streams, self.arrivals, self.stream, self.out_of_range = streams, arrivals, stream, out_of_range
+        self.consumer: Consumer | None = None
+        """To whom records are pushed; None: they are polled for."""
         self._start, self._until_end = start, until_end
 
     def rights(self) -> Sequence[Right]:
@@ -223,8 +141,8 @@ class KinesisReader:
         self._job: asyncio.Task[None]
 
     def begin(self) -> None:
-        """Begin to poll."""
-        self._job = asyncio.create_task(self._poll_on(), name=f"poll {self._source.stream} {self.shard.id}")
+        """Begin to read ahead."""
+        self._job = asyncio.create_task(self._read_on(), name=f"read {self._source.stream} {self.shard.id}")
 
     async def fetch(self, max_records: int) -> KinesisBatch | None:
         """The next records; None if there are none for now. Raises InputError, BrokerError."""
@@ -244,22 +162,33 @@ class KinesisReader:
         return batch
 
     async def close(self) -> None:
-        """Stop polling."""
+        """Stop reading."""
         self._job.cancel()
         await asyncio.gather(self._job, return_exceptions=True)
 
-    async def _poll_on(self) -> None:
+    async def _read_on(self) -> None:
         try:
-            await self._poll()
+            if self._source.consumer is None or not await self._subscribe(self._source.consumer):
+                await self._poll()
         finally:
             self._source.arrivals.came()
+
+    async def _subscribe(self, consumer: Consumer) -> bool:
+        """Have records pushed, up to the shard's end; False if that cannot be had."""
+        if self.at_end:
+            return False
+        try:
+            await Subscription(consumer, self.shard.id, self).run()
+        except NoFanOut as error:
+            consumer.give_up(str(error))
+            return False
+        self.behind_ms, self._ended = 0, True
+        return True
 
     async def _poll(self) -> None:
         iterator = None if self.at_end else await self._iterator()
         while iterator is not None:
-            while len(self._ready) >= AHEAD:
-                self._room.clear()
-                await self._room.wait()
+            await self.room()
             began = time.monotonic()
             iterator, found = await self._call(iterator)
             idle = found == 0 and self.behind_ms == 0
@@ -269,15 +198,35 @@ class KinesisReader:
             await asyncio.sleep(max(0.0, began + self._pause - time.monotonic()))
         self._ended = True
 
+    async def room(self) -> None:
+        """Return once what is to come has a place to wait."""
+        while len(self._ready) >= AHEAD:
+            self._room.clear()
+            await self._room.wait()
+
+    def start(self) -> dict[str, Any]:
+        """What GetShardIterator is asked for, to go on from where what came last ends."""
+        begun = not self._begin and self._asked is not None and self._asked[0]
+        self._skip = self._asked[1] if begun else 0
+        return self._begin or self._source.iterator_of(self.shard, self._asked)
+
+    def goes_on(self, sequence: str) -> None:
+        """All up to this sequence number has come, though there may be no such record."""
+        if not self._skip:  # else the record that was begun has not come yet
+            self._begin = {**self._of_shard, "ShardIteratorType": "AFTER_SEQUENCE_NUMBER"}
+            self._begin["StartingSequenceNumber"] = sequence
+        self._pause = CALL_SECONDS
+
+    @property
+    def _of_shard(self) -> dict[str, Any]:
+        return {"StreamName": self._source.stream, "ShardId": self.shard.id}
+
     async def _iterator(self) -> str:
-        """An iterator from where what was polled last ends."""
         while True:
-            asked = self._begin or self._source.iterator_of(self.shard, self._asked)
-            self._skip = self._asked[1] if self._asked is not None and self._asked[0] else 0
             try:
-                answer = await self._source.streams.client.get_shard_iterator(**asked)
+                answer = await self._source.streams.client.get_shard_iterator(**self.start())
             except failures() as error:
-                await self._bear(error)
+                await self.bear(error)
             else:
                 return str(answer["ShardIterator"])
 
@@ -288,15 +237,13 @@ class KinesisReader:
         except failures() as error:
             if code_of(error) == "ExpiredIteratorException":
                 return await self._iterator(), None
-            await self._bear(error)
+            await self.bear(error)
             # An answer may have been lost that had records: the iterator gives them once more.
             return iterator, None
-        self.behind_ms = answer.get("MillisBehindLatest")
-        if answer["Records"]:
-            self._take(answer["Records"])
+        self.take(answer["Records"], answer.get("MillisBehindLatest"))
         return answer.get("NextShardIterator") or None, len(answer["Records"])
 
-    async def _bear(self, error: BaseException) -> None:
+    async def bear(self, error: BaseException) -> None:
         """Wait, if it passes; else raise."""
         streams = self._source.streams
         blame = blame_of(error)
@@ -305,8 +252,9 @@ class KinesisReader:
                 f"{self._source.stream} {self.shard.id} at {streams.url}: the stream was deleted, or the shard has "
                 "expired before it was read to its end"
             ) from error
-        if code_of(error) == "InvalidArgumentException" and self._asked is not None:
-            self._out_of_range(error)
+        sequence = self._begin.get("StartingSequenceNumber") if self._begin else self._asked and self._asked[0]
+        if code_of(error) == "InvalidArgumentException" and sequence:
+            self._out_of_range(sequence, error)
             return
         if blame not in (Blame.SLOW, Blame.PASSING):
             raise streams.failed(f"reading {self._source.stream} {self.shard.id}", error) from error
@@ -319,20 +267,22 @@ class KinesisReader:
             )  # fmt: skip
         await asyncio.sleep(self._pause)
 
-    def _out_of_range(self, error: BaseException) -> None:
+    def _out_of_range(self, sequence: str, error: BaseException) -> None:
         policy = self._source.out_of_range
         if policy == "fail":
             raise InputError(
-                f"{self._source.stream} {self.shard.id} at {self._source.streams.url} has no record {self._asked[0]}: "
+                f"{self._source.stream} {self.shard.id} at {self._source.streams.url} has no record {sequence}: "
                 "it expired before it was read, or this is not the stream that the state belongs to; to go on all the "
                 f"same, set out_of_range to earliest or latest ({told(error)})"
             ) from error
         log.warning("position not in the shard", stream=self._source.stream, shard=self.shard.id, policy=policy)
         kind = "TRIM_HORIZON" if policy == "earliest" else "LATEST"
         self._asked = None
-        self._begin = {"StreamName": self._source.stream, "ShardId": self.shard.id, "ShardIteratorType": kind}
+        self._begin = {**self._of_shard, "ShardIteratorType": kind}
 
-    def _take(self, records: Sequence[Any]) -> None:
+    def take(self, records: Sequence[Any], behind_ms: int | None) -> None:
+        """Lay what came before those who fetch. `behind_ms` is what the service says of it."""
+        self.behind_ms = behind_ms
         rows: list[tuple[str, int]] = []
         keys: list[bytes | None] = []
         values: list[bytes | None] = []

@@ -211,10 +211,19 @@ class Sharded(Protocol):
         """The URL of a topic as a destination; an `internal` one, which only this app's tasks read."""
 
 
+@runtime_checkable
+class Pushes(Protocol):
+    """A broker that can push a topic's records to those who read it under a name of their own."""
+
+    def subscribed(self, source: Any, app: str, group: str) -> Source:
+        """A source of this broker, whose records come by push to `group` of `app` if the broker was told so."""
+
+
 class TopicUse(NamedTuple):
     """What an app does with a broker's topics, by their names; `internal` ones it makes, reads and writes.
 
-    `trims` tells that there are checkpoints, so that it lets the broker forget frames.
+    `trims` tells that there are checkpoints, so that it lets the broker forget frames. `groups` are those who read what
+    is `read`: (group, topic).
     """
 
     app: str
@@ -222,6 +231,7 @@ class TopicUse(NamedTuple):
     written: Sequence[str]
     internal: Sequence[str]
     trims: bool = False
+    groups: Sequence[tuple[str, str]] = ()
 
 
 @runtime_checkable

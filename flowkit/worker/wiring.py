@@ -250,7 +250,8 @@ class Wiring:
             for name, outlet in self._outlets().items()
             if name not in self.binds and (isinstance(outlet, Topic) or name == self.app.dead_letters.name)
         }
-        return TopicUse(self.app.name, sorted(read), sorted(written - internal), sorted(internal))
+        groups = sorted((g.name, t.name) for g in self.plan.groups for t in g.inputs if t.name in read)
+        return TopicUse(self.app.name, sorted(read), sorted(written - internal), sorted(internal), groups=groups)
 
     def outlet(self, name: str) -> Outlet[Any]:
         """What the tasks write under this name."""

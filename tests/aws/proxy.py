@@ -7,7 +7,7 @@ throttle    the service asks for fewer requests        nothing done
 broken      500                                        nothing done
 reset       the connection ends before it is passed    nothing done
 lost        it is passed on, and the answer is not     done, and nobody knows
-half        it is passed on, and half an answer comes  done, and nobody knows
+half        it is passed on, and half an answer comes  done, and nobody knows; of a stream of events one and a half
 slow        it is passed on after `delay` seconds
 denied      the service says that it may not be        nothing done
 part        of a batch every other record is taken     see partly.py; what is no batch is passed on
@@ -30,6 +30,8 @@ from tests.aws import partly
 
 HOP = ("transfer-encoding", "connection", "expect")
 """Headers that are the proxy's own matter."""
+
+EVENTS = "application/vnd.amazon.eventstream"
 
 Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "part"]
 
@@ -75,6 +77,15 @@ class Proxy:
     answered: Callable[[Request], None] = lambda _: None
     delay: float = 0.2
     requests: list[Request] = field(default_factory=list)
+    streams: set[web.BaseRequest] = field(default_factory=set)
+    """Those whose answers are streams of events, while these last."""
+
+    def cut(self) -> int:
+        """End the connections of all streams of events; how many."""
+        found = list(self.streams)
+        for request in found:
+            _cut(request)
+        return len(found)
 
     def times(self, action: str) -> int:
         """How many requests of an action came."""
@@ -143,8 +154,10 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         headers=headers,
         allow_redirects=False,
     ) as got:
-        data = await got.read()
         seen.status = got.status
+        if got.content_type == EVENTS:
+            return await _pass_on(proxy, request, got, fault)
+        data = await got.read()
         if halved and got.status == 200:
             data = partly.joined(seen.action, body, data, halved[1])
         seen.answer = data
@@ -163,6 +176,27 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         if request.method != "HEAD":
             kept.pop("Content-Length", None)
         return web.Response(status=got.status, headers=kept, body=data)
+
+
+async def _pass_on(proxy: Proxy, request: web.BaseRequest, got: aiohttp.ClientResponse, fault: Fault | None) -> Any:
+    """A stream of events, as they come."""
+    response = web.StreamResponse(status=got.status, headers={"Content-Type": EVENTS})
+    await response.prepare(request)
+    proxy.streams.add(request)
+    events = 0
+    try:
+        async for data in got.content.iter_any():
+            events += 1
+            if fault == "half" and events > 1:
+                await response.write(data[: len(data) // 2])
+                _cut(request)
+                return response
+            await response.write(data)
+    except ConnectionError:
+        pass  # it was cut, or the client has gone
+    finally:
+        proxy.streams.discard(request)
+    return response
 
 
 def _cut(request: web.BaseRequest) -> None:

@@ -15,7 +15,8 @@ from flowkit.errors import InputError
 from flowkit.options import OutOfRange, Start
 from flowkit.source import kinesis_reader
 from flowkit.source.kinesis_aggregated import MAGIC
-from flowkit.source.kinesis_reader import Arrivals, KinesisBatch, KinesisReader, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals, KinesisBatch
+from flowkit.source.kinesis_reader import KinesisReader, KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
 from tests.aws.proxy import Fault, Request, proxy_to
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from flowkit.aws import AwsOptions
 from flowkit.clock import SystemClock
-from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals
+from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
 
 APP = Path(__file__).parent / "kinesis_app.py"

@@ -18,7 +18,8 @@ import pytest
 from flowkit.aws import AwsOptions
 from flowkit.clock import SystemClock
 from flowkit.source import kinesis_reader
-from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals
+from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
 from tests.aws import servers
 from tests.benchmarks.workload import show
