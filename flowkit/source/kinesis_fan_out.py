@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from flowkit.aws import Blame, Right, arn, blame_of, code_of, failures
+from flowkit.aws import Blame, Right, arn, blame_of, code_of, failures, status_of
 from flowkit.aws import told as told_of
 from flowkit.source.kinesis_streams import KinesisStreams
 
@@ -32,7 +32,7 @@ TAKEN_SECONDS = 10.0
 """One whose subscription was taken over leaves it to the other for so long: that is the younger one."""
 IN_USE_SECONDS = 20.0
 """So long it is no news that a subscription of the shard is open still; Amazon's lasts five seconds at least."""
-TRIES = 3
+TRIES = 5
 """So often a service may answer that it failed (botocore has tried each time, too), before it counts as unable."""
 ACTIVE_SECONDS = 120
 LIMIT_TRIES = 10
@@ -84,6 +84,7 @@ class Consumer:
         self.refused = ""
         """Why it cannot be had; '' if it can, as far as is known."""
         self._arn: str | None = None
+        self._stream_arn: str | None = None
         self._turn = asyncio.Lock()
 
     def rights(self) -> Sequence[Right]:
@@ -102,6 +103,8 @@ class Consumer:
     async def arn(self, not_this: str | None = None) -> str:
         """Its ARN, once it is active; looked up anew if it is `not_this`. Raises NoFanOut, or the client's error."""
         async with self._turn:
+            if self.refused:
+                raise NoFanOut(self.refused)
             if self._arn is None or self._arn == not_this:
                 try:
                     self._arn = await self._found()
@@ -113,8 +116,10 @@ class Consumer:
 
     async def _found(self) -> str:
         client = self.streams.client
-        stream = (await client.describe_stream_summary(StreamName=self.stream))["StreamDescriptionSummary"]["StreamARN"]
-        named = {"StreamARN": stream, "ConsumerName": self.name}
+        if self._stream_arn is None:
+            summary = await client.describe_stream_summary(StreamName=self.stream)
+            self._stream_arn = str(summary["StreamDescriptionSummary"]["StreamARN"])
+        named = {"StreamARN": self._stream_arn, "ConsumerName": self.name}
         limits = 0
         for _ in range(ACTIVE_SECONDS):
             try:
@@ -207,16 +212,17 @@ class Subscription:
             self._wrong, self._in_use_since, self._pushed = None, None, True
             self.reader.take(told["Records"], told.get("MillisBehindLatest"))
             goes_on = told.get("ContinuationSequenceNumber")
-            if told.get("ChildShards") or not goes_on:
+            if told.get("ChildShards"):
                 return True
+            if not goes_on:
+                raise NoFanOut("an event says neither where to go on nor that the shard is at its end")
             self.reader.goes_on(goes_on)
 
     async def _bear(self, error: BaseException) -> None:
         """Wait, if it passes. Raises NoFanOut if it is for want of fan-out, else what `bear` raises."""
         from botocore.exceptions import EventStreamError
 
-        code = code_of(error)
-        status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code, status = code_of(error), status_of(error)
         if code == "ResourceInUseException":
             await self._in_use(error, taken=isinstance(error, EventStreamError))
         elif code == "ResourceNotFoundException" and self._arn is not None and self._wrong is None:

@@ -140,6 +140,11 @@ class KinesisStreams:
         self._shards[stream] = (now, found)
         return found
 
+    def outdated(self, stream: str) -> None:
+        """The stream has other shards by now: look anew when they are asked for."""
+        if stream in self._shards:
+            self._shards[stream] = (self._clock.now_ms() - FRESH_MS, self._shards[stream][1])
+
     async def create(self, stream: str, shards: int) -> None:
         """Make a stream and wait until it can be used."""
         try:

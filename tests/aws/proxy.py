@@ -77,12 +77,12 @@ class Proxy:
     answered: Callable[[Request], None] = lambda _: None
     delay: float = 0.2
     requests: list[Request] = field(default_factory=list)
-    streams: set[web.BaseRequest] = field(default_factory=set)
-    """Those whose answers are streams of events, while these last."""
+    streams: dict[int, web.BaseRequest] = field(default_factory=dict)
+    """By id, those whose answers are streams of events, while these last."""
 
     def cut(self) -> int:
         """End the connections of all streams of events; how many."""
-        found = list(self.streams)
+        found = list(self.streams.values())
         for request in found:
             _cut(request)
         return len(found)
@@ -182,7 +182,7 @@ async def _pass_on(proxy: Proxy, request: web.BaseRequest, got: aiohttp.ClientRe
     """A stream of events, as they come."""
     response = web.StreamResponse(status=got.status, headers={"Content-Type": EVENTS})
     await response.prepare(request)
-    proxy.streams.add(request)
+    proxy.streams[id(request)] = request
     events = 0
     try:
         async for data in got.content.iter_any():
@@ -195,7 +195,7 @@ async def _pass_on(proxy: Proxy, request: web.BaseRequest, got: aiohttp.ClientRe
     except ConnectionError:
         pass  # it was cut, or the client has gone
     finally:
-        proxy.streams.discard(request)
+        del proxy.streams[id(request)]
     return response
 
 
