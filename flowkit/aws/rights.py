@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 
 REGION, ACCOUNT = "REGION", "ACCOUNT"
 """What stands in a policy where nobody has said better."""
+VIA = "kms:ViaService"
+PARTITIONS = (
+    *(("cn-", "aws-cn"), ("us-gov-", "aws-us-gov"), ("us-iso-", "aws-iso"), ("us-isob-", "aws-iso-b")),
+    *(("eu-isoe-", "aws-iso-e"), ("us-isof-", "aws-iso-f"), ("eusc-", "aws-eusc")),
+)
+"""How the names of regions begin that are not in the partition `aws`."""
 _PARTITION, _REGION, _ACCOUNT = "{partition}", "{region}", "{account}"
 
 
@@ -59,9 +65,18 @@ def key_right(key: str, actions: tuple[str, ...], region: str | None = None, *co
     return Right("kms", actions, keys, (*conditions, named))
 
 
+def partition_of(region: str) -> str:
+    """The partition that a region belongs to.
+
+    >>> partition_of("eu-west-1"), partition_of("cn-north-1"), partition_of("us-gov-west-1")
+    ('aws', 'aws-cn', 'aws-us-gov')
+    """
+    return next((partition for start, partition in PARTITIONS if region.startswith(start)), "aws")
+
+
 def via(service: str, region: str | None = None) -> Condition:
     """That a key is used through a service ("s3") and not by itself."""
-    return Condition("StringEquals", "kms:ViaService", (f"{service}.{region or _REGION}.amazonaws.com",))
+    return Condition("StringEquals", VIA, (f"{service}.{region or _REGION}.amazonaws.com",))
 
 
 def literal(text: str) -> str:
@@ -74,10 +89,21 @@ def literal(text: str) -> str:
 
 
 def policy_of(
-    rights: Iterable[Right], *, account: str | None = None, region: str | None = None, partition: str = "aws"
+    rights: Iterable[Right], *, account: str | None = None, region: str | None = None, partition: str | None = None
 ) -> dict[str, Any]:
-    """An IAM policy that allows `rights` and nothing else; what may be done with several things is said once."""
-    names = {_PARTITION: partition, _REGION: region or REGION, _ACCOUNT: account or ACCOUNT}
+    """An IAM policy that allows `rights` and nothing else; what may be done with several things is said once.
+
+    `partition` None: that of each thing's region; of what names none that of `region`, or else of the first one named.
+    """
+    rights = list(rights)
+    named = [region, *(_region_of(right.resource) for right in rights), "?"]
+    usual = partition_of(next(name for name in named if name))
+    names = {_REGION: region or REGION, _ACCOUNT: account or ACCOUNT}
+
+    def filled(resource: str) -> str:
+        own = _region_of(resource)
+        return _filled(resource, {**names, _PARTITION: partition or (partition_of(own) if own else usual)})
+
     actions: dict[tuple[str, str, tuple[Condition, ...]], set[str]] = {}
     for right in rights:
         at = (right.service, right.resource, right.conditions)
@@ -93,7 +119,7 @@ def policy_of(
             "Sid": f"{service.replace('-', ' ').title().replace(' ', '')}{number}",
             "Effect": "Allow",
             "Action": list(allowed_here),
-            "Resource": _one_or_all([_filled(resource, names) for resource in sorted(found)]),
+            "Resource": _one_or_all([filled(resource) for resource in sorted(found)]),
         }
         if conditions:
             statement["Condition"] = _conditions(conditions, names)
@@ -104,8 +130,17 @@ def policy_of(
 def _conditions(conditions: Iterable[Condition], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for operator, key, values in conditions:
-        found.setdefault(operator, {})[key] = _one_or_all([_filled(value, names) for value in values])
+        said = [_filled(value, names) for value in values]
+        if key == VIA:
+            said += [f"{value}.cn" for value in said if ".cn-" in value]  # hosts in China are named so; either is right
+        found.setdefault(operator, {})[key] = _one_or_all(said)
     return found
+
+
+def _region_of(resource: str) -> str:
+    """The region that an ARN names; '' if it leaves that to the policy, or has none."""
+    parts = resource.split(":")
+    return "" if len(parts) < 4 or parts[3] == _REGION else parts[3]
 
 
 def _one_or_all(values: list[str]) -> str | list[str]:

@@ -25,6 +25,8 @@ What to know about it:
   streams and tables that are encrypted under a key of your own need
   rights on that key too: their URLs do not tell it
   a KMS key by its alias is allowed as what has the alias now
+  with fan_out= the rights for polling are in it too, for want of a consumer;
+  once that is registered, RegisterStreamConsumer may go
 
 \b
 Examples:
@@ -71,7 +73,10 @@ def iam(
             "--region", metavar="NAME", envvar=["AWS_REGION", "AWS_DEFAULT_REGION"], help="Where a URL names none."
         ),
     ] = None,
-    partition: Annotated[str, typer.Option("--partition", metavar="NAME", help="aws, aws-cn or aws-us-gov.")] = "aws",
+    partition: Annotated[
+        str | None,
+        typer.Option("--partition", metavar="NAME", help="aws, aws-cn, aws-us-gov, …; else that of the region."),
+    ] = None,
 ) -> int:
     """Print the policy."""
     from flowkit.aws import ACCOUNT, REGION, policy_of
