@@ -37,7 +37,7 @@ SLOWEST_SECONDS = 10.0
 RECORDS = 10_000
 """The most that one call gives; 10 MiB are another limit."""
 AHEAD = 2
-TELL_SECONDS = 10.0
+TELL_SECONDS = SILENT_SECONDS = 10.0
 PACKED = frozenset((MAGIC[:1], PARCEL[:1]))
 """What records begin with in which there are others."""
 
@@ -123,8 +123,8 @@ class KinesisReader:
 
     def __init__(self, source: KinesisSource, shard: Shard, position: Any, *, until_end: bool) -> None:
         self.shard, self.at_end = shard, is_end(position)
-        self.behind_ms: int | None = None
-        """How far behind the newest record it is, by the service's word (`MillisBehindLatest`)."""
+        self._behind: int | None = None
+        self._answered = 0.0
         self._source, self._until_end = source, until_end
         self._asked = position
         """Where what was polled last ends; None: nothing was, and it begins at `_begin`."""
@@ -139,6 +139,17 @@ class KinesisReader:
         self._pause = CALL_SECONDS
         self._told = 0.0
         self._job: asyncio.Task[None]
+
+    @property
+    def behind_ms(self) -> int | None:
+        """How far behind the newest record it is, by the service's word (`MillisBehindLatest`); None before the first.
+
+        Where that is old, since nothing can be read or there is no room, it is as far behind as it may be by now.
+        """
+        if self._behind is None or self._ended:
+            return self._behind
+        silent = time.monotonic() - self._answered
+        return self._behind + (round(silent * 1000) if silent > SILENT_SECONDS else 0)
 
     def begin(self) -> None:
         """Begin to read ahead."""
@@ -184,7 +195,7 @@ class KinesisReader:
         except NoFanOut as error:
             consumer.give_up(str(error))
             return False
-        self.behind_ms, self._ended = 0, True
+        self._behind, self._ended = 0, True
         return True
 
     async def _poll(self) -> None:
@@ -193,12 +204,12 @@ class KinesisReader:
             await self.room()
             began = time.monotonic()
             iterator, found = await self._call(iterator)
-            idle = found == 0 and self.behind_ms == 0
+            idle = found == 0 and self._behind == 0
             if idle and self._until_end:
                 break
             self._pause = min(IDLE_SECONDS, self._pause * 1.5) if idle else max(CALL_SECONDS, self._pause / 2)
             await asyncio.sleep(max(0.0, began + self._pause - time.monotonic()))
-        self._ended = True
+        self._behind, self._ended = 0, True
 
     async def room(self) -> None:
         """Return once what is to come has a place to wait."""
@@ -284,7 +295,7 @@ class KinesisReader:
 
     def take(self, records: Sequence[Any], behind_ms: int | None) -> None:
         """Lay what came before those who fetch. `behind_ms` is what the service says of it."""
-        self.behind_ms = behind_ms
+        self._behind, self._answered = behind_ms, time.monotonic()
         rows: list[tuple[str, int]] = []
         keys: list[bytes | None] = []
         values: list[bytes | None] = []

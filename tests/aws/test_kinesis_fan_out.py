@@ -278,6 +278,27 @@ async def test_what_is_not_read_waits_at_the_server(monkeypatch: pytest.MonkeyPa
         await reader.close()
 
 
+async def test_how_far_behind_it_is_follows_the_service_and_grows_while_that_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with served(monkeypatch, [[b"0"]]) as (server, streams):
+        server.behind_ms = 5_000
+        reader = await pushed(streams, "orders").open(0, None)
+        assert reader.behind_ms is None
+        assert await values_of(reader, 1) == [0]
+        assert reader.behind_ms == 5_000
+        server.behind_ms = 0
+        server.put(b"1")
+        assert await values_of(reader, 1) == [1]
+        assert reader.behind_ms == 0
+        monkeypatch.setattr(kinesis_reader, "SILENT_SECONDS", 0.0)
+        await until(lambda: asyncio.sleep(0.01), lambda _: (reader.behind_ms or 0) > 20)
+        server.close()
+        await rows_of(reader)
+        assert reader.behind_ms == 0  # there is nothing more to come
+        await reader.close()
+
+
 # --- polled, where it cannot be pushed
 
 
