@@ -1,7 +1,8 @@
 """Clients of Amazon's services, by aiobotocore, which is loaded when the first one is opened.
 
 Credentials, region and endpoints come from where the AWS tools take them: environment, profile, web identity, container
-and instance role, assumed role; `AWS_ENDPOINT_URL_<SERVICE>` for another server. What a URL says goes before.
+and instance role, assumed role; `AWS_ENDPOINT_URL_<SERVICE>` for another server. What a URL says goes before. When a
+service says that credentials have expired, they are had anew from there: `renewing`.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -73,8 +74,9 @@ async def open_client(
 ) -> AsyncIterator[Any]:
     """A client of `service` ("kinesis"). `config` is more of botocore's Config. Raises ConfigError, after `where`."""
     from aiobotocore.config import AioConfig
-    from aiobotocore.session import AioSession
     from botocore.exceptions import BotoCoreError
+
+    from flowkit.aws.renewing import renewing_session
 
     retries: dict[str, Any] = {}
     if options.retries is not None:
@@ -89,13 +91,14 @@ async def open_client(
         **config,
     )
     try:
-        session = AioSession(profile=options.profile)
+        session, credentials = renewing_session(options.profile, options.region, where)
         if session.get_config_variable("retry_mode") == "legacy" and "mode" not in retries:
             settings = settings.merge(AioConfig(retries={"mode": "standard", **retries}))
         making = session.create_client(
             service, region_name=options.region, endpoint_url=options.endpoint, config=settings
         )
         client = await making.__aenter__()
+        credentials.watch(client)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"{where}: {told(error)}") from None
     try:

@@ -15,6 +15,11 @@ SLOW = frozenset(
 )  # fmt: skip
 """Codes by which a service asks for fewer requests."""
 
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+"""Codes by which a service says that credentials were good, and are no more."""
+WAITS = "FlowkitWaitsForCredentials"
+"""Stands in an answer's metadata if its error is for want of credentials that were good before."""
+
 PASSING = frozenset(
     (
         *(
@@ -29,8 +34,8 @@ PASSING = frozenset(
         *("ServiceException", "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed", "500", "502", "503"),
         *("504", "ConditionalRequestConflict", "OperationAborted", "409", "ResourceInUseException"),
         *("TransactionConflictException", "KMSInternalException", "DependencyTimeoutException"),
-        # New credentials are on their way: a role's are renewed, a file's are read again.
-        *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"),
+        "RequestExpired",
+        *EXPIRED,  # the client has asked for fresh ones, and will again: flowkit/aws/renewing.py
     )
 )
 """Codes of what passes by itself."""
@@ -71,6 +76,8 @@ def blame_of(error: BaseException) -> Blame | None:
     from botocore import exceptions as boto
 
     if isinstance(error, boto.ClientError):
+        if error.response.get("ResponseMetadata", {}).get(WAITS):
+            return Blame.PASSING
         return blame_of_code(code_of(error), status_of(error))
     if isinstance(error, boto.ParamValidationError):
         return Blame.REQUEST

@@ -40,8 +40,9 @@ _FOR_A_PERSON = (
 async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
     """The storage at `place`, with one client for all its folders."""
     from aiobotocore.config import AioConfig
-    from aiobotocore.session import get_session
     from botocore.exceptions import BotoCoreError
+
+    from flowkit.aws.renewing import renewing_session
 
     config = AioConfig(
         connect_timeout=10,
@@ -51,8 +52,10 @@ async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
         **place.config,
     )
     try:
-        making = get_session().create_client("s3", region_name=place.region, config=config)
+        session, credentials = renewing_session(None, place.region, f"checkpoints {place}")
+        making = session.create_client("s3", region_name=place.region, config=config)
         client = await making.__aenter__()
+        credentials.watch(client)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"checkpoints {place}: {told(error)}") from None
     try:

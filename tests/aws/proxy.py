@@ -10,6 +10,8 @@ lost        it is passed on, and the answer is not     done, and nobody knows
 half        it is passed on, and half an answer comes  done, and nobody knows; of a stream of events one and a half
 slow        it is passed on after `delay` seconds
 denied      the service says that it may not be        nothing done
+expired     … that the token has expired               nothing done
+unknown     … that it knows no such key                nothing done
 part        of a batch every other record is taken     see partly.py; what is no batch is passed on
 """
 
@@ -33,7 +35,7 @@ HOP = ("transfer-encoding", "connection", "expect")
 
 EVENTS = "application/vnd.amazon.eventstream"
 
-Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "part"]
+Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "expired", "unknown", "part"]
 
 THROTTLES = {
     "kinesis": "ProvisionedThroughputExceededException",
@@ -42,6 +44,12 @@ THROTTLES = {
     "lambda": "TooManyRequestsException",
     "s3": "SlowDown",
 }
+
+KEYS: dict[str, dict[str, tuple[str, int]]] = {
+    "expired": {"s3": ("ExpiredToken", 400), "": ("ExpiredTokenException", 400)},
+    "unknown": {"s3": ("InvalidAccessKeyId", 403), "": ("UnrecognizedClientException", 400)},
+}
+"""What services say of credentials, by service: code and status."""
 
 
 @dataclass
@@ -58,6 +66,11 @@ class Request:
     method: str = ""
     raw_path: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The access key that it is signed with; '' if it is not signed."""
+        return self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
 
     @property
     def json(self) -> Any:
@@ -136,7 +149,7 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
     if fault == "reset":
         _cut(request)
         return web.Response()
-    if fault in ("throttle", "broken", "denied"):
+    if fault in ("throttle", "broken", "denied", "expired", "unknown"):
         answer = _refusal(seen, fault)
         seen.status = answer.status
         return answer
@@ -215,6 +228,8 @@ def _refusal(seen: Request, fault: Fault) -> web.Response:
         status = {"s3": 503, "lambda": 429, "firehose": 500}.get(seen.service, 400)
         if seen.action == "_bulk":
             status = 429
+    elif fault in ("expired", "unknown"):
+        code, status = KEYS[fault].get(seen.service, KEYS[fault][""])
     elif fault == "denied":
         code, status = ("AccessDenied", 403) if seen.service == "s3" else ("AccessDeniedException", 400)
         if seen.service in ("es", "aoss") or seen.action == "_bulk":
