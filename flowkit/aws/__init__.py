@@ -1,7 +1,7 @@
 """What all that speaks to Amazon's services has in common: clients, credentials, rights, and what its errors mean."""
 
 from flowkit.aws.client import AwsOptions, open_client
-from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failures, status_of, told
+from flowkit.aws.failures import EXPIRED, SUSPECT, Blame, blame_of, blame_of_code, code_of, failures, status_of, told
 from flowkit.aws.patience import patiently
 from flowkit.aws.rights import ACCOUNT, REGION, Condition, Right, arn, bucket_arn, key_right, literal, policy_of, via
 from flowkit.aws.s3 import MISSING, REFUSED, S3Place, Use, checksum
@@ -9,9 +9,11 @@ from flowkit.aws.shared import hash_of, need_pyarrow
 
 __all__ = [
     "ACCOUNT",
+    "EXPIRED",
     "MISSING",
     "REFUSED",
     "REGION",
+    "SUSPECT",
     "AwsOptions",
     "Blame",
     "Condition",

@@ -17,6 +17,10 @@ SLOW = frozenset(
 
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 """Codes by which a service says that credentials were good, and are no more."""
+SUSPECT = frozenset(
+    ("UnrecognizedClientException", "InvalidClientTokenId", "InvalidAccessKeyId", "InvalidToken", "InvalidSecurity")
+)
+"""Codes for keys that a service does not know: of some that have worked, that they do so no more."""
 WAITS = "FlowkitWaitsForCredentials"
 """Stands in an answer's metadata if its error is for want of credentials that were good before."""
 

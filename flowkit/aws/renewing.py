@@ -21,14 +21,10 @@ from aiobotocore.credentials import create_credential_resolver
 from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError
 
-from flowkit.aws.failures import EXPIRED, WAITS, told
+from flowkit.aws.failures import EXPIRED, SUSPECT, WAITS, told
 
 log = structlog.get_logger("flowkit.aws")
 
-SUSPECT = frozenset(
-    ("UnrecognizedClientException", "InvalidClientTokenId", "InvalidAccessKeyId", "InvalidToken", "InvalidSecurity")
-)
-"""Codes for keys that a service does not know: of some that have worked, that they do so no more."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds between two questions to the chain, which may run a program or ask another service."""
 TELL_SECONDS = 30.0
