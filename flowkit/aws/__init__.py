@@ -1,6 +1,6 @@
 """What all that speaks to Amazon's services has in common: clients, credentials, rights, and what its errors mean."""
 
-from flowkit.aws.client import AwsOptions, open_client
+from flowkit.aws.client import AwsOptions, open_client, session
 from flowkit.aws.failures import EXPIRED, SUSPECT, Blame, blame_of, blame_of_code, code_of, failures, status_of, told
 from flowkit.aws.patience import patiently
 from flowkit.aws.rights import ACCOUNT, REGION, Condition, Right, arn, bucket_arn, key_right, literal, policy_of, via
@@ -34,6 +34,7 @@ __all__ = [
     "open_client",
     "patiently",
     "policy_of",
+    "session",
     "status_of",
     "told",
     "via",

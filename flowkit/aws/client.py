@@ -68,6 +68,13 @@ class AwsOptions(NamedTuple):
         return ours, {name: value for name, value in options.items() if name not in NAMES}
 
 
+def session(profile: str | None, region: str | None, where: str) -> tuple[Any, Any]:
+    """A session, and its credentials, whose `watch` has to be told of the client that is made: see `renewing`."""
+    from flowkit.aws.renewing import renewing_session
+
+    return renewing_session(profile, region, where)
+
+
 @asynccontextmanager
 async def open_client(
     service: str, options: AwsOptions, where: str, *, connections: int = 32, **config: Any
@@ -75,8 +82,6 @@ async def open_client(
     """A client of `service` ("kinesis"). `config` is more of botocore's Config. Raises ConfigError, after `where`."""
     from aiobotocore.config import AioConfig
     from botocore.exceptions import BotoCoreError
-
-    from flowkit.aws.renewing import renewing_session
 
     retries: dict[str, Any] = {}
     if options.retries is not None:
@@ -91,10 +96,10 @@ async def open_client(
         **config,
     )
     try:
-        session, credentials = renewing_session(options.profile, options.region, where)
-        if session.get_config_variable("retry_mode") == "legacy" and "mode" not in retries:
+        found, credentials = session(options.profile, options.region, where)
+        if found.get_config_variable("retry_mode") == "legacy" and "mode" not in retries:
             settings = settings.merge(AioConfig(retries={"mode": "standard", **retries}))
-        making = session.create_client(
+        making = found.create_client(
             service, region_name=options.region, endpoint_url=options.endpoint, config=settings
         )
         client = await making.__aenter__()

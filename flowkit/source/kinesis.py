@@ -15,7 +15,7 @@ part.
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlencode
 
 from flowkit.aws import AwsOptions, Right
@@ -24,7 +24,6 @@ from flowkit.errors import BrokerError, ConfigError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.blob_frames import BlobFrames, frame_rights
 from flowkit.source.dynamo_leases import START, DynamoLeases
-from flowkit.source.embedded import EmbeddedBroker
 from flowkit.source.kinesis_batch import Arrivals
 from flowkit.source.kinesis_fan_out import Consumer, consumer_name
 from flowkit.source.kinesis_reader import KinesisSource
@@ -34,6 +33,9 @@ from flowkit.source.rules import Claimed, KeyValueTime, Lease
 from flowkit.source.seam import Output, TopicUse
 from flowkit.source.storages import check_storage_url, open_storage
 from flowkit.store import Frame
+
+if TYPE_CHECKING:
+    from flowkit.source.embedded import EmbeddedBroker
 
 LEASES = "flowkit-leases"
 OURS = ("leases", "frames", "fan_out")
@@ -91,6 +93,14 @@ def open_kinesis(url: str, clock: Clock) -> "KinesisBroker":
     return KinesisBroker(address, clock) if address.frames is None else FramingKinesisBroker(address, clock)
 
 
+def _ledger_of(address: KinesisAddress, clock: Clock) -> "DynamoLeases | EmbeddedBroker":
+    if "/" not in address.leases:
+        return DynamoLeases(address.leases, address.aws, clock)
+    from flowkit.source.embedded import EmbeddedBroker  # which loads SQLite
+
+    return EmbeddedBroker(address.leases.removeprefix("file://"), clock)
+
+
 class KinesisBroker:
     """Kinesis Data Streams. Use it within `async with`. Every method may raise BrokerError or StoreError."""
 
@@ -101,11 +111,7 @@ class KinesisBroker:
         self._arrivals = Arrivals()
         self._consumers: dict[tuple[str, str], Consumer] = {}
         self._stack = AsyncExitStack()
-        self._ledger: DynamoLeases | EmbeddedBroker
-        if "/" in address.leases:
-            self._ledger = EmbeddedBroker(address.leases.removeprefix("file://"), clock)
-        else:
-            self._ledger = DynamoLeases(address.leases, address.aws, clock)
+        self._ledger = _ledger_of(address, clock)
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from flowkit.aws import MISSING, REFUSED, S3Place, code_of, told
+from flowkit.aws import MISSING, REFUSED, S3Place, code_of, session, told
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store.blobs import Blob
 from flowkit.store.checksum import crc32
@@ -42,8 +42,6 @@ async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
     from aiobotocore.config import AioConfig
     from botocore.exceptions import BotoCoreError
 
-    from flowkit.aws.renewing import renewing_session
-
     config = AioConfig(
         connect_timeout=10,
         read_timeout=60,
@@ -52,8 +50,8 @@ async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
         **place.config,
     )
     try:
-        session, credentials = renewing_session(None, place.region, f"checkpoints {place}")
-        making = session.create_client("s3", region_name=place.region, config=config)
+        found, credentials = session(None, place.region, f"checkpoints {place}")
+        making = found.create_client("s3", region_name=place.region, config=config)
         client = await making.__aenter__()
         credentials.watch(client)
     except (BotoCoreError, ValueError) as error:

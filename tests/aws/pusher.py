@@ -206,21 +206,14 @@ async def pusher(batches: Sequence[list[bytes]] = (), *steps: Push | Refuse) -> 
         body = json.loads(await request.read())
         action = request.headers["X-Amz-Target"].rpartition(".")[2]
         ours.asked.append((action, body))
-        found: dict[str, Any] | str = "UnknownOperationException"
-        step = None
         if action != "SubscribeToShard":
             found = ours.answer(action, body)
-        elif ours.steps:
-            step = ours.steps.pop(0)
+            return _refusal(found) if isinstance(found, str) else web.json_response(found)
+        step = ours.steps.pop(0) if ours.steps else None
         if isinstance(step, Refuse):
-            found = step.code
-        elif action == "SubscribeToShard":
-            found = {} if body["ConsumerARN"] in ours.known else "ResourceNotFoundException"
-        if isinstance(found, str):
-            status = int(found) if found.isdigit() else 400
-            return web.json_response({"__type": found, "message": "it is so"}, status=status)
-        if action != "SubscribeToShard":
-            return web.json_response(found)
+            return _refusal(step.code)
+        if body["ConsumerARN"] not in ours.known:
+            return _refusal("ResourceNotFoundException")
         response = web.StreamResponse(headers={"Content-Type": EVENTS})
         await response.prepare(request)
         ours.pushing += 1
@@ -244,3 +237,7 @@ async def pusher(batches: Sequence[list[bytes]] = (), *steps: Push | Refuse) -> 
         yield ours
     finally:
         await runner.cleanup()
+
+
+def _refusal(code: str) -> web.Response:
+    return web.json_response({"__type": code, "message": "it is so"}, status=int(code) if code.isdigit() else 400)

@@ -221,6 +221,7 @@ async def test_credentials_that_have_expired_are_asked_for_anew(
 ) -> None:
     path = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     auth = opened(f"{HOST}/x?region=eu-west-1&profile=mine").http.auth
