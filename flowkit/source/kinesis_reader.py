@@ -13,7 +13,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import structlog
@@ -129,6 +130,8 @@ class KinesisReader:
         self._asked = position
         """Where what was polled last ends; None: nothing was, and it begins at `_begin`."""
         self._begin: dict[str, Any] = {}
+        self._at_tip = False
+        """True while it has begun at the latest record, and nothing has come since."""
         self._skip = 0
         """How many parts of the first record to come are done already."""
         self._heard: dict[str, int] = dict(position[2]) if position is not None and len(position) > 2 else {}
@@ -221,13 +224,16 @@ class KinesisReader:
         """What GetShardIterator is asked for, to go on from where what came last ends."""
         begun = not self._begin and self._asked is not None and self._asked[0]
         self._skip = self._asked[1] if begun else 0
-        return self._begin or self._source.iterator_of(self.shard, self._asked)
+        found = self._begin or self._source.iterator_of(self.shard, self._asked)
+        self._at_tip = self._at_tip or found["ShardIteratorType"] == "LATEST"
+        return found
 
     def goes_on(self, sequence: str) -> None:
         """All up to this sequence number has come, though there may be no such record."""
         if not self._skip:  # else the record that was begun has not come yet
             self._begin = {**self._of_shard, "ShardIteratorType": "AFTER_SEQUENCE_NUMBER"}
             self._begin["StartingSequenceNumber"] = sequence
+            self._at_tip = False
         self._pause = CALL_SECONDS
 
     @property
@@ -254,6 +260,11 @@ class KinesisReader:
             # An answer may have been lost that had records: the iterator gives them once more.
             return iterator, None
         self.take(answer["Records"], answer.get("MillisBehindLatest"))
+        if self._at_tip:
+            self._at_tip = not answer["Records"]
+            if self._at_tip:  # "latest" once more, as when its iterator expires, would lose what came meanwhile
+                since = {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": _answered(answer) - timedelta(seconds=1)}
+                self._begin = {**self._of_shard, **since}
         return answer.get("NextShardIterator") or None, len(answer["Records"])
 
     async def bear(self, error: BaseException) -> None:
@@ -334,6 +345,15 @@ class KinesisReader:
             self._asked, self._begin = batch.position(len(batch)), {}
             self._ready.append(batch)
             self._source.arrivals.came()
+
+
+def _answered(answer: Any) -> datetime:
+    """When a service gave an answer, by its own clock, to the second."""
+    said = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    try:
+        return parsedate_to_datetime(said)
+    except (TypeError, ValueError):
+        return datetime.now(UTC)
 
 
 def _arrival(record: Any) -> int:

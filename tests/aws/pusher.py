@@ -13,6 +13,7 @@ Once it is `closed`, the last event names children. `written` counts the bytes t
 import asyncio
 import base64
 import json
+import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -45,6 +46,10 @@ class Pusher:
     """Codes by which RegisterStreamConsumer is refused, one after the other."""
     statuses: list[str] = field(default_factory=lambda: ["ACTIVE"])
     """What DescribeStreamConsumer says, one after the other; the last one from then on."""
+    polls: list[str] = field(default_factory=list)
+    """Codes by which GetRecords is refused, one after the other."""
+    arrived: dict[int, float] = field(default_factory=dict)
+    """By the number of an event that came later: when."""
     closed: bool = False
     behind_ms: int = 0
     url: str = ""
@@ -58,6 +63,7 @@ class Pusher:
 
     def put(self, *values: bytes) -> None:
         """One more event."""
+        self.arrived[len(self.batches)] = time.time()
         self.batches.append(list(values))
         self.more.set()
 
@@ -92,9 +98,10 @@ class Pusher:
                 status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
                 return {"ConsumerDescription": {**self.consumer(name, status), "StreamARN": STREAM}}
             case "GetShardIterator":
-                after = body.get("StartingSequenceNumber", "0")
-                return {"ShardIterator": str(int(after) + (body["ShardIteratorType"] == "AFTER_SEQUENCE_NUMBER"))}
+                return {"ShardIterator": str(self.begin(body))}
             case "GetRecords":
+                if self.polls:
+                    return self.polls.pop(0)
                 at = int(body["ShardIterator"])
                 found = [record for record in self.records() if int(record["SequenceNumber"]) >= at]
                 at = int(found[-1]["SequenceNumber"]) + 1 if found else at
@@ -120,7 +127,7 @@ class Pusher:
         records = [
             {
                 "SequenceNumber": f"{before + n + 1:021d}",
-                "ApproximateArrivalTimestamp": 1000.0 + before + n,
+                "ApproximateArrivalTimestamp": self.arrived.get(number, 1000.0),
                 "Data": base64.b64encode(value).decode(),
                 "PartitionKey": "k",
             }
@@ -128,6 +135,17 @@ class Pusher:
         ]
         last = f"{before + len(records):021d}"
         return {"Records": records, "ContinuationSequenceNumber": last, "MillisBehindLatest": self.behind_ms}
+
+    def begin(self, asked: dict[str, Any]) -> int:
+        """The sequence number that an iterator begins with."""
+        match asked["ShardIteratorType"]:
+            case "LATEST":
+                return len(self.records()) + 1
+            case "AT_TIMESTAMP":
+                early = [r for r in self.records() if r["ApproximateArrivalTimestamp"] < asked["Timestamp"]]
+                return len(early) + 1
+        after = asked["ShardIteratorType"] == "AFTER_SEQUENCE_NUMBER"
+        return int(asked.get("StartingSequenceNumber", "0")) + int(after)
 
     def first(self, position: dict[str, Any]) -> int:
         """The number of the event that a subscription begins with."""
