@@ -117,10 +117,9 @@ async def test_where_their_time_is_over_and_nobody_gives_others(
         gate.good = {"B"}
         await client.list_tables()
         gives.give(None)
-        for _ in range(3):
-            with pytest.raises(renewing.NoCredentialsNow) as caught:
-                await client.list_tables()
-            assert blame_of(caught.value) is Blame.PASSING
+        with pytest.raises(renewing.NoCredentialsNow) as caught:
+            await client.list_tables()
+        assert blame_of(caught.value) is Blame.PASSING
         gives.hours = 6.0
         gives.give("C")
         gate.good = {"C"}
@@ -223,12 +222,12 @@ async def test_a_worker_goes_on_with_fresh_ones_and_waits_for_them(
             await fleet.put(range(400, 600))
             wait = "credentials have expired, and there are no fresh ones; waiting for some"
             async with asyncio.timeout(30):
-                while told(log, wait) < 3:  # noqa: ASYNC110
+                while not told(log, wait):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             proxy.cut()
             refused, began = gate.refused, time.monotonic()
             async with asyncio.timeout(60):  # longer than a lease lasts
-                while gate.refused - refused < 60 or time.monotonic() - began < 4:  # noqa: ASYNC110
+                while gate.refused - refused < 10 or time.monotonic() - began < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             assert fleet.workers["a"].poll() is None
             assert (gate.refused - refused) / (time.monotonic() - began) < 50

@@ -37,10 +37,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pushed(
-    streams: KinesisStreams, name: str, start: Start = "earliest", out_of_range: OutOfRange = "fail"
+    streams: KinesisStreams,
+    name: str,
+    start: Start = "earliest",
+    out_of_range: OutOfRange = "fail",
+    consumer: str = "shop.count",
 ) -> KinesisSource:
     source = KinesisSource(streams, Arrivals(), name, start=start, out_of_range=out_of_range)
-    source.consumer = Consumer(streams, name, "shop.count")
+    source.consumer = Consumer(streams, name, consumer)
     return source
 
 
@@ -99,12 +103,12 @@ async def test_all_is_pushed_in_order_and_from_any_position(ministack: str) -> N
                 assert all(shard.owns(key) for key, _, _ in rows)
                 assert reader.behind_ms == 0
                 found += rows
-                again = await pushed(through, name).open(shard.number, rows[mine // 2][2])
+                again = await pushed(through, name, consumer="again").open(shard.number, rows[mine // 2][2])
                 assert await rows_of(again, mine - mine // 2 - 1) == rows[mine // 2 + 1 :]
                 await again.close()
             await through.close()
             assert proxy.times("GetRecords") == proxy.times("GetShardIterator") == 0
-            assert proxy.times("RegisterStreamConsumer") == 1
+            assert proxy.times("RegisterStreamConsumer") == 2
         assert sorted(int(value or b"") for _, value, _ in found) == list(range(300))
 
 
@@ -117,7 +121,7 @@ async def test_aggregated_records_are_gone_on_with_amid_one(ministack: str) -> N
         await reader.close()
         assert [row[:2] for row in rows] == [(b"x", b"0"), (b"a", b"1"), (b"b", b"2"), (b"a", b"3"), (b"y", b"4")]
         for at in range(4):
-            again = await pushed(streams, name).open(0, rows[at][2])
+            again = await pushed(streams, name, consumer=f"again-{at}").open(0, rows[at][2])
             assert await rows_of(again, 4 - at) == rows[at + 1 :]
             await again.close()
 
