@@ -112,6 +112,7 @@ class Renewing:
             if self.generation != generation:
                 return True
             if time.monotonic() < self._not_before:
+                self._reason = self._reason or reason
                 return False
             try:
                 inner = await self._load()

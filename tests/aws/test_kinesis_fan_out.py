@@ -1,10 +1,8 @@
 """Shards whose records are pushed: as whole as polled ones, through bad weather and refusals; polled where need be."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +17,11 @@ from flowkit.source.kinesis_batch import Arrivals
 from flowkit.source.kinesis_fan_out import Consumer
 from flowkit.source.kinesis_reader import KinesisReader, KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
-from tests.aws.proxy import Fault, Proxy, Request, proxy_to
+from tests.aws.proxy import Fault, Request, proxy_to
 from tests.aws.pusher import Push, Pusher, Refuse, pusher
 from tests.aws.servers import aws_environment
 from tests.aws.test_kinesis_reader import aggregated, rows_of, streams_of, until
-from tests.aws.workers import Fleet, check, split
+from tests.aws.workers import split_in_two
 
 ONCE = AwsOptions(tries=1, timeout=5)
 
@@ -74,14 +72,6 @@ async def values_of(reader: KinesisReader, count: int) -> list[int]:
 
 def refusals(logs: list[Any]) -> list[Any]:
     return [line for line in logs if line["event"] == "no enhanced fan-out; polling"]
-
-
-async def split_in_two(streams: KinesisStreams, name: str) -> None:
-    """As `split`, at a server that forgets the parent."""
-    await streams.client.split_shard(
-        StreamName=name, ShardToSplit="shardId-000000000000", NewStartingHashKey=str(2**127)
-    )
-    await until(lambda: streams.shards(name, fresh=True), lambda found: [s.number for s in found] == [1, 2])
 
 
 # --- against ministack
@@ -353,64 +343,3 @@ async def test_servers_that_have_none(kind: str, request: pytest.FixtureRequest)
             await reader.close()
         (line,) = [each for each in logs if each["log_level"] == "warning"]
         assert line["event"] == "no enhanced fan-out; polling"
-
-
-# --- workers
-
-
-def actions(proxy: Proxy, stream: str) -> set[str]:
-    """What was called about a stream's records."""
-    of_stream = [each for each in proxy.requests if each.service == "kinesis" and stream in json.dumps(each.json)]
-    return {each.action for each in of_stream} & {"GetShardIterator", "SubscribeToShard"}
-
-
-async def test_workers_one_killed_the_connections_cut(ministack: str, tmp_path: Path) -> None:
-    async with proxy_to(ministack) as proxy:
-        environ = {**aws_environment(ministack), "AWS_ENDPOINT_URL_KINESIS": proxy.url}
-        async with Fleet(tmp_path, environ, options="&fan_out=yes") as fleet:
-            fleet.start("a")
-            await fleet.put(range(300))
-            await fleet.until(300)
-            assert proxy.cut() == 2
-            await fleet.put(range(300, 600))
-            await fleet.until(600)
-            fleet.start("b")
-            fleet.kill("a")
-            await fleet.put(range(600, 900))
-            check(await fleet.until(900), 900)
-            assert actions(proxy, f"{fleet.name}-in") == {"SubscribeToShard"}
-            assert await asyncio.to_thread(fleet.stop, "b") == 0  # it speaks to a proxy in this loop
-            listed = await fleet.streams.client.describe_stream_summary(StreamName=f"{fleet.name}-in")
-            found = await fleet.streams.client.list_stream_consumers(
-                StreamARN=listed["StreamDescriptionSummary"]["StreamARN"]
-            )
-            assert [each["ConsumerName"] for each in found["Consumers"]] == [f"{fleet.name}.totals"]
-    for name in ("a", "b"):
-        assert "no enhanced fan-out" not in (tmp_path / f"{name}.log").read_text()
-
-
-async def test_a_reshard_while_records_are_pushed(ministack: str, tmp_path: Path) -> None:
-    async with Fleet(tmp_path, aws_environment(ministack), options="&fan_out=test", shards=1) as fleet:
-        fleet.start("a")
-        await fleet.put(range(200))
-        await fleet.until(200)  # this server forgets what lies in a parent
-        await split_in_two(fleet.streams, f"{fleet.name}-in")
-        await fleet.put(range(200, 400))
-        check(await fleet.until(400), 400)
-        assert fleet.stop("a") == 0
-
-
-async def test_workers_at_a_server_without_it_poll(
-    kinesalite: str, ministack_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    environ = {**aws_environment(ministack_url), "AWS_ENDPOINT_URL_KINESIS": kinesalite}
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    async with Fleet(tmp_path, environ, options="&fan_out=yes") as fleet:
-        fleet.start("a")
-        await fleet.put(range(200))
-        await split(fleet.streams, f"{fleet.name}-in", 0)
-        await fleet.put(range(200, 400))
-        check(await fleet.until(400), 400)
-        assert fleet.stop("a") == 0
-    assert (tmp_path / "a.log").read_text().count("no enhanced fan-out") == 1

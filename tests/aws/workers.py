@@ -154,3 +154,13 @@ async def _until_more(streams: KinesisStreams, stream: str, count: int) -> None:
     async with asyncio.timeout(20):
         while len(await streams.shards(stream, fresh=True)) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def split_in_two(streams: KinesisStreams, name: str) -> None:
+    """Split the only shard at a server that forgets it at once."""
+    await streams.client.split_shard(
+        StreamName=name, ShardToSplit="shardId-000000000000", NewStartingHashKey=str(2**127)
+    )
+    async with asyncio.timeout(20):
+        while [shard.number for shard in await streams.shards(name, fresh=True)] != [1, 2]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
