@@ -148,6 +148,10 @@ class KinesisBroker:
         """All shards of a stream that hold records still."""
         return await self._streams.shards(topic)
 
+    def outdated(self, topic: str) -> None:
+        """The stream may have other shards by now."""
+        self._streams.outdated(topic)
+
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a stream of so many shards. Raises ConfigError if it exists with another number."""
         await self._streams.create(topic, partitions)

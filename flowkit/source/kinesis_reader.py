@@ -184,8 +184,6 @@ class KinesisReader:
         try:
             if self._source.consumer is None or not await self._subscribe(self._source.consumer):
                 await self._poll()
-            if not self.shard.closed and not self._until_end:
-                self._source.streams.outdated(self._source.stream)  # it has children now
         finally:
             self._source.arrivals.came()
 

@@ -206,7 +206,8 @@ class LiveTask:
     def _closes(self, store: Store) -> None:
         """The store is about to go: from now on what it has done is the meter's to tell, and nobody else's."""
         self.opened = False
-        self.meter.closes(store, self.engine.calls.cached())
+        made = hasattr(self, "engine")  # not if what it was to begin with has failed: that is to be told, and not this
+        self.meter.closes(store, self.engine.calls.cached() if made else {})
 
     def _has(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition
