@@ -1,7 +1,7 @@
 """What all that speaks to Amazon's services has in common: clients, credentials, rights, and what its errors mean."""
 
-from flowkit.aws.client import AwsOptions, open_client
-from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failures, told
+from flowkit.aws.client import AwsOptions, open_client, session
+from flowkit.aws.failures import EXPIRED, SUSPECT, Blame, blame_of, blame_of_code, code_of, failures, status_of, told
 from flowkit.aws.patience import patiently
 from flowkit.aws.rights import (
     ACCOUNT,
@@ -27,11 +27,13 @@ from flowkit.aws.shared import hash_of, need_pyarrow
 
 __all__ = [
     "ACCOUNT",
+    "EXPIRED",
     "INLINE",
     "MANAGED",
     "MISSING",
     "REFUSED",
     "REGION",
+    "SUSPECT",
     "AwsOptions",
     "Blame",
     "Condition",
@@ -55,8 +57,10 @@ __all__ = [
     "partition_of",
     "patiently",
     "policy_of",
+    "session",
     "size_of",
     "statements_of",
+    "status_of",
     "told",
     "via",
 ]

@@ -1,7 +1,8 @@
 """Clients of Amazon's services, by aiobotocore, which is loaded when the first one is opened.
 
 Credentials, region and endpoints come from where the AWS tools take them: environment, profile, web identity, container
-and instance role, assumed role; `AWS_ENDPOINT_URL_<SERVICE>` for another server. What a URL says goes before.
+and instance role, assumed role; `AWS_ENDPOINT_URL_<SERVICE>` for another server. What a URL says goes before. When a
+service says that credentials have expired, they are had anew from there: `renewing`.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -67,13 +68,19 @@ class AwsOptions(NamedTuple):
         return ours, {name: value for name, value in options.items() if name not in NAMES}
 
 
+def session(profile: str | None, region: str | None, where: str) -> tuple[Any, Any]:
+    """A session, and its credentials, whose `watch` has to be told of the client that is made: see `renewing`."""
+    from flowkit.aws.renewing import renewing_session
+
+    return renewing_session(profile, region, where)
+
+
 @asynccontextmanager
 async def open_client(
     service: str, options: AwsOptions, where: str, *, connections: int = 32, **config: Any
 ) -> AsyncIterator[Any]:
     """A client of `service` ("kinesis"). `config` is more of botocore's Config. Raises ConfigError, after `where`."""
     from aiobotocore.config import AioConfig
-    from aiobotocore.session import AioSession
     from botocore.exceptions import BotoCoreError
 
     retries: dict[str, Any] = {}
@@ -89,13 +96,14 @@ async def open_client(
         **config,
     )
     try:
-        session = AioSession(profile=options.profile)
-        if session.get_config_variable("retry_mode") == "legacy" and "mode" not in retries:
+        found, credentials = session(options.profile, options.region, where)
+        if found.get_config_variable("retry_mode") == "legacy" and "mode" not in retries:
             settings = settings.merge(AioConfig(retries={"mode": "standard", **retries}))
-        making = session.create_client(
+        making = found.create_client(
             service, region_name=options.region, endpoint_url=options.endpoint, config=settings
         )
         client = await making.__aenter__()
+        credentials.watch(client)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"{where}: {told(error)}") from None
     try:

@@ -15,11 +15,21 @@ SLOW = frozenset(
 )  # fmt: skip
 """Codes by which a service asks for fewer requests."""
 
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+"""Codes by which a service says that credentials were good, and are no more."""
+SUSPECT = frozenset(
+    ("UnrecognizedClientException", "InvalidClientTokenId", "InvalidAccessKeyId", "InvalidToken", "InvalidSecurity")
+)
+"""Codes for keys that a service does not know: of some that have worked, that they do so no more."""
+WAITS = "FlowkitWaitsForCredentials"
+"""Stands in an answer's metadata if its error is for want of credentials that were good before."""
+
 PASSING = frozenset(
     (
         *(
             "InternalException",
             "InternalFailure",
+            "InternalFailureException",
             "InternalServerError",
             "InternalServiceError",
             "InternalError",
@@ -28,8 +38,8 @@ PASSING = frozenset(
         *("ServiceException", "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed", "500", "502", "503"),
         *("504", "ConditionalRequestConflict", "OperationAborted", "409", "ResourceInUseException"),
         *("TransactionConflictException", "KMSInternalException", "DependencyTimeoutException"),
-        # New credentials are on their way: a role's are renewed, a file's are read again.
-        *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"),
+        "RequestExpired",
+        *EXPIRED,  # the client has asked for fresh ones, and will again: flowkit/aws/renewing.py
     )
 )
 """Codes of what passes by itself."""
@@ -70,8 +80,9 @@ def blame_of(error: BaseException) -> Blame | None:
     from botocore import exceptions as boto
 
     if isinstance(error, boto.ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return blame_of_code(code_of(error), status)
+        if error.response.get("ResponseMetadata", {}).get(WAITS):
+            return Blame.PASSING
+        return blame_of_code(code_of(error), status_of(error))
     if isinstance(error, boto.ParamValidationError):
         return Blame.REQUEST
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
@@ -110,12 +121,18 @@ def code_of(error: Any) -> str:
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
+def status_of(error: Any) -> int:
+    """The HTTP status of a service's answer; 0 if it is none."""
+    response = getattr(error, "response", None)
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0) if isinstance(response, dict) else 0
+
+
 def told(error: BaseException) -> str:
     """An error for a person, without any secret."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        said, meta = response.get("Error", {}), response.get("ResponseMetadata", {})
-        return f"{said.get('Code')}: {said.get('Message') or 'no reason given'} (HTTP {meta.get('HTTPStatusCode')})"
+        said, status = response.get("Error", {}), status_of(error)
+        return f"{said.get('Code')}: {said.get('Message') or 'no reason given'}" + (f" (HTTP {status})" * bool(status))
     name = type(error).__name__
     if name in {"NoCredentialsError", "PartialCredentialsError"}:
         return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or run under a role"

@@ -24,7 +24,8 @@ PARTITIONS = {
 MANAGED, INLINE = 6_144, 10_240
 """Characters, white space left out, that a managed policy may have, and all inline ones of a role together."""
 
-_PARTITION, _REGION, _ACCOUNT, _CLUSTER, _DNS = "{partition}", "{region}", "{account}", "{cluster}", "{dns}"
+VIA = "kms:ViaService"
+_PARTITION, _REGION, _ACCOUNT, _CLUSTER = "{partition}", "{region}", "{account}", "{cluster}"
 
 
 class Condition(NamedTuple):
@@ -87,7 +88,7 @@ def key_right(key: str, actions: tuple[str, ...], region: str | None = None, *co
 
 def via(service: str, region: str | None = None) -> Condition:
     """That a key is used through a service ("s3") and not by itself."""
-    return Condition("StringEquals", "kms:ViaService", (f"{service}.{region or _REGION}.{_DNS}",))
+    return Condition("StringEquals", VIA, (f"{service}.{region or _REGION}.amazonaws.com",))
 
 
 def literal(text: str) -> str:
@@ -102,8 +103,8 @@ def literal(text: str) -> str:
 def partition_of(region: str | None) -> str:
     """The partition of a region.
 
-    >>> partition_of("eu-west-1"), partition_of("cn-north-1")
-    ('aws', 'aws-cn')
+    >>> partition_of("eu-west-1"), partition_of("cn-north-1"), partition_of("us-gov-west-1")
+    ('aws', 'aws-cn', 'aws-us-gov')
     """
     return next((name for start, name in PARTITIONS.items() if (region or "").startswith(start)), "aws")
 
@@ -153,7 +154,6 @@ def statements_of(
     rights = list(rights)
     partition = partition or partition_of(region or next(filter(None, map(_region_of, rights)), None))
     names = {_PARTITION: partition, _REGION: region or REGION, _ACCOUNT: account or ACCOUNT, _CLUSTER: cluster or "*"}
-    names[_DNS] = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
     actions: dict[tuple[str, str, tuple[Condition, ...]], dict[str, None]] = {}
     whys: dict[tuple[str, str, tuple[Condition, ...]], dict[str, None]] = {}
     for right in rights:
@@ -187,7 +187,10 @@ def _region_of(right: Right) -> str | None:
 def _conditions(conditions: Iterable[Condition], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for operator, key, values in conditions:
-        found.setdefault(operator, {})[key] = _one_or_all([_filled(value, names) for value in values])
+        said = [_filled(value, names) for value in values]
+        if key == VIA:
+            said += [f"{value}.cn" for value in said if ".cn-" in value]  # hosts in China are named so; either is right
+        found.setdefault(operator, {})[key] = _one_or_all(said)
     return found
 
 

@@ -40,6 +40,8 @@ What to know about it:
   URL): --copy-role prints that one's policy instead
   kafka://…?sasl=msk-iam: no URL tells which MSK cluster it is; without
   --msk-cluster the policy is for topics of these names on any of them
+  with fan_out= the rights for polling are in it too, for want of a consumer;
+  once that is registered, RegisterStreamConsumer may go
 
 \b
 Examples:

@@ -103,6 +103,8 @@ class SigV4:
     def __init__(self, service: str, region: str | None, profile: str | None) -> None:
         self.service, self.region, self.profile = service, region, profile
         self._credentials: Any = None
+        self._had = False
+        """True once there were any: others will come."""
 
     def problems(self) -> list[str]:
         """As the protocol says."""
@@ -129,8 +131,9 @@ class SigV4:
             self._credentials = await session.get_credentials()
             if self._credentials is None:
                 raise NoCredentialsError
+            self._had = True
         except failures() as error:
-            raise _meaning(error) from error
+            raise self._meaning(error) from error
 
     async def sign(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
         """As the protocol says."""
@@ -142,7 +145,7 @@ class SigV4:
         try:
             frozen = await self._credentials.get_frozen_credentials()
         except failures() as error:
-            raise _meaning(error) from error
+            raise self._meaning(error) from error
         # OpenSearch Serverless wants the payload's hash as a header; the service for domains takes it too.
         hashed = {**headers, "X-Amz-Content-SHA256": hashlib.sha256(body).hexdigest()}
         request = AWSRequest(method=method, url=url, headers=hashed, data=body)
@@ -156,11 +159,11 @@ class SigV4:
         self._credentials = None  # what stands in a file, or is given by a role, is asked for anew
         return True
 
+    def _meaning(self, error: BaseException) -> SinkError | TryAgain:
+        """Of a failure to get credentials. A profile that is not there is botocore's, too, and does not pass."""
+        from botocore.exceptions import NoRegionError, ProfileNotFound
 
-def _meaning(error: BaseException) -> SinkError | TryAgain:
-    """Of a failure to get credentials. A profile that is not there is botocore's, too, and does not pass."""
-    from botocore.exceptions import NoRegionError, ProfileNotFound
-
-    if blame_of(error) is Blame.PERSON or isinstance(error, NoRegionError | ProfileNotFound):
-        return SinkError(told(error))
-    return TryAgain(f"no credentials now: {told(error)}")
+        lasting = blame_of(error) is Blame.PERSON or isinstance(error, NoRegionError | ProfileNotFound)
+        if lasting and not self._had:
+            return SinkError(told(error))
+        return TryAgain(f"no credentials now: {told(error)}")

@@ -5,14 +5,17 @@
     placement   leases in a DynamoDB table, `dynamo_leases`; or, on one machine, in a directory: leases=file:///DIR
     commits     count by a conditional write to that table
     recovery    from the task's directory, while its disk lives; with `frames` also on another machine: `blob_frames`
+    pushing     fan_out=yes: input streams are not polled but pushed to a consumer APP.GROUP, registered with each of
+                them (fan_out=NAME: NAME.GROUP): `kinesis_fan_out`
 
 Kinesis has no transactions: a task's position lies in its frame, and nowhere else, so that state and position never
 part.
 """
 
+import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlencode
 
 from flowkit.aws import AwsOptions, Right
@@ -21,8 +24,9 @@ from flowkit.errors import BrokerError, ConfigError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.blob_frames import BlobFrames, frame_rights
 from flowkit.source.dynamo_leases import START, DynamoLeases
-from flowkit.source.embedded import EmbeddedBroker
-from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals
+from flowkit.source.kinesis_fan_out import Consumer, consumer_name
+from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams, Shard, id_of
 from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
@@ -30,17 +34,24 @@ from flowkit.source.seam import Output, TopicUse
 from flowkit.source.storages import check_storage_url, open_storage
 from flowkit.store import Frame
 
+if TYPE_CHECKING:
+    from flowkit.source.embedded import EmbeddedBroker
+
 LEASES = "flowkit-leases"
-OURS = ("leases", "frames")
+OURS = ("leases", "frames", "fan_out")
 
 
 class KinesisAddress(NamedTuple):
-    """What a URL says: `leases` is a table's name, or a directory's URL; `frames` where frames are kept (None: not)."""
+    """What a URL says: `leases` is a table's name, or a directory's URL; `frames` where frames are kept (None: not).
+
+    `fan_out` begins the names of consumers: '' for the app's name; None: records are polled for.
+    """
 
     url: str
     aws: AwsOptions
     leases: str = LEASES
     frames: str | None = None
+    fan_out: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> "KinesisAddress":
@@ -61,13 +72,33 @@ class KinesisAddress(NamedTuple):
             check_storage_url(ours["frames"])
         if region:
             aws = aws._replace(region=region)
-        return cls(f"kinesis://{region}", aws, ours.get("leases") or LEASES, ours.get("frames") or None)
+        fan_out = _fan_out(ours.get("fan_out", "no"), where)
+        return cls(f"kinesis://{region}", aws, ours.get("leases") or LEASES, ours.get("frames") or None, fan_out)
+
+
+def _fan_out(told: str, where: str) -> str | None:
+    if told in ("yes", "no"):
+        return "" if told == "yes" else None
+    if not re.fullmatch("[a-zA-Z0-9_.-]{1,60}", told):
+        raise ConfigError(
+            f"{where}: fan_out={told}: write yes, no, or a name (letters, digits, _ . -, at most 60) that consumers "
+            "begin with"
+        )
+    return told
 
 
 def open_kinesis(url: str, clock: Clock) -> "KinesisBroker":
     """The broker of a URL. Raises ConfigError."""
     address = KinesisAddress.parse(url)
     return KinesisBroker(address, clock) if address.frames is None else FramingKinesisBroker(address, clock)
+
+
+def _ledger_of(address: KinesisAddress, clock: Clock) -> "DynamoLeases | EmbeddedBroker":
+    if "/" not in address.leases:
+        return DynamoLeases(address.leases, address.aws, clock)
+    from flowkit.source.embedded import EmbeddedBroker  # which loads SQLite
+
+    return EmbeddedBroker(address.leases.removeprefix("file://"), clock)
 
 
 class KinesisBroker:
@@ -78,12 +109,9 @@ class KinesisBroker:
         self._clock = clock
         self._streams = KinesisStreams(address.aws, clock, address.url)
         self._arrivals = Arrivals()
+        self._consumers: dict[tuple[str, str], Consumer] = {}
         self._stack = AsyncExitStack()
-        self._ledger: DynamoLeases | EmbeddedBroker
-        if "/" in address.leases:
-            self._ledger = EmbeddedBroker(address.leases.removeprefix("file://"), clock)
-        else:
-            self._ledger = DynamoLeases(address.leases, address.aws, clock)
+        self._ledger = _ledger_of(address, clock)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -119,6 +147,10 @@ class KinesisBroker:
     async def shards(self, topic: str) -> list[Shard]:
         """All shards of a stream that hold records still."""
         return await self._streams.shards(topic)
+
+    def outdated(self, topic: str) -> None:
+        """The stream may have other shards by now."""
+        self._streams.outdated(topic)
 
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a stream of so many shards. Raises ConfigError if it exists with another number."""
@@ -156,6 +188,16 @@ class KinesisBroker:
         """The stream as the worker reads it."""
         return KinesisSource(self._streams, self._arrivals, topic, start=start, out_of_range=out_of_range)
 
+    def subscribed(self, source: KinesisSource, app: str, group: str) -> KinesisSource:
+        """As the protocol says."""
+        if self.address.fan_out is not None:
+            source.consumer = self._consumer(source.stream, app, group)
+        return source
+
+    def _consumer(self, stream: str, app: str, group: str) -> Consumer:
+        name = consumer_name(self.address.fan_out or app, group)
+        return self._consumers.setdefault((stream, name), Consumer(self._streams, stream, name))
+
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
         """Return once any shard has records, or after `timeout_ms`; the answer is a mark for `seen`."""
         return await self._arrivals.wait(timeout_ms, seen)
@@ -171,6 +213,11 @@ class KinesisBroker:
         """As the protocol says."""
         read = [right for topic in use.read for right in self.source(topic).rights()]
         rights = _said(read, "streams that the app reads")
+        if self.address.fan_out is not None:
+            pushed = (self._consumer(topic, use.app, group) for group, topic in use.readers)
+            rights += _said(
+                [right for each in pushed for right in each.rights()], "consumers that records are pushed to"
+            )
         for topic in use.internal:
             own = (*self.source(topic).rights(), self._streams.making(topic))
             rights += _said(own, "streams between agents, made by the first worker")

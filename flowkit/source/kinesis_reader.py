@@ -1,4 +1,4 @@
-"""One shard read in order: polled ahead of those who fetch, as often as Amazon allows.
+"""One shard read in order: polled ahead of those who fetch, as often as Amazon allows; or pushed: `kinesis_fan_out`.
 
     poll     at most 5 calls a second and shard (all consumers together); less often where nothing comes; half as often
              each time that the service says it is too much, and slowly more again
@@ -10,11 +10,11 @@ first n of those in it. In a stream of flowkit's own {sender: its next number} f
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import structlog
@@ -24,6 +24,8 @@ from flowkit.codec import PARCEL, decode_parcel
 from flowkit.errors import BrokerError, ConfigError, InputError
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kinesis_aggregated import MAGIC, taken_apart
+from flowkit.source.kinesis_batch import Arrivals, KinesisBatch
+from flowkit.source.kinesis_fan_out import Consumer, NoFanOut, Subscription
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
 from flowkit.source.seam import is_end
 
@@ -36,94 +38,9 @@ SLOWEST_SECONDS = 10.0
 RECORDS = 10_000
 """The most that one call gives; 10 MiB are another limit."""
 AHEAD = 2
-TELL_SECONDS = 10.0
-_LOW = 2**63 - 1
+TELL_SECONDS = SILENT_SECONDS = 10.0
 PACKED = frozenset((MAGIC[:1], PARCEL[:1]))
 """What records begin with in which there are others."""
-
-
-class KinesisBatch:
-    """Consecutive records of one shard: `rows` are (sequence number, how many of that record are done after it).
-
-    `before` is the position before the first. In a stream of flowkit's own `heard` has (sender, next number) after
-    each.
-    """
-
-    __slots__ = ("_before", "_heard", "_rows", "_shard", "_stream", "keys", "times", "values")
-
-    def __init__(
-        self,
-        stream: str,
-        shard: str,
-        before: Any,
-        rows: list[tuple[str, int]],
-        keys: list[bytes | None],
-        values: list[bytes | None],
-        times: list[int],
-        heard: list[tuple[str, int]],
-    ) -> None:
-        self._stream, self._shard, self._before, self._rows, self._heard = stream, shard, before, rows, heard
-        self.keys: Sequence[bytes | None] | None = keys
-        self.values: Sequence[bytes | None] = values
-        self.times: Sequence[int] | None = times
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def position(self, count: int) -> Any:
-        """Where to go on after the first `count` records."""
-        if not count:
-            return self._before
-        if not self._heard:
-            return list(self._rows[count - 1])
-        known = self._before[2] if self._before is not None and len(self._before) > 2 else {}
-        return [*self._rows[count - 1], {**known, **dict(self._heard[:count])}]
-
-    def offset(self, index: int) -> int:
-        """A number of the record, from its sequence number, of which it has not all digits."""
-        return int(self._rows[index][0]) & _LOW
-
-    def where(self, index: int) -> str:
-        """Stream, shard and sequence number, for a person."""
-        sequence, part = self._rows[index]
-        return f"{self._stream} {self._shard} {sequence}" + (f" part {part}" if part else "")
-
-    def part(self, start: int, stop: int) -> "KinesisBatch":
-        """The records from `start` up to `stop`."""
-        assert self.keys is not None
-        assert self.times is not None
-        return KinesisBatch(
-            self._stream,
-            self._shard,
-            self.position(start),
-            self._rows[start:stop],
-            list(self.keys[start:stop]),
-            list(self.values[start:stop]),
-            list(self.times[start:stop]),
-            self._heard[start:stop],
-        )
-
-
-class Arrivals:
-    """Tells those who wait that some reader has records."""
-
-    def __init__(self) -> None:
-        self.mark = 0
-        self._event = asyncio.Event()
-
-    def came(self) -> None:
-        """There is something new."""
-        self.mark += 1
-        self._event.set()
-
-    async def wait(self, timeout_ms: float, seen: int | None) -> int:
-        """Return once there is, or after the time; the mark to give as `seen` the next time."""
-        seen = self.mark if seen is None else seen
-        if self.mark == seen:
-            self._event.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._event.wait(), timeout_ms / 1000)
-        return self.mark
 
 
 class KinesisSource:
@@ -142,6 +59,8 @@ class KinesisSource:
         until_end: bool = False,
     ) -> None:
         self.streams, self.arrivals, self.stream, self.out_of_range = streams, arrivals, stream, out_of_range
+        self.consumer: Consumer | None = None
+        """To whom records are pushed; None: they are polled for."""
         self._start, self._until_end = start, until_end
 
     def rights(self) -> Sequence[Right]:
@@ -211,12 +130,14 @@ class KinesisReader:
 
     def __init__(self, source: KinesisSource, shard: Shard, position: Any, *, until_end: bool) -> None:
         self.shard, self.at_end = shard, is_end(position)
-        self.behind_ms: int | None = None
-        """How far behind the newest record it is, by the service's word (`MillisBehindLatest`)."""
+        self._behind: int | None = None
+        self._answered = 0.0
         self._source, self._until_end = source, until_end
         self._asked = position
         """Where what was polled last ends; None: nothing was, and it begins at `_begin`."""
         self._begin: dict[str, Any] = {}
+        self._at_tip = False
+        """True while it has begun at the latest record, and nothing has come since."""
         self._skip = 0
         """How many parts of the first record to come are done already."""
         self._heard: dict[str, int] = dict(position[2]) if position is not None and len(position) > 2 else {}
@@ -228,9 +149,20 @@ class KinesisReader:
         self._told = 0.0
         self._job: asyncio.Task[None]
 
+    @property
+    def behind_ms(self) -> int | None:
+        """How far behind the newest record it is, by the service's word (`MillisBehindLatest`); None before the first.
+
+        Where that is old, since nothing can be read or there is no room, it is as far behind as it may be by now.
+        """
+        if self._behind is None or self._ended:
+            return self._behind
+        silent = time.monotonic() - self._answered
+        return self._behind + (round(silent * 1000) if silent > SILENT_SECONDS else 0)
+
     def begin(self) -> None:
-        """Begin to poll."""
-        self._job = asyncio.create_task(self._poll_on(), name=f"poll {self._source.stream} {self.shard.id}")
+        """Begin to read ahead."""
+        self._job = asyncio.create_task(self._read_on(), name=f"read {self._source.stream} {self.shard.id}")
 
     async def fetch(self, max_records: int) -> KinesisBatch | None:
         """The next records; None if there are none for now. Raises InputError, BrokerError."""
@@ -250,40 +182,74 @@ class KinesisReader:
         return batch
 
     async def close(self) -> None:
-        """Stop polling."""
+        """Stop reading."""
         self._job.cancel()
         await asyncio.gather(self._job, return_exceptions=True)
 
-    async def _poll_on(self) -> None:
+    async def _read_on(self) -> None:
         try:
-            await self._poll()
+            if self._source.consumer is None or not await self._subscribe(self._source.consumer):
+                await self._poll()
         finally:
             self._source.arrivals.came()
+
+    async def _subscribe(self, consumer: Consumer) -> bool:
+        """Have records pushed, up to the shard's end; False if that cannot be had."""
+        if self.at_end:
+            return False
+        try:
+            await Subscription(consumer, self.shard.id, self).run()
+        except NoFanOut as error:
+            consumer.give_up(str(error))
+            return False
+        self._behind, self._ended = 0, True
+        return True
 
     async def _poll(self) -> None:
         iterator = None if self.at_end else await self._iterator()
         while iterator is not None:
-            while len(self._ready) >= AHEAD:
-                self._room.clear()
-                await self._room.wait()
+            await self.room()
             began = time.monotonic()
             iterator, found = await self._call(iterator)
-            idle = found == 0 and self.behind_ms == 0
+            idle = found == 0 and self._behind == 0
             if idle and self._until_end:
                 break
             self._pause = min(IDLE_SECONDS, self._pause * 1.5) if idle else max(CALL_SECONDS, self._pause / 2)
             await asyncio.sleep(max(0.0, began + self._pause - time.monotonic()))
-        self._ended = True
+        self._behind, self._ended = 0, True
+
+    async def room(self) -> None:
+        """Return once what is to come has a place to wait."""
+        while len(self._ready) >= AHEAD:
+            self._room.clear()
+            await self._room.wait()
+
+    def start(self) -> dict[str, Any]:
+        """What GetShardIterator is asked for, to go on from where what came last ends."""
+        begun = not self._begin and self._asked is not None and self._asked[0]
+        self._skip = self._asked[1] if begun else 0
+        found = self._begin or self._source.iterator_of(self.shard, self._asked)
+        self._at_tip = self._at_tip or found["ShardIteratorType"] == "LATEST"
+        return found
+
+    def goes_on(self, sequence: str) -> None:
+        """All up to this sequence number has come, though there may be no such record."""
+        if not self._skip:  # else the record that was begun has not come yet
+            self._begin = {**self._of_shard, "ShardIteratorType": "AFTER_SEQUENCE_NUMBER"}
+            self._begin["StartingSequenceNumber"] = sequence
+            self._at_tip = False
+        self._pause = CALL_SECONDS
+
+    @property
+    def _of_shard(self) -> dict[str, Any]:
+        return {"StreamName": self._source.stream, "ShardId": self.shard.id}
 
     async def _iterator(self) -> str:
-        """An iterator from where what was polled last ends."""
         while True:
-            asked = self._begin or self._source.iterator_of(self.shard, self._asked)
-            self._skip = self._asked[1] if self._asked is not None and self._asked[0] else 0
             try:
-                answer = await self._source.streams.client.get_shard_iterator(**asked)
+                answer = await self._source.streams.client.get_shard_iterator(**self.start())
             except failures() as error:
-                await self._bear(error)
+                await self.bear(error)
             else:
                 return str(answer["ShardIterator"])
 
@@ -294,15 +260,18 @@ class KinesisReader:
         except failures() as error:
             if code_of(error) == "ExpiredIteratorException":
                 return await self._iterator(), None
-            await self._bear(error)
+            await self.bear(error)
             # An answer may have been lost that had records: the iterator gives them once more.
             return iterator, None
-        self.behind_ms = answer.get("MillisBehindLatest")
-        if answer["Records"]:
-            self._take(answer["Records"])
+        self.take(answer["Records"], answer.get("MillisBehindLatest"))
+        if self._at_tip:
+            self._at_tip = not answer["Records"]
+            if self._at_tip:  # "latest" once more, as when its iterator expires, would lose what came meanwhile
+                since = {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": _answered(answer) - timedelta(seconds=1)}
+                self._begin = {**self._of_shard, **since}
         return answer.get("NextShardIterator") or None, len(answer["Records"])
 
-    async def _bear(self, error: BaseException) -> None:
+    async def bear(self, error: BaseException) -> None:
         """Wait, if it passes; else raise."""
         streams = self._source.streams
         blame = blame_of(error)
@@ -311,8 +280,9 @@ class KinesisReader:
                 f"{self._source.stream} {self.shard.id} at {streams.url}: the stream was deleted, or the shard has "
                 "expired before it was read to its end"
             ) from error
-        if code_of(error) == "InvalidArgumentException" and self._asked is not None:
-            self._out_of_range(error)
+        sequence = self._begin.get("StartingSequenceNumber") if self._begin else self._asked and self._asked[0]
+        if code_of(error) == "InvalidArgumentException" and sequence:
+            self._out_of_range(sequence, error)
             return
         if blame not in (Blame.SLOW, Blame.PASSING):
             raise streams.failed(f"reading {self._source.stream} {self.shard.id}", error) from error
@@ -325,20 +295,22 @@ class KinesisReader:
             )  # fmt: skip
         await asyncio.sleep(self._pause)
 
-    def _out_of_range(self, error: BaseException) -> None:
+    def _out_of_range(self, sequence: str, error: BaseException) -> None:
         policy = self._source.out_of_range
         if policy == "fail":
             raise InputError(
-                f"{self._source.stream} {self.shard.id} at {self._source.streams.url} has no record {self._asked[0]}: "
+                f"{self._source.stream} {self.shard.id} at {self._source.streams.url} has no record {sequence}: "
                 "it expired before it was read, or this is not the stream that the state belongs to; to go on all the "
                 f"same, set out_of_range to earliest or latest ({told(error)})"
             ) from error
         log.warning("position not in the shard", stream=self._source.stream, shard=self.shard.id, policy=policy)
         kind = "TRIM_HORIZON" if policy == "earliest" else "LATEST"
         self._asked = None
-        self._begin = {"StreamName": self._source.stream, "ShardId": self.shard.id, "ShardIteratorType": kind}
+        self._begin = {**self._of_shard, "ShardIteratorType": kind}
 
-    def _take(self, records: Sequence[Any]) -> None:
+    def take(self, records: Sequence[Any], behind_ms: int | None) -> None:
+        """Lay what came before those who fetch. `behind_ms` is what the service says of it."""
+        self._behind, self._answered = behind_ms, time.monotonic()
         rows: list[tuple[str, int]] = []
         keys: list[bytes | None] = []
         values: list[bytes | None] = []
@@ -377,6 +349,15 @@ class KinesisReader:
             self._asked, self._begin = batch.position(len(batch)), {}
             self._ready.append(batch)
             self._source.arrivals.came()
+
+
+def _answered(answer: Any) -> datetime:
+    """When a service gave an answer, by its own clock, to the second."""
+    said = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    try:
+        return parsedate_to_datetime(said)
+    except (TypeError, ValueError):
+        return datetime.now(UTC)
 
 
 def _arrival(record: Any) -> int:

@@ -24,6 +24,10 @@ ALL = 2**128 - 1
 FRESH_MS = 10_000
 """So long what is known of a stream's shards is taken as it is."""
 CREATE_SECONDS = 120
+SUBSCRIPTIONS = 1000
+"""The most shards that can be pushed to one process."""
+SILENT_SECONDS = 30.0
+"""An event comes every few seconds, if only to say that there is nothing."""
 PUT_RECORDS, PUT_BYTES = 500, 4 << 20
 
 
@@ -78,14 +82,26 @@ class KinesisStreams:
         self._clock = clock
         self._stack = AsyncExitStack()
         self._shards: dict[str, tuple[int, list[Shard]]] = {}
+        self._pushing: Any = None
+        self._turn = asyncio.Lock()
 
     async def open(self) -> None:
         """Make a client; nothing is asked yet."""
         self.client = await self._stack.enter_async_context(open_client("kinesis", self.aws, self.url, connections=100))
 
+    async def pushing(self) -> Any:
+        """A client for what goes on for minutes: a connection each, on which something has to come now and then."""
+        async with self._turn:
+            if self._pushing is None:
+                aws = self.aws._replace(timeout=max(SILENT_SECONDS, self.aws.timeout))
+                opening = open_client("kinesis", aws, self.url, connections=SUBSCRIPTIONS)
+                self._pushing = await self._stack.enter_async_context(opening)
+            return self._pushing
+
     async def close(self) -> None:
         """Disconnect."""
         await self._stack.aclose()
+        self._pushing = None
 
     async def topics(self) -> dict[str, int]:
         """How many open shards each stream has."""
@@ -123,6 +139,11 @@ class KinesisStreams:
             log.info("shards have changed", stream=stream, open=[s.number for s in found if not s.closed])
         self._shards[stream] = (now, found)
         return found
+
+    def outdated(self, stream: str) -> None:
+        """The stream has other shards by now: look anew when they are asked for."""
+        if stream in self._shards:
+            self._shards[stream] = (self._clock.now_ms() - FRESH_MS, self._shards[stream][1])
 
     async def create(self, stream: str, shards: int) -> None:
         """Make a stream and wait until it can be used."""

@@ -211,11 +211,20 @@ class Sharded(Protocol):
         """The URL of a topic as a destination; an `internal` one, which only this app's tasks read."""
 
 
+@runtime_checkable
+class Pushes(Protocol):
+    """A broker that can push a topic's records to those who read it under a name of their own."""
+
+    def subscribed(self, source: Any, app: str, group: str) -> Source:
+        """A source of this broker, whose records come by push to `group` of `app` if the broker was told so."""
+
+
 class TopicUse(NamedTuple):
     """What an app does with a broker's topics, by their names; `internal` ones it makes, reads and writes.
 
-    `patterns` are regular expressions for others that it reads, `groups` what its tasks are called after. `trims` tells
-    that there are checkpoints, so that it lets the broker forget frames.
+    `patterns` are regular expressions for others that it reads, `groups` what its tasks are called after, and `readers`
+    who reads what is `read`: (group, topic). `trims` tells that there are checkpoints, so that it lets the broker
+    forget frames.
     """
 
     app: str
@@ -224,6 +233,7 @@ class TopicUse(NamedTuple):
     internal: Sequence[str]
     patterns: Sequence[str] = ()
     groups: Sequence[str] = ()
+    readers: Sequence[tuple[str, str]] = ()
     trims: bool = False
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from flowkit.aws import Blame, Condition, Right, blame_of, code_of, key_right, told
+from flowkit.aws import EXPIRED, SUSPECT, Blame, Condition, Right, blame_of, code_of, key_right, told
 from flowkit.errors import StoreError, StoreKeyError
 from flowkit.store.cipher import KEY_BYTES
 
@@ -93,11 +93,26 @@ class Kms:
 
     def __init__(self, region: str | None, data_keys: DataKeys | None = None) -> None:
         self.region, self.data_keys = region, data_keys or DataKeys()
+        self.worked = False
+        """True once there was an answer: from then on keys that are refused may be replaced."""
         self._client: Any = None
         self._lock = threading.Lock()
 
     def ask(self, action: str, **options: Any) -> Any:
         """One call, which botocore tries again. Raises NoClient, HalfAnswer, or what botocore raises."""
+        try:
+            answer = self._call(action, options)
+        except Exception as error:
+            code = code_of(error)
+            if code not in EXPIRED and not (self.worked and code in SUSPECT):
+                raise
+            with self._lock:
+                self._client = None  # with another one credentials are had anew
+            answer = self._call(action, options)
+        self.worked = True
+        return answer
+
+    def _call(self, action: str, options: dict[str, Any]) -> Any:
         client = self._opened()
         for _ in range(TRIES):
             answer = (client.generate_data_key if action == "GenerateDataKey" else client.decrypt)(**options)
@@ -210,10 +225,11 @@ class KmsKey:
         except NoClient as error:
             raise StoreKeyError(f"{self.name}: {error}") from error
         except Exception as error:
-            blame = Blame.PASSING if isinstance(error, HalfAnswer) else blame_of(error)
+            code, blame = code_of(error), blame_of(error)
+            if isinstance(error, HalfAnswer) or (self._kms.worked and code in SUSPECT):
+                blame = Blame.PASSING
             if blame is None:
                 raise
-            code = code_of(error)
             said = f"{self.name}: {action}: {told(error)}"
             if blame in (Blame.SLOW, Blame.PASSING):
                 raise StoreError(f"{said}: KMS does not answer now; try again") from error

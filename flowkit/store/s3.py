@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from flowkit.aws import MISSING, REFUSED, S3Place, code_of, told
+from flowkit.aws import MISSING, REFUSED, S3Place, code_of, session, told
 from flowkit.errors import ConfigError, StoreError
 from flowkit.store.blobs import Blob
 from flowkit.store.checksum import crc32
@@ -40,7 +40,6 @@ _FOR_A_PERSON = (
 async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
     """The storage at `place`, with one client for all its folders."""
     from aiobotocore.config import AioConfig
-    from aiobotocore.session import get_session
     from botocore.exceptions import BotoCoreError
 
     config = AioConfig(
@@ -51,8 +50,10 @@ async def open_s3(place: S3Place) -> AsyncIterator["S3Storage"]:
         **place.config,
     )
     try:
-        making = get_session().create_client("s3", region_name=place.region, config=config)
+        found, credentials = session(None, place.region, f"checkpoints {place}")
+        making = found.create_client("s3", region_name=place.region, config=config)
         client = await making.__aenter__()
+        credentials.watch(client)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"checkpoints {place}: {told(error)}") from None
     try:

@@ -98,6 +98,7 @@ def _task(view: TaskView, watched: Watched, ends: Mapping[str, int]) -> dict[str
         "watermark": None if mark == MIN_TIME else mark,
         "watermark_lag": now - mark if MIN_TIME < mark < END_OF_TIME else None,
         "source_lag": behind(view, ends),
+        "source_lag_ms": {split.name: late for split, late in view.late_splits()},
         "splits": [
             {"name": s.name, "high": None if s.high == MIN_TIME else s.high, "idle": s.idle, "ended": s.ended}
             for engine in view.engines

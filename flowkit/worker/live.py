@@ -16,7 +16,7 @@ from flowkit.clock import Clock
 from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
-from flowkit.source import END, AtOffset, Broker, Reader, partition_of
+from flowkit.source import END, AtOffset, Broker, Pushes, Reader, partition_of
 from flowkit.store import LsmStore, Store
 from flowkit.window import MarkedSplit, Split
 from flowkit.worker.build import make_engine, make_inlet, make_outlets
@@ -169,6 +169,8 @@ class LiveTask:
                 continue
             shared = topic not in self.group.topics
             source = self.broker.source(topic.name, start=topic.start, out_of_range=topic.out_of_range, shared=shared)
+            if isinstance(self.broker, Pushes) and not isinstance(topic, Internal):
+                source = self.broker.subscribed(source, self.app.name, self.group.name)
             numbers: Sequence[int] = await source.splits() if shared else [self.partition]
             for number in numbers:
                 split = self._split(topic, number)
@@ -204,7 +206,8 @@ class LiveTask:
     def _closes(self, store: Store) -> None:
         """The store is about to go: from now on what it has done is the meter's to tell, and nobody else's."""
         self.opened = False
-        self.meter.closes(store, self.engine.calls.cached())
+        made = hasattr(self, "engine")  # not if what it was to begin with has failed: that is to be told, and not this
+        self.meter.closes(store, self.engine.calls.cached() if made else {})
 
     def _has(self, key: bytes) -> bool:
         return partition_of(key, self.partitions) == self.partition

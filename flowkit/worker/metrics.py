@@ -148,9 +148,17 @@ class TaskCollector(Collector):
         lag = _gauge("watermark_lag_seconds", "How far the watermark is behind the clock.", TASK)
         event_lag = _gauge("event_lag_seconds", "How far the newest event of a topic is behind the clock.", TASK_TOPIC)
         source_lag = _gauge("source_lag_records", "Records of a topic that were not taken in yet.", TASK_TOPIC)
+        late = _gauge(
+            "source_lag_seconds",
+            "How far what was read last of a partition is behind its newest record, by the source's own word "
+            "(Kinesis: millisBehindLatest); 0 at the tip.",
+            (*TASK_TOPIC, "partition"),
+        )
         now = self.watched.clock.now_ms()
         for view in views:
             labels = self._labels(view)
+            for split, behind_ms in view.late_splits():
+                late.add_metric([*labels, split.topic, str(split.number)], behind_ms / 1000)
             watermark = min((watermark_of(engine.splits) for engine in view.engines), default=MIN_TIME)
             if MIN_TIME < watermark < END_OF_TIME:  # before the first event, and after the last, there is none
                 mark.add_metric(labels, watermark / 1000)
@@ -159,7 +167,7 @@ class TaskCollector(Collector):
                 event_lag.add_metric([*labels, topic], (now - high) / 1000)
             for topic, records in behind(view, self.ends).items():
                 source_lag.add_metric([*labels, topic], records)
-        yield from (mark, lag, event_lag, source_lag)
+        yield from (mark, lag, event_lag, source_lag, late)
 
     def _commits(self, views: Sequence[TaskView]) -> Iterator[Metric]:
         took = HistogramMetricFamily("flowkit_commit_seconds", "Time from cut to delivery.", labels=TASK)

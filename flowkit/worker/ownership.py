@@ -179,7 +179,7 @@ class Ownership:
 
         One that stood still between claim and opening finds its successor at work, and the state moved on.
         """
-        with contextlib.suppress(StoreError):  # a broker that does not answer: nothing is known
+        with contextlib.suppress(BrokerError, StoreError):  # one that does not answer: nothing is known
             for lease in await self._ledger.leases(self.name):
                 if lease.task == self.name and lease.epoch > self._seen:
                     raise Fenced(f"{lease.owner or 'another worker'} claimed it under epoch {lease.epoch}")

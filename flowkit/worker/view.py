@@ -15,7 +15,7 @@ from flowkit.clock import Clock
 from flowkit.errors import FlowkitError
 from flowkit.record import MIN_TIME
 from flowkit.store import Store
-from flowkit.window import Splits
+from flowkit.window import Split, Splits
 from flowkit.worker.engine import Engine
 from flowkit.worker.live import LiveTask
 from flowkit.worker.meter import Meter
@@ -48,6 +48,11 @@ class TaskView:
     def ready(self) -> bool:
         """True while it is open and not failing."""
         return self.task is not None
+
+    def late_splits(self) -> list[tuple[Split, int]]:
+        """The splits whose source says how far they are behind, with that (ms)."""
+        splits = [split for engine in self.engines for split in engine.splits.by_name.values()]
+        return [(split, self.late_ms[split.name]) for split in splits if split.name in self.late_ms]
 
     @property
     def store(self) -> Store | None:

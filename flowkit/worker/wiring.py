@@ -253,9 +253,9 @@ class Wiring:
             if name not in self.binds and (isinstance(outlet, Topic) or name == self.app.dead_letters.name)
         }
         groups = [group.name for group in self.plan.groups]
-        return TopicUse(
-            self.app.name, sorted(read), sorted(written - internal), sorted(internal), sorted(patterns), groups
-        )
+        readers = sorted((g.name, t.name) for g in self.plan.groups for t in g.inputs if t.name in read)
+        names = (sorted(read), sorted(written - internal), sorted(internal), sorted(patterns))
+        return TopicUse(self.app.name, *names, groups, readers)
 
     def outlet(self, name: str) -> Outlet[Any]:
         """What the tasks write under this name."""

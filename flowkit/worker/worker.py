@@ -476,6 +476,9 @@ class Worker:
     def _ended(self, name: str, job: "asyncio.Task[None]") -> None:
         del self.owned[name]
         error = None if job.cancelled() else job.exception()
+        part = self.wiring.slices.get(name)
+        if part is not None and part.shard is not None and isinstance(self.broker, Streams):
+            self.broker.outdated(part.group.topics[0].name)  # it may be done, so that its children can begin
         if error is not None:
             log.error("task cannot go on: the worker stops", task=name, error=str(error))
             self._fatal = self._fatal or error

@@ -80,6 +80,10 @@ class Reader:
         body = request.json
         if "ShardIterator" in body:
             return self.streams[body["ShardIterator"]]
+        if "ConsumerARN" in body:
+            return str(body["ConsumerARN"])
+        if request.action == "DescribeStreamConsumer":  # when it was registered is in its ARN
+            return f"{body['StreamARN']}/consumer/{body['ConsumerName']}:1"
         return body.get("StreamARN") or self._arn("kinesis", f"stream/{body['StreamName']}")
 
     def _firehose(self, request: Request) -> str:

@@ -7,9 +7,11 @@ throttle    the service asks for fewer requests        nothing done
 broken      500                                        nothing done
 reset       the connection ends before it is passed    nothing done
 lost        it is passed on, and the answer is not     done, and nobody knows
-half        it is passed on, and half an answer comes  done, and nobody knows
+half        it is passed on, and half an answer comes  done, and nobody knows; of a stream of events one and a half
 slow        it is passed on after `delay` seconds
 denied      the service says that it may not be        nothing done
+expired     … that the token has expired               nothing done
+unknown     … that it knows no such key                nothing done
 part        of a batch every other record is taken     see partly.py; what is no batch is passed on
 """
 
@@ -34,7 +36,9 @@ watchers: list[Callable[["Proxy"], object]] = []
 HOP = ("transfer-encoding", "connection", "expect")
 """Headers that are the proxy's own matter."""
 
-Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "part"]
+EVENTS = "application/vnd.amazon.eventstream"
+
+Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "expired", "unknown", "part"]
 
 THROTTLES = {
     "kinesis": "ProvisionedThroughputExceededException",
@@ -43,6 +47,12 @@ THROTTLES = {
     "lambda": "TooManyRequestsException",
     "s3": "SlowDown",
 }
+
+KEYS: dict[str, dict[str, tuple[str, int]]] = {
+    "expired": {"s3": ("ExpiredToken", 400), "": ("ExpiredTokenException", 400)},
+    "unknown": {"s3": ("InvalidAccessKeyId", 403), "": ("UnrecognizedClientException", 400)},
+}
+"""What services say of credentials, by service: code and status."""
 
 
 @dataclass
@@ -59,6 +69,11 @@ class Request:
     method: str = ""
     raw_path: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The access key that it is signed with; '' if it is not signed."""
+        return self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
 
     @property
     def json(self) -> Any:
@@ -78,6 +93,15 @@ class Proxy:
     answered: Callable[[Request], Literal["denied"] | None] = lambda _: None
     delay: float = 0.2
     requests: list[Request] = field(default_factory=list)
+    streams: dict[int, web.BaseRequest] = field(default_factory=dict)
+    """By id, those whose answers are streams of events, while these last."""
+
+    def cut(self) -> int:
+        """End the connections of all streams of events; how many."""
+        found = list(self.streams.values())
+        for request in found:
+            _cut(request)
+        return len(found)
 
     def times(self, action: str) -> int:
         """How many requests of an action came."""
@@ -130,7 +154,7 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
     if fault == "reset":
         _cut(request)
         return web.Response()
-    if fault in ("throttle", "broken", "denied"):
+    if fault in ("throttle", "broken", "denied", "expired", "unknown"):
         answer = _refusal(seen, fault)
         seen.status = answer.status
         return answer
@@ -148,8 +172,10 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         headers=headers,
         allow_redirects=False,
     ) as got:
-        data = await got.read()
         seen.status = got.status
+        if got.content_type == EVENTS:
+            return await _pass_on(proxy, request, got, fault)
+        data = await got.read()
         if halved and got.status == 200:
             data = partly.joined(seen.action, body, data, halved[1])
         seen.answer = data
@@ -171,6 +197,27 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return web.Response(status=got.status, headers=kept, body=data)
 
 
+async def _pass_on(proxy: Proxy, request: web.BaseRequest, got: aiohttp.ClientResponse, fault: Fault | None) -> Any:
+    """A stream of events, as they come."""
+    response = web.StreamResponse(status=got.status, headers={"Content-Type": EVENTS})
+    await response.prepare(request)
+    proxy.streams[id(request)] = request
+    events = 0
+    try:
+        async for data in got.content.iter_any():
+            events += 1
+            if fault == "half" and events > 1:
+                await response.write(data[: len(data) // 2])
+                _cut(request)
+                return response
+            await response.write(data)
+    except ConnectionError:
+        pass  # it was cut, or the client has gone
+    finally:
+        del proxy.streams[id(request)]
+    return response
+
+
 def _cut(request: web.BaseRequest) -> None:
     if request.transport is not None:
         request.transport.abort()
@@ -187,6 +234,8 @@ def _refusal(seen: Request, fault: Fault) -> web.Response:
         status = {"s3": 503, "lambda": 429, "firehose": 500}.get(seen.service, 400)
         if seen.action == "_bulk":
             status = 429
+    elif fault in ("expired", "unknown"):
+        code, status = KEYS[fault].get(seen.service, KEYS[fault][""])
     elif fault == "denied":
         code, status = ("AccessDenied", 403) if seen.service == "s3" else ("AccessDeniedException", 400)
         if seen.service in ("es", "aoss") or seen.action == "_bulk":

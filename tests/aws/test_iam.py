@@ -103,6 +103,34 @@ async def test_a_worker_is_content_with_its_policy_and_needs_all_of_it(
     gate.check()
 
 
+async def test_pushed_records_need_a_consumer_and_for_want_of_it_what_polling_needs(
+    ministack: str, tmp_path: Path
+) -> None:
+    app = APP.with_name("kinesis_app.py")
+    async with (
+        proxy_to(ministack) as proxy,
+        Fleet(tmp_path, aws_environment(proxy.url), options="&fan_out=yes", app=app) as fleet,
+    ):
+        policy = printed([str(app), "--broker", fleet.broker, "--bind", "dead-letters=x.jsonl"], fleet.environ)
+        gate = Gate(policy, {})
+        gate.stand_before(proxy)
+        fleet.start("a")
+        await fleet.put(range(200))
+        await fleet.until(200)
+        unused = {grant.action for grant in gate.policy.unused() if f"{fleet.name}-in" in grant.resource}
+        assert unused == {"kinesis:GetRecords", "kinesis:GetShardIterator"}
+        for statement in policy["Statement"]:
+            statement["Action"] = [a for a in statement["Action"] if a != "kinesis:SubscribeToShard"]
+        assert gate.denied == []
+        proxy.cut()
+        await fleet.put(range(200, 400))
+        check_counts(await fleet.until(400), 400)
+        assert await fleet.stop("a") == 0
+    assert {asked.action for asked in gate.denied} == {"kinesis:SubscribeToShard"}
+    assert gate.policy.unused() == set()
+    assert (tmp_path / "a.log").read_text().count("no enhanced fan-out") == 1
+
+
 def _is_trim(grant: Grant) -> bool:
     return grant.action == "s3:DeleteObject" and "/frames/" in grant.resource
 

@@ -14,7 +14,8 @@ from flowkit.aws import AwsOptions, open_client, policy_of
 from flowkit.cli.log_shipping import Shipper, rights_of_logs
 from flowkit.clock import SystemClock
 from flowkit.errors import ConfigError
-from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals
+from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
 from flowkit.worker import run
 from tests.aws.broken import copying

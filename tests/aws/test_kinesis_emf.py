@@ -1,11 +1,15 @@
-"""What a worker on Kinesis tells CloudWatch of itself, in a real process."""
+"""What a worker on Kinesis tells CloudWatch and Prometheus of itself, in a real process."""
 
 import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-from tests.aws.servers import aws_environment
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.aws.servers import aws_environment, free_port
 from tests.aws.workers import Fleet, check_counts
 
 
@@ -35,3 +39,25 @@ async def test_lags_counts_and_checkpoints_are_told_in_lines(ministack: str, tmp
     assert any(line.get("millisBehindLatest") == 0 for line in whole)
     assert any(line.get("lastCheckpointSize", 0) > 0 for line in whole)
     assert max(line["uptime"] for line in whole) > 0
+
+
+@pytest.mark.parametrize("fan_out", ["no", "yes"])
+async def test_lags_are_scraped_by_shard_and_are_zero_at_the_tip(ministack: str, tmp_path: Path, fan_out: str) -> None:
+    async with Fleet(tmp_path, aws_environment(ministack), options=f"&fan_out={fan_out}") as fleet:
+        await fleet.put(range(100))
+        port = free_port()
+        fleet.start("a", "--http", str(port))
+        check_counts(await fleet.until(100), 100)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            async with session.get("/metrics") as answer:
+                families = {f.name: f for f in text_string_to_metric_families(await answer.text())}
+            async with session.get("/flow") as answer:
+                tasks = (await answer.json())["tasks"]
+        assert await fleet.stop("a") == 0
+    stream = f"{fleet.name}-in"
+    found = {
+        (s.labels["topic"], s.labels["partition"]): s.value for s in families["flowkit_source_lag_seconds"].samples
+    }
+    assert found == {(stream, "0"): 0, (stream, "1"): 0}
+    lags = {name: late for task in tasks for name, late in task["source_lag_ms"].items()}
+    assert lags == {f"{stream}[0]": 0, f"{stream}[1]": 0}

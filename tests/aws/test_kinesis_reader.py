@@ -15,9 +15,12 @@ from flowkit.errors import InputError
 from flowkit.options import OutOfRange, Start
 from flowkit.source import kinesis_reader
 from flowkit.source.kinesis_aggregated import MAGIC
-from flowkit.source.kinesis_reader import Arrivals, KinesisBatch, KinesisReader, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals, KinesisBatch
+from flowkit.source.kinesis_reader import KinesisReader, KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
 from tests.aws.proxy import Fault, Request, proxy_to
+from tests.aws.pusher import pusher
+from tests.aws.servers import aws_environment
 
 T = TypeVar("T")
 ONCE = AwsOptions(tries=1, timeout=5)
@@ -174,6 +177,22 @@ async def test_latest_and_a_time(kinesalite: str) -> None:
         timed = await source_of(streams, name, 0, end=True).open(0, None)
         assert [value for _, value, _ in await rows_of(timed)] == [b"old", b"new"]
         await timed.close()
+
+
+async def test_latest_is_where_it_began_though_its_iterator_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pusher([[b"old"]]) as server:
+        for variable, value in aws_environment(server.url).items():
+            monkeypatch.setenv(variable, value)
+        streams = KinesisStreams(ONCE, SystemClock(), "kinesis://")
+        await streams.open()
+        reader = await source_of(streams, "orders", "latest").open(0, None)
+        await until(lambda: asyncio.sleep(0.01), lambda _: reader.behind_ms is not None)
+        server.polls = ["ExpiredIteratorException"]
+        server.put(b"new")
+        assert [value for _, value, _ in await rows_of(reader, 1)] == [b"new"]
+        assert len(server.calls("GetShardIterator")) == 2
+        await reader.close()
+        await streams.close()
 
 
 @pytest.mark.parametrize("fault", ["throttle", "broken", "reset", "lost", "half", "slow"])

@@ -158,6 +158,23 @@ async def test_what_passes_is_tried_again(kms: Made, tmp_path: Path, fault: Any)
     assert any(request.fault == fault for request in kms.proxy.requests)
 
 
+@pytest.mark.parametrize("server", ["ministack"], indirect=True)
+@pytest.mark.parametrize("fault", ["expired", "unknown"])
+async def test_credentials_that_have_expired_are_asked_for_anew(
+    kms: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "A")
+    key = fresh(kms.alias)
+    await filled(tmp_path / "first", key)
+    kms.proxy.fault = lambda request: fault if request.key != "B" else None
+    with pytest.raises(StoreError, match="try again") as caught:
+        await filled(tmp_path / "second", key)
+    assert not isinstance(caught.value, StoreKeyError)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "B")
+    await filled(tmp_path / "third", key)
+    assert await looked(tmp_path / "third", fresh(kms.alias)) == rows(0, 100)
+
+
 async def test_a_service_that_does_not_answer_is_no_wrong_key(
     kms: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ import pytest
 from flowkit.aws import AwsOptions
 from flowkit.clock import SystemClock
 from flowkit.source import Endpoint, Target, open_feed, serve_firehose
-from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals
+from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
 from tests.aws.proxy import Fault, proxy_to
 

@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from flowkit.aws import AwsOptions
 from flowkit.clock import SystemClock
-from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source.kinesis_batch import Arrivals
+from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams
 from tests.aws.policies import ACCOUNT
 from tests.aws.proxy import Proxy, proxy_to
@@ -189,4 +190,14 @@ async def merge(streams: KinesisStreams, stream: str, one: int, other: int) -> N
 async def _until_more(streams: KinesisStreams, stream: str, count: int) -> None:
     async with asyncio.timeout(20):
         while len(await streams.shards(stream, fresh=True)) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def split_in_two(streams: KinesisStreams, name: str) -> None:
+    """Split the only shard at a server that forgets it at once."""
+    await streams.client.split_shard(
+        StreamName=name, ShardToSplit="shardId-000000000000", NewStartingHashKey=str(2**127)
+    )
+    async with asyncio.timeout(20):
+        while [shard.number for shard in await streams.shards(name, fresh=True)] != [1, 2]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

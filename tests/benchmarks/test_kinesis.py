@@ -1,4 +1,4 @@
-"""Shards through flowkit's reader beside bare `get_records` of aiobotocore on the same server, in turn.
+"""Shards through flowkit's reader beside bare `get_records` and `subscribe_to_shard` of aiobotocore, in turn.
 
     pytest tests/benchmarks/test_kinesis.py -m benchmark -s
 
@@ -17,8 +17,10 @@ import pytest
 
 from flowkit.aws import AwsOptions
 from flowkit.clock import SystemClock
-from flowkit.source import kinesis_reader
-from flowkit.source.kinesis_reader import Arrivals, KinesisSource
+from flowkit.source import kinesis_fan_out, kinesis_reader
+from flowkit.source.kinesis_batch import Arrivals
+from flowkit.source.kinesis_fan_out import Consumer
+from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.kinesis_streams import KinesisStreams, Shard
 from tests.aws import servers
 from tests.benchmarks.workload import show
@@ -59,6 +61,65 @@ async def ours(streams: KinesisStreams, name: str, shard: Shard) -> int:
             seen += len(batch)
     await reader.close()
     return seen
+
+
+async def bare_push(streams: KinesisStreams, name: str, consumer: str) -> int:
+    """All records of a shard as they are pushed, by the client alone."""
+    arn = await Consumer(streams, name, consumer).arn()
+    asked: dict[str, Any] = {"ConsumerARN": arn, "ShardId": "shardId-000000000000"}
+    answer = await streams.client.subscribe_to_shard(**asked, StartingPosition={"Type": "TRIM_HORIZON"})
+    seen = 0
+    async for event in answer["EventStream"]:
+        seen += len(event.get("SubscribeToShardEvent", {"Records": ()})["Records"])
+        if seen >= RECORDS:
+            break
+    answer["EventStream"].close()
+    return seen
+
+
+async def our_push(streams: KinesisStreams, name: str, consumer: str) -> int:
+    """The same by the reader."""
+    source = KinesisSource(streams, Arrivals(), name, start="earliest", out_of_range="fail")
+    source.consumer = Consumer(streams, name, consumer)
+    reader = await source.open(0, None)
+    seen = 0
+    while seen < RECORDS:
+        batch = await reader.fetch(5_000)
+        if batch is None:
+            await source.arrivals.wait(50, None)
+        else:
+            seen += len(batch)
+    await reader.close()
+    return seen
+
+
+async def test_a_pushed_shard(server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for variable, value in servers.aws_environment(server).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(kinesis_fan_out, "CALL_SECONDS", 0.0)
+    streams = KinesisStreams(AwsOptions(), SystemClock(), "kinesis://")
+    await streams.open()
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    await streams.create(name, 1)
+    await streams.put(name, [(b"k%d" % n, VALUE, 0) for n in range(RECORDS)])
+    best: dict[Any, tuple[float, float]] = {}
+    for turn in range(5):
+        for way in (bare_push, our_push):
+            consumer = f"{way.__name__}-{turn}"
+            await Consumer(streams, name, consumer).arn()
+            wall, cpu = time.perf_counter(), time.process_time()
+            assert await way(streams, name, consumer) == RECORDS
+            took = time.perf_counter() - wall, time.process_time() - cpu
+            best[way] = min(best.get(way, took), took)
+    await streams.close()
+    (w0, c0), (w1, c1) = best[bare_push], best[our_push]
+    show(
+        capsys,
+        f"{RECORDS:,} records pushed by one shard",
+        f"subscribe_to_shard  {RECORDS / w0:>10,.0f} a second   {RECORDS / c0:>10,.0f} a CPU-second",
+        f"the reader          {RECORDS / w1:>10,.0f} a second   {RECORDS / c1:>10,.0f} a CPU-second",
+        f"ratio               {w0 / w1:>10.2f} by the clock {c0 / c1:>8.2f} by CPU   ≥ 0.9",
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 8])

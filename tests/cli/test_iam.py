@@ -51,6 +51,57 @@ def test_streams_are_told_apart_by_what_is_done_with_them(place: Place) -> None:
     assert set(found) == {"sales", "big", "flowkit-leases", "reports"}  # `unread` is not: nobody reads it
 
 
+def test_a_consumer_is_allowed_where_streams_are_pushed_and_nowhere_else(place: Place) -> None:
+    place.app()
+    words = (*BINDS, "--bind", "dead-letters=x.jsonl", "--bind", "big=x.jsonl", "--broker")
+
+    def found(broker: str) -> dict[str, set[str]]:
+        rights: dict[str, set[str]] = {}
+        for statement in statements(place, *words, broker):
+            for resource in (
+                [statement["Resource"]] if isinstance(statement["Resource"], str) else statement["Resource"]
+            ):
+                if ":kinesis:" in resource:
+                    name = resource.partition(":stream/")[2]
+                    rights.setdefault(name, set()).update(a.partition(":")[2] for a in statement["Action"])
+        return rights
+
+    polled = {"ListShards", "GetShardIterator", "GetRecords"}
+    assert found("kinesis://") == found("kinesis://?fan_out=no") == {"sales": polled}
+    both = polled | {"DescribeStreamSummary", "RegisterStreamConsumer"}
+    own = {"DescribeStreamConsumer", "SubscribeToShard"}
+    group = next(iter(found("kinesis://?fan_out=yes").keys() - {"sales"})).split("/")[2].partition(":")[0]
+    assert group.startswith("shop.")
+    assert found("kinesis://?fan_out=yes") == {"sales": both, f"sales/consumer/{group}:*": own}
+    other = group.replace("shop.", "prod.")
+    assert found("kinesis://?fan_out=prod") == {"sales": both, f"sales/consumer/{other}:*": own}
+
+
+@pytest.mark.parametrize(
+    "region, partition",
+    [("cn-north-1", "aws-cn"), ("us-gov-east-1", "aws-us-gov"), ("us-isob-east-1", "aws-iso-b"), ("us-east-1", "aws")],
+)
+def test_the_partition_is_that_of_the_region(place: Place, region: str, partition: str) -> None:
+    place.app()
+    broker = ("--broker", f"kinesis://{region}?frames=s3://states/app", "--bind", "dead-letters=x.jsonl")
+    for words in (("--region", region), ()):  # else as the broker's URL says, which goes before what is unsaid
+        done = place.call("iam", "app.py", *broker, "--bind", "reports=x.jsonl", "--account", "1" * 12, *words)
+        arns = [word for word in done.out.split('"') if word.startswith("arn:")]
+        assert {arn.split(":")[1] for arn in arns} == {partition}
+        assert f"arn:{partition}:s3:::states/app/frames/shop/*" in arns
+        assert f"arn:{partition}:kinesis:{region}:111111111111:stream/sales" in arns
+    told = place.call("iam", "app.py", *broker, "--bind", "reports=x.jsonl", "--partition", "aws-x").out
+    assert "arn:aws-x:kinesis" in told
+    assert f"arn:{partition}:" not in told
+
+
+def test_in_china_a_service_that_uses_a_key_is_named_either_way() -> None:
+    rights = storage_rights("s3://states?kms_key=alias/states&region=cn-north-1", "shop")
+    (condition,) = [s["Condition"] for s in policy_of(rights, account="1")["Statement"] if s["Sid"] == "Kms1"]
+    hosts = condition["StringEquals"]["kms:ViaService"]
+    assert hosts == ["s3.cn-north-1.amazonaws.com", "s3.cn-north-1.amazonaws.com.cn"]
+
+
 def test_frames_are_forgotten_only_where_there_are_checkpoints(place: Place) -> None:
     place.app()
     words = (*BINDS, "--bind", "dead-letters=x.jsonl", "--broker", "kinesis://eu-west-1?frames=s3://states/app")
@@ -137,13 +188,6 @@ def test_partitions_are_amazons() -> None:
     ]
     assert len(regions) > 30
     assert {region: partition_of(region) for region, _ in regions} == dict(regions)
-
-
-def test_the_names_of_services_in_conditions_are_of_the_partition_too() -> None:
-    rights = storage_rights(f"s3://states/x?kms_key={KEY}")
-    kms = next(s for s in policy_of(rights, region="cn-north-1")["Statement"] if s["Sid"] == "Kms1")
-    assert kms["Resource"] == KEY
-    assert kms["Condition"] == {"StringEquals": {"kms:ViaService": "s3.cn-north-1.amazonaws.com.cn"}}
 
 
 def test_what_each_statement_is_for_stands_beside_the_policy(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from flowkit.clock import SystemClock
 from flowkit.errors import SinkError
 from flowkit.sink import Rejected, SinkTask, destination
 from flowkit.sink import dispatch as dispatch_module
-from flowkit.sink.dispatch import Item, Never
+from flowkit.sink.dispatch import Item, Never, TryAgain
 from flowkit.sink.opensearch import OpenSearchDestination
 from flowkit.sink.opensearch_documents import settled
 from flowkit.sink.records import Row
@@ -221,6 +221,7 @@ async def test_credentials_that_have_expired_are_asked_for_anew(
 ) -> None:
     path = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     auth = opened(f"{HOST}/x?region=eu-west-1&profile=mine").http.auth
@@ -237,6 +238,12 @@ async def test_credentials_that_have_expired_are_asked_for_anew(
     assert await key() == "OLD"
     assert auth.refused(EXPIRED)
     assert await key() == "NEW"
+    path.write_text("[mine]\n")  # for a while there are none
+    assert auth.refused(EXPIRED)
+    with pytest.raises(TryAgain, match="no credentials now"):
+        await key()
+    path.write_text("[mine]\naws_access_key_id = THIRD\naws_secret_access_key = s\n")
+    assert await key() == "THIRD"
 
 
 @pytest.mark.parametrize(

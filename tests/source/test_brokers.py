@@ -471,7 +471,9 @@ async def test_memory_brokers_of_one_name_share_their_topics() -> None:
     ("url", "problem"),
     [
         ("kafka://", "kafka://"),
-        ("kinesis://eu-west-1?colour=red", "unknown option 'colour'; there are leases, frames, region"),
+        ("kinesis://eu-west-1?colour=red", "unknown option 'colour'; there are leases, frames, fan_out, region"),
+        ("kinesis://eu-west-1?fan_out=a+b", "fan_out=a b: write yes, no, or a name"),
+        ("kinesis://eu-west-1?fan_out=", "fan_out=: write yes, no, or a name"),
         ("redis://x", "unknown scheme 'redis'; use kafka://HOST:PORT .*, embedded://DIR .* or memory://NAME"),
         ("./topics", "this is no URL; use kafka://"),
         ("", "this is no URL"),

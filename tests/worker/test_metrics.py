@@ -64,6 +64,8 @@ class One:
         self.meter.measured = True
         self.disk: list[bytes] = []
         self.live: LiveTask | None = None
+        self.late: dict[str, int] = {}
+        """By split, what its source says of how far behind it is."""
 
     async def open(self, **options: Any) -> LiveTask:
         (group,) = self.app.plan().groups
@@ -103,9 +105,8 @@ class One:
         live = self.live
         if live is None or not live.opened:
             return [TaskView("counting/sums/0", [], self.meter, failing="broken")]
-        return [
-            TaskView("sums/0", [live.group], self.meter, 0, live.task, [live.engine], positions=live.feed.positions)
-        ]  # fmt: skip
+        told: dict[str, Any] = {"positions": live.feed.positions, "late_ms": self.late}
+        return [TaskView("sums/0", [live.group], self.meter, 0, live.task, [live.engine], **told)]
 
     def trouble(self) -> str:
         return ""
@@ -268,6 +269,15 @@ async def test_watermark_and_lags_are_told_in_seconds_and_records() -> None:
         assert found["flowkit_source_lag_records"] == {of(topic="events"): 3}
         watched.clock.advance(5_000)
         assert (await watched.scrape())["flowkit_watermark_lag_seconds"] == {(): 36.001}
+
+
+async def test_what_a_source_says_of_its_lag_is_told_by_partition_where_it_says_it() -> None:
+    async with one() as watched:
+        assert "flowkit_source_lag_seconds" not in await watched.scrape()
+        for late in (1_500, 0):
+            watched.late["events[0]"] = late
+            found = await watched.scrape()
+            assert found["flowkit_source_lag_seconds"] == {of(partition="0", topic="events"): late / 1000}
 
 
 async def test_commits_are_counted_with_their_number_and_time() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowkit.errors import BrokerError, OutcomeUnknown, StoreCorrupt
+from flowkit.errors import BrokerError, OutcomeUnknown, StoreCorrupt, StoreError
 from flowkit.options import WorkerOptions
 from flowkit.source.rules import Claimed
 from flowkit.worker import ownership
@@ -17,8 +17,10 @@ from flowkit.worker.state_home import StateHome
 class Ledger:
     """A broker that gives every claim."""
 
-    def __init__(self) -> None:
+    def __init__(self, away: BaseException | None = None) -> None:
         self.claims: list[str] = []
+        self.away = away
+        """What it says to who asks for leases."""
 
     async def claim(self, task: str, state: str, **_: Any) -> Claimed:
         self.claims.append(state)
@@ -28,6 +30,8 @@ class Ledger:
         return None
 
     async def leases(self, prefix: str = "") -> list[Any]:
+        if self.away is not None:
+            raise self.away
         return []
 
     async def wait(self, timeout_ms: float, seen: int | None = None) -> int:
@@ -36,12 +40,16 @@ class Ledger:
 
 
 async def hold(
-    home: StateHome, errors: list[Any], monkeypatch: pytest.MonkeyPatch, first_wait: float = 0.0
+    home: StateHome,
+    errors: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    first_wait: float = 0.0,
+    away: BaseException | None = None,
 ) -> list[Path]:
     """The directories that were tried, when one try after the other ends with these errors."""
     monkeypatch.setattr(ownership, "FIRST_WAIT", first_wait)
     tried: list[Path] = []
-    ledger = Ledger()
+    ledger = Ledger(away)
 
     def make(place: Path, _claim: Any) -> Any:
         tried.append(place)
@@ -97,3 +105,10 @@ async def test_what_the_broker_fails_is_tried_again_soon_however_often_it_failed
     errors: list[Any] = [BrokerError("away"), OutcomeUnknown("?"), BrokerError("away")]
     async with asyncio.timeout(10):
         assert len(await hold(StateHome(tmp_path), errors, monkeypatch, first_wait=60.0)) == 4
+
+
+@pytest.mark.parametrize("away", [BrokerError("no lease table now"), StoreError("no lease file now")])
+async def test_where_nobody_can_say_whose_it_is_now_it_is_opened_again_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: BaseException
+) -> None:
+    assert len(await hold(StateHome(tmp_path), [OutcomeUnknown("?")], monkeypatch, away=away)) == 2
