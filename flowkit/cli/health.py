@@ -1,7 +1,7 @@
 """`flowkit health`: is the worker of this container alive and moving? For health checks, which want an exit code."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,10 +10,14 @@ from flowkit.cli.logging import set_up_logs
 from flowkit.cli.outcome import FAILED, OK, WRONG, complain, out
 from flowkit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from flowkit.worker import Health
+
 HELP = """Tell whether the worker that uses a state directory is alive, ready and not stalled.
 
 Reads STATE/health.json, which the worker writes about once a second. In a container FLOWKIT_STATE is set, so that it
-needs no arguments: HEALTHCHECK CMD ["flowkit", "health"].
+needs no arguments: HEALTHCHECK CMD ["flowkit", "health"]. A task that waits for a sink which takes nothing is told; it
+is no reason to start the worker again.
 
 \b
 Exit codes:
@@ -39,19 +43,21 @@ def health(
         complain("which worker? give --state DIR, or set FLOWKIT_STATE")
         return WRONG
     set_up_logs(None, "warning")
-    problem = what_is_wrong(Path(state), round(max_age * 1000))
-    out(problem or "healthy")
-    return FAILED if problem else OK
-
-
-def what_is_wrong(state: Path, max_age_ms: int) -> str:
-    """Why the worker that uses `state` is not healthy; '' if it is."""
     from flowkit.worker import read_health
 
     try:
-        found = read_health(state, max_age_ms)
+        found = read_health(Path(state), round(max_age * 1000))
     except ConfigError as error:
-        return str(error)
+        out(str(error))
+        return FAILED
+    problem = what_is_wrong(found)
+    # A sink that takes nothing is no reason to start the worker again, which is what comes of an exit code.
+    out("; ".join([problem or "healthy", *(f"task {task}: {why}" for task, why in found.waiting.items())]))
+    return FAILED if problem else OK
+
+
+def what_is_wrong(found: "Health") -> str:
+    """Why a worker is not healthy; '' if it is."""
     if found.stalled:
         return f"worker {found.pid} makes no progress: {', '.join(found.stalled)}"
     if found.ready:
