@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.aws import servers
+from tests.aws.postgres import Postgres, postgres
 
 HERE = Path(__file__).parent
 
@@ -52,6 +53,13 @@ def osmem() -> Iterator[str]:
     """The URL of osmem's server."""
     with servers.osmem() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """PostgreSQL, which stands in for Redshift. Schemas of other tests are in it too."""
+    with postgres() as running:
+        yield running
 
 
 def _go_to(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
