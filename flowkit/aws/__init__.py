@@ -1,7 +1,7 @@
 """What all that speaks to Amazon's services has in common: clients, credentials, rights, and what its errors mean."""
 
 from flowkit.aws.client import AwsOptions, open_client
-from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failures, told
+from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failures, let_go, told
 from flowkit.aws.patience import patiently
 from flowkit.aws.rights import ACCOUNT, REGION, Condition, Right, arn, bucket_arn, key_right, literal, policy_of, via
 from flowkit.aws.s3 import MISSING, REFUSED, S3Place, Use, checksum
@@ -27,6 +27,7 @@ __all__ = [
     "failures",
     "hash_of",
     "key_right",
+    "let_go",
     "literal",
     "need_pyarrow",
     "open_client",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from flowkit.aws.failures import Blame, blame_of, told
+from flowkit.aws.failures import Blame, blame_of, let_go, told
 from flowkit.errors import FlowkitError
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ async def patiently(
             blame = blame_of(error)
             if blame is None:
                 raise
+            let_go(error)
             now = time.monotonic()
             over = seconds is not None and now - started >= seconds
             if over or blame in (Blame.PERSON, Blame.REQUEST):

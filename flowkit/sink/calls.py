@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import structlog
 
-from flowkit.aws import Blame, blame_of, code_of, told
+from flowkit.aws import Blame, blame_of, code_of, let_go, told
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import Refused, TryAgain
 
@@ -28,6 +28,7 @@ async def called(where: str, call: Awaitable[T]) -> T:
         blame = blame_of(error)
         if blame is None:
             raise
+        let_go(error)
         if blame is Blame.PERSON:
             raise SinkError(f"{where}: {told(error)}") from error
         if blame is Blame.REQUEST:
