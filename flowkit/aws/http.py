@@ -19,7 +19,7 @@ LARGE = 1 << 20
 """Bytes of a body that aiohttp takes a piece at a time, or warns that it blocks the event loop."""
 
 
-class Http(AIOHTTPSession):
+class Http(AIOHTTPSession):  # type: ignore[misc]  # it has no types
     """A session whose requests end in time, whatever becomes of them."""
 
     async def send(self, request: Any) -> Any:

@@ -1,7 +1,7 @@
 """`flowkit health`: is the worker of this container alive and moving? For health checks, which want an exit code."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -9,9 +9,6 @@ from flowkit.cli.arguments import OptionalState
 from flowkit.cli.logging import set_up_logs
 from flowkit.cli.outcome import FAILED, OK, WRONG, complain, out
 from flowkit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flowkit.worker import Health
 
 HELP = """Tell whether the worker that uses a state directory is alive, ready and not stalled.
 
@@ -43,21 +40,30 @@ def health(
         complain("which worker? give --state DIR, or set FLOWKIT_STATE")
         return WRONG
     set_up_logs(None, "warning")
-    from flowkit.worker import read_health
-
-    try:
-        found = read_health(Path(state), round(max_age * 1000))
-    except ConfigError as error:
-        out(str(error))
-        return FAILED
-    problem = what_is_wrong(found)
+    problem = what_is_wrong(Path(state), round(max_age * 1000))
     # A sink that takes nothing is no reason to start the worker again, which is what comes of an exit code.
-    out("; ".join([problem or "healthy", *(f"task {task}: {why}" for task, why in found.waiting.items())]))
+    out("; ".join([problem or "healthy", *what_waits(Path(state))]))
     return FAILED if problem else OK
 
 
-def what_is_wrong(found: "Health") -> str:
-    """Why a worker is not healthy; '' if it is."""
+def what_waits(state: Path) -> list[str]:
+    """The tasks that a sink holds up, with what is known of that, as the worker that uses `state` last said."""
+    from flowkit.worker import read_health
+
+    try:
+        return [f"task {task}: {why}" for task, why in read_health(state).waiting.items()]
+    except ConfigError:
+        return []
+
+
+def what_is_wrong(state: Path, max_age_ms: int) -> str:
+    """Why the worker that uses `state` is not healthy; '' if it is."""
+    from flowkit.worker import read_health
+
+    try:
+        found = read_health(state, max_age_ms)
+    except ConfigError as error:
+        return str(error)
     if found.stalled:
         return f"worker {found.pid} makes no progress: {', '.join(found.stalled)}"
     if found.ready:

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from flowkit.aws import AwsOptions, Right, open_client
+from flowkit.aws import AwsOptions, Right
 from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.calls import called, described
+from flowkit.sink.calls import bulk_client, called, described
 from flowkit.sink.dispatch import LONGEST_WAIT, Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.messages_services import Bus, Queue, Service, Topic
 from flowkit.sink.records import RecordSink, Row
@@ -47,7 +47,7 @@ class MessagesDestination:
         """Raises ConfigError if there is no such thing."""
         async with AsyncExitStack() as stack:
             self._client = await stack.enter_async_context(
-                open_client(self.service.name, self.aws, self.where, connections=max(32, self.calls))
+                bulk_client(self.service.name, self.aws, self.where, self.calls)
             )
             await self._look()
             self._stack = stack.pop_all()

@@ -42,7 +42,7 @@ def stand_in(look: Callable[[str], None]) -> None:
             s3 = await opened.enter_async_context(open_client("s3", AwsOptions(), "s3"))
         return AsRedshift(await real(address), s3, lambda when, sql: look(f"statement {when}"))
 
-    redshift_wire.connect = connect  # type: ignore[assignment]
+    redshift_wire.connect = connect
 
 
 class AsRedshift:

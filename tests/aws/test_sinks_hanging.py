@@ -91,7 +91,7 @@ class Worker:
 
 async def until(check: Callable[[], Any], seconds: float = 60) -> Any:
     async with asyncio.timeout(seconds):
-        while not (found := check()):
+        while not (found := check()):  # noqa: ASYNC110  it is another process
             await asyncio.sleep(0.02)
     return found
 
@@ -143,7 +143,7 @@ async def all_there(place: Place, broker: EmbeddedBroker, proxy: Proxy, count: i
     async with asyncio.timeout(60):
         while await committed(broker) < count:  # what is there is much, and reading it no light thing  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        while len({each.n for each in await place.read(proxy)}) < count:
+        while len({each.n for each in await place.read(proxy)}) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
 
 

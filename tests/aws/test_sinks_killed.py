@@ -5,6 +5,7 @@ service has done it and nobody has heard. It is started again, killed elsewhere,
 FLOWKIT_TEST_KILLS=all each pair of places is such a chain.
 """
 
+import asyncio
 import itertools
 import os
 import random
@@ -72,14 +73,12 @@ class Chain:
 
     async def run(self, stops: Iterable[Stop]) -> int:
         """How often it was killed."""
-        kills = 0
-        for step, after in [*stops, ("", 0)]:
+        for kills, (step, after) in enumerate([*stops, ("", 0)]):
             self._watch(step, after)
             code = await self.mortals.run(self.job._replace(stop=step, after=after))
             if code == 0:
                 return kills
             assert code == -signal.SIGKILL, self.mortals.log.read_text()[-4000:]
-            kills += 1
         raise AssertionError("it was never through")
 
     def _watch(self, step: str, after: int) -> None:
@@ -120,7 +119,7 @@ async def mortals(tmp_path: Path) -> AsyncIterator[Mortals]:
 async def chain_to(name: str, request: pytest.FixtureRequest, mortals: Mortals, where: Path) -> AsyncIterator[Chain]:
     fixtures, make = PLACES[name]
     servers = [request.getfixturevalue(fixture) for fixture in fixtures]
-    where.mkdir()
+    await asyncio.to_thread(where.mkdir)
     async with proxy_to(servers[0]) as proxy, make(where, *servers) as place:
         yield Chain(mortals, proxy, place, where, {**aws_environment(servers[0]), **place.environ})
 

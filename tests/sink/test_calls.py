@@ -74,9 +74,9 @@ async def test_what_nobody_reads_is_given_up_in_time(
         frozen.listen()
         options = silent._replace(endpoint=f"http://127.0.0.1:{frozen.getsockname()[1]}")
         async with open_client(service, options, "x") as client:
+            if service == "s3":
+                call = client.put_object(Bucket="b", Key="k", Body=b"x" * size)
+            else:
+                call = client.put_records(Records=[{"Data": b"x" * size, "PartitionKey": "k"}], StreamName="s")
             with pytest.raises(TryAgain, match="Read timeout"):
-                if service == "s3":
-                    await called("x", client.put_object(Bucket="b", Key="k", Body=b"x" * size))
-                else:
-                    records = [{"Data": b"x" * size, "PartitionKey": "k"}]
-                    await called("x", client.put_records(Records=records, StreamName="s"))
+                await called("x", call)

@@ -30,7 +30,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def row(n: int, key: bytes | None = b"k", value: bytes | None = b'{"a":1}') -> Row:
-    return Row(key, value, 5, None, n, f"me-{n}")
+    return Row(key, value, 5, None, n, "me")
 
 
 def items(rows: Sequence[Row], lanes: int, batch: int) -> list[Item]:
