@@ -7,6 +7,9 @@ import pytest
 
 from tests.aws import servers
 from tests.aws.postgres import Postgres, postgres
+from tests.kafka.conftest import kafka_address  # a worker's input, where its sink is a service
+
+__all__ = ["kafka_address"]
 
 HERE = Path(__file__).parent
 

@@ -1,10 +1,12 @@
 """An app that sends what it gets to its sink; records may be large."""
 
+import os
 from collections.abc import AsyncIterator
 
 from flowkit import App, Record, Stream
 
-app = App("hanging")
+NAME = os.environ.get("HANGING_APP", "hanging")
+app = App(NAME)
 
 
 class Reading(Record):
@@ -14,7 +16,7 @@ class Reading(Record):
     filler: str = ""
 
 
-readings = app.topic("readings", Reading, key="id", time="at")
+readings = app.topic(f"{NAME}-readings", Reading, key="id", time="at")
 out = app.sink("out", Reading, key="id")
 
 
