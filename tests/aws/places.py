@@ -4,7 +4,6 @@ A `Place` is made anew for each test, on the server that is named beside it in `
 """
 
 import asyncio
-import gzip
 import io
 import json
 import uuid
@@ -245,10 +244,10 @@ async def redshift(where: Path, server: str, postgres: Postgres) -> AsyncIterato
 
 @asynccontextmanager
 async def file(where: Path, server: str) -> AsyncIterator[Place]:
-    path = where / "out.jsonl.gz"
+    path = where / "out.jsonl"
 
     async def read(_: Proxy) -> list[Found]:
-        lines = await asyncio.to_thread(lambda: gzip.decompress(path.read_bytes()).splitlines())
+        lines = await asyncio.to_thread(lambda: path.read_bytes().splitlines())
         return [_json(json.loads(line)) for line in lines]
 
     yield Place(lambda _: str(path), read, once=True, ordered=True)
