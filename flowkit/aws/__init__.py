@@ -2,7 +2,7 @@
 
 from flowkit.aws.client import AwsOptions, open_client
 from flowkit.aws.failures import Blame, blame_of, blame_of_code, code_of, failures, let_go, told
-from flowkit.aws.patience import patiently
+from flowkit.aws.patience import Backoff, patiently
 from flowkit.aws.rights import ACCOUNT, REGION, Condition, Right, arn, bucket_arn, key_right, literal, policy_of, via
 from flowkit.aws.s3 import MISSING, REFUSED, S3Place, Use, checksum
 from flowkit.aws.shared import hash_of, need_pyarrow
@@ -13,6 +13,7 @@ __all__ = [
     "REFUSED",
     "REGION",
     "AwsOptions",
+    "Backoff",
     "Blame",
     "Condition",
     "Right",

@@ -1,12 +1,13 @@
 """What a failed call of an Amazon service means: for the records that it carried, and when a destination is opened."""
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import structlog
 
-from flowkit.aws import AwsOptions, Blame, blame_of, code_of, let_go, open_client, told
+from flowkit.aws import AwsOptions, Backoff, Blame, blame_of, code_of, let_go, open_client, told
 from flowkit.errors import ConfigError, SinkError
 from flowkit.sink.dispatch import Refused, TryAgain
 
@@ -45,6 +46,21 @@ async def called(where: str, call: Awaitable[T]) -> T:
         if blame is Blame.REQUEST:
             raise Refused(code_of(error) or type(error).__name__, told(error)) from error
         raise TryAgain(told(error), slow=blame is Blame.SLOW) from error
+
+
+async def until_known(look: Callable[[], Awaitable[None]], known: Callable[[], bool]) -> None:
+    """Look until what is looked for is known, for as long as it takes. Raises SinkError if someone has to do something.
+
+    A destination that could not be described when it was opened makes no record into an item before.
+    """
+    backoff = Backoff()
+    while not known():
+        try:
+            await look()
+        except ConfigError as error:
+            raise SinkError(str(error)) from None
+        if not known():
+            await asyncio.sleep(backoff.wait())
 
 
 async def described(where: str, call: Awaitable[T], *, right: str, missing: str) -> T | None:

@@ -8,7 +8,6 @@ more than two hours ahead, or older than two weeks or than the group keeps: that
 events in order of time, 24 hours apart at most. Readers see all events of a stream by time, whoever sent them.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -16,9 +15,9 @@ from typing import Any, Self
 from urllib.parse import unquote
 
 from flowkit.aws import AwsOptions, Right, arn, code_of
-from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.calls import bulk_client, called, described
-from flowkit.sink.dispatch import LONGEST_WAIT, Dispatch, Item, Limits, Never, Outcome, Refused, TryAgain
+from flowkit.errors import ConfigError
+from flowkit.sink.calls import bulk_client, called, described, until_known
+from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome, Refused, TryAgain
 from flowkit.sink.records import RecordSink, Row
 from flowkit.sink.seam import SinkTask
 from flowkit.sink.url_options import UrlOptions
@@ -134,15 +133,7 @@ class LogsDestination:
 
     async def ready(self) -> None:
         """The stream is there. Tried for as long as it takes. Raises SinkError if someone has to do something."""
-        wait = 0.1
-        while not self._there:
-            try:
-                await self._look()
-            except ConfigError as error:
-                raise SinkError(str(error)) from None
-            if not self._there:
-                await asyncio.sleep(wait)
-                wait = min(LONGEST_WAIT, wait * 2)
+        await until_known(self._look, lambda: self._there)
 
     async def send(self, items: Sequence[Item]) -> Sequence[Outcome] | None:
         """As `Dispatch` asks for it: some calls, if the events are more than a day apart."""

@@ -11,7 +11,6 @@ now and then. So a service that hangs holds up the commits after this one, and m
 """
 
 import asyncio
-import random
 import time
 from bisect import bisect_right
 from collections import deque
@@ -25,11 +24,9 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-log = structlog.get_logger("flowkit.sink")
+from flowkit.aws import Backoff
 
-FIRST_WAIT, LONGEST_WAIT = 0.05, 10.0
-"""Seconds between tries: half of it is left to chance, so that workers do not come all at once."""
-TELL_SECONDS = 10.0
+log = structlog.get_logger("flowkit.sink")
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):  # a hand-off has many, and none is part of a cycle
@@ -140,8 +137,8 @@ class _Turn:
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.never: list[tuple[int, Never]] = []
-        self.failures = 0
-        self.paused_until = self.told = 0.0
+        self.backoff = Backoff()
+        self.paused_until = 0.0
         items = list(items)
         self.left = len(items)
         self.fresh = sorted(self._leading(items), key=ROW)
@@ -295,18 +292,15 @@ class _Turn:
     def _learn(self, again: Again | None) -> None:
         dispatch = self.dispatch
         if again is None:
-            self.failures = 0
+            self.backoff.over()
             dispatch.window = min(float(self.limits.calls), dispatch.window + 1 / dispatch.window)
             return
         now = time.monotonic()
         if again.slow:
             dispatch.window = max(1.0, dispatch.window / 2)
         if now >= self.paused_until:  # of calls that were under way together the first one counts
-            wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self.failures)
-            self.failures = min(self.failures + 1, 20)
-            self.paused_until = now + wait * (0.5 + random.random() / 2)
-        if now - self.told >= TELL_SECONDS or not self.told:
-            self.told = now
+            self.paused_until = now + self.backoff.wait()
+        if self.backoff.is_to_tell():
             log.warning(
                 "not taken; trying again", sink=dispatch.where, records=self.left, reason=again.reason,
                 calls_at_once=int(dispatch.window),

@@ -14,7 +14,6 @@ The table's key is read from the table: each record needs these fields. DynamoDB
 time, hours later too: who reads has to look at the TTL attribute, as for `flowkit_deleted`.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -23,9 +22,9 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from flowkit.aws import AwsOptions, Right, arn, code_of
-from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.calls import bulk_client, called, described
-from flowkit.sink.dispatch import LONGEST_WAIT, Again, Dispatch, Item, Limits, Never, Outcome
+from flowkit.errors import ConfigError
+from flowkit.sink.calls import bulk_client, called, described, until_known
+from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.dynamodb_items import ITEM_BYTES, KeySchema, Unfit, decoded, item_of, key_bytes
 from flowkit.sink.dynamodb_ttl import Expiry
 from flowkit.sink.dynamodb_versions import Versions, settled
@@ -204,15 +203,7 @@ class DynamoDestination:
 
     async def _ready(self) -> None:
         """The key is known. Tried for as long as it takes: no record can be made into an item before."""
-        wait = 0.1
-        while self.keys is None:
-            try:
-                await self._look()
-            except ConfigError as error:
-                raise SinkError(str(error)) from None
-            if self.keys is None:
-                await asyncio.sleep(wait)
-                wait = min(LONGEST_WAIT, wait * 2)
+        await until_known(self._look, lambda: self.keys is not None)
 
     def _settle(self, items: list[Item]) -> list[Item]:
         return settled(items, batch=self.options.batch)

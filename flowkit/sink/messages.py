@@ -15,15 +15,14 @@ An event's detail is the record's JSON object, its time the record's. EventBridg
 that came again: ?id=FIELD does.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from flowkit.aws import AwsOptions, Right
-from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.calls import bulk_client, called, described
-from flowkit.sink.dispatch import LONGEST_WAIT, Dispatch, Item, Limits, Never, Outcome
+from flowkit.errors import ConfigError
+from flowkit.sink.calls import bulk_client, called, described, until_known
+from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.messages_services import Bus, Queue, Service, Topic
 from flowkit.sink.records import RecordSink, Row
 from flowkit.sink.seam import SinkTask
@@ -65,15 +64,7 @@ class MessagesDestination:
 
     async def _ready(self) -> None:
         """It was found: a queue's URL, and what a topic takes, are not known before."""
-        wait = 0.1
-        while not self._known:
-            try:
-                await self._look()
-            except ConfigError as error:
-                raise SinkError(str(error)) from None
-            if not self._known:
-                await asyncio.sleep(wait)
-                wait = min(LONGEST_WAIT, wait * 2)
+        await until_known(self._look, lambda: self._known)
 
     def check(self) -> None:
         """As the protocol says."""

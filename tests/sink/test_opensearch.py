@@ -11,7 +11,6 @@ from flowkit import ConfigError
 from flowkit.clock import SystemClock
 from flowkit.errors import SinkError
 from flowkit.sink import Rejected, SinkTask, destination
-from flowkit.sink import dispatch as dispatch_module
 from flowkit.sink.dispatch import Item, Never
 from flowkit.sink.opensearch import OpenSearchDestination
 from flowkit.sink.opensearch_documents import settled
@@ -113,7 +112,7 @@ class Server:
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch_module, "FIRST_WAIT", 0.0)
+        patch.setattr("flowkit.aws.patience.FIRST_WAIT", 0.0)
         yield
 
 

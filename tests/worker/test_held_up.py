@@ -22,7 +22,7 @@ class Event(Record):
 class Hanging:
     """A sink that takes nothing until `free`."""
 
-    codec = None
+    codec: str | None = None
 
     def __init__(self) -> None:
         self.free, self.asked = asyncio.Event(), asyncio.Event()
