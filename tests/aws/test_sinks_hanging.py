@@ -27,6 +27,7 @@ from tests.aws.places import PLACES, Place, writes
 from tests.aws.proxy import Fault, Proxy, Request, proxy_to
 from tests.aws.servers import aws_environment
 
+pytestmark = pytest.mark.timeout(900)  # each takes ten seconds, but where many share a machine
 APP = Path(__file__).with_name("hanging_app.py")
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = float(os.environ.get("FLOWKIT_TEST_HANG_SECONDS", "4"))
@@ -64,11 +65,11 @@ def _children(thread: Path) -> list[str]:
 
 
 class Worker:
-    """`flowkit worker` in a process of its own; what it says is in `log`."""
+    """`flowkit worker`, or `run`, in a process of its own; what it says is in `log`."""
 
-    def __init__(self, directory: Path, words: list[str], environ: dict[str, str]) -> None:
+    def __init__(self, directory: Path, words: list[str], environ: dict[str, str], command: str = "worker") -> None:
         self.state, self.log = directory / "state", directory / "worker.log"
-        self.words = [sys.executable, "-m", "flowkit", "worker", str(APP), *words, "--state", str(self.state)]
+        self.words = [sys.executable, "-m", "flowkit", command, str(APP), *words, "--state", str(self.state)]
         self.environ = {**os.environ, **ENVIRON, **environ, "PYTHONPATH": str(ROOT)}
         self.process: asyncio.subprocess.Process
 
@@ -92,7 +93,7 @@ class Worker:
         return resident(self.process.pid)
 
 
-async def until(check: Callable[[], Any], seconds: float = 60) -> Any:
+async def until(check: Callable[[], Any], seconds: float = 120) -> Any:
     async with asyncio.timeout(seconds):
         while not (found := check()):  # noqa: ASYNC110  it is another process
             await asyncio.sleep(0.02)
@@ -161,7 +162,7 @@ class Input(NamedTuple):
 
 
 async def all_there(place: Place, source: Input, proxy: Proxy, count: int) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(200):
         while -1 < await source.committed() < count:  # what is there is much, and reading it no light thing  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         while len({each.n for each in await place.read(proxy)}) < count:  # noqa: ASYNC110
@@ -248,3 +249,39 @@ async def hang_and_resume(worker: Worker, source: Input, proxy: Proxy, place: Pl
     assert (await worker.stop())[0] == 0
     again = place.check(await place.read(proxy), range(last.stop))
     print(f"resident before {before >> 20} MiB, at most {peak}, after {HANG_SECONDS:g} s {end}; again: {again}")
+
+
+async def test_a_run_over_files_waits_too_and_goes_on_where_it_was_ended(osmem: str, tmp_path: Path) -> None:
+    _, make = PLACES["opensearch"]
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"".join(value + b"\n" for _, value, _ in rows(range(MORE))))
+    async with proxy_to(osmem) as proxy, make(tmp_path, osmem) as place:
+        words = ["-i", f"hanging-readings={source}", "-o", f"out={place.url(proxy.url)}&timeout=1"]
+        run = Worker(tmp_path, words, aws_environment(osmem), "run")
+        passed = 0
+
+        def fault(request: Request) -> Fault | None:
+            nonlocal passed
+            passed += writes(request)
+            return "hang" if passed > 3 else None
+
+        proxy.fault = fault
+        await run.start()
+        try:
+            await until(lambda: passed > 3)
+            samples = await plateau(run, HANG_SECONDS)
+            third = len(samples) // 3
+            assert max(samples[-third:]) - max(samples[third:-third]) < 3 << 20, samples
+            code, seconds = await run.stop()
+            assert (code, seconds < GRACE + 1.5) == (-signal.SIGTERM, True), (code, seconds)
+            proxy.fault = lambda _: None
+            proxy.resumed.set()
+            await run.start()
+            assert await asyncio.wait_for(run.process.wait(), 200) == 0
+        except BaseException:
+            print(run.log.read_text()[-6000:])
+            raise
+        finally:
+            if run.process.returncode is None:
+                run.process.kill()
+        place.check(await place.read(proxy), range(LAST))
