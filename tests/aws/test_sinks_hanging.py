@@ -254,7 +254,7 @@ async def hang_and_resume(worker: Worker, source: Input, proxy: Proxy, place: Pl
 async def test_a_run_over_files_waits_too_and_goes_on_where_it_was_ended(osmem: str, tmp_path: Path) -> None:
     _, make = PLACES["opensearch"]
     source = tmp_path / "in.jsonl"
-    source.write_bytes(b"".join(value + b"\n" for _, value, _ in rows(range(MORE))))
+    source.write_bytes(b"".join(value + b"\n" for _, value, _ in rows(range(LAST))))
     async with proxy_to(osmem) as proxy, make(tmp_path, osmem) as place:
         words = ["-i", f"hanging-readings={source}", "-o", f"out={place.url(proxy.url)}&timeout=1"]
         run = Worker(tmp_path, words, aws_environment(osmem), "run")
