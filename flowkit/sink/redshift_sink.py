@@ -210,10 +210,15 @@ class _Delivery:
     async def _ask(self) -> list[tuple[int, int]]:
         """Which rows were loaded before. Raises SinkError if another has taken this one's name."""
         wire, target = self.table.wire, self.target
-        found = [(int(row[0]), int(row[1])) for row in await wire.rows(loaded_sql(target, self.task, self.handoff))]
+        asked = loaded_sql(target, self.task, self.handoff)
+        found = [(int(row[0]), int(row[1])) for row in await wire.rows(asked)]
         if not found:
             ((newest,),) = await wire.rows(newest_sql(target, self.task))
             if newest is not None and int(newest) >= self.number:
+                # A zombie may have loaded this very hand-off since the first look.
+                again = [(int(row[0]), int(row[1])) for row in await wire.rows(asked)]
+                if again:
+                    return again
                 raise SinkError(
                     f"{self.table.where}: another run has loaded under the name {self.task!r}, up to load {newest} "
                     f"where this one is at {self.number}: two go on from one savepoint, or from a copy of a state "
