@@ -1,8 +1,19 @@
 """What all that speaks to Amazon's services has in common: clients, credentials, rights, and what its errors mean."""
 
 from flowkit.aws.client import AwsOptions, open_client, session
-from flowkit.aws.failures import EXPIRED, SUSPECT, Blame, blame_of, blame_of_code, code_of, failures, status_of, told
-from flowkit.aws.patience import patiently
+from flowkit.aws.failures import (
+    EXPIRED,
+    SUSPECT,
+    Blame,
+    blame_of,
+    blame_of_code,
+    code_of,
+    failures,
+    let_go,
+    status_of,
+    told,
+)
+from flowkit.aws.patience import Backoff, patiently
 from flowkit.aws.rights import (
     ACCOUNT,
     INLINE,
@@ -35,6 +46,7 @@ __all__ = [
     "REGION",
     "SUSPECT",
     "AwsOptions",
+    "Backoff",
     "Blame",
     "Condition",
     "Right",
@@ -50,6 +62,7 @@ __all__ = [
     "failures",
     "hash_of",
     "key_right",
+    "let_go",
     "literal",
     "msk_arn",
     "need_pyarrow",

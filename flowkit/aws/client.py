@@ -83,6 +83,8 @@ async def open_client(
     from aiobotocore.config import AioConfig
     from botocore.exceptions import BotoCoreError
 
+    from flowkit.aws.http import Http
+
     retries: dict[str, Any] = {}
     if options.retries is not None:
         retries["mode"] = options.retries
@@ -92,6 +94,7 @@ async def open_client(
         connect_timeout=min(CONNECT_SECONDS, options.timeout),
         read_timeout=options.timeout,
         max_pool_connections=connections,
+        http_session_cls=Http,
         **({"retries": retries} if retries else {}),
         **config,
     )

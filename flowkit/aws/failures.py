@@ -1,5 +1,6 @@
 """What an error of an Amazon service means: to be tried again, for a person to mend, or the request's own fault."""
 
+import traceback
 from enum import Enum
 from typing import Any
 
@@ -125,6 +126,21 @@ def status_of(error: Any) -> int:
     """The HTTP status of a service's answer; 0 if it is none."""
     response = getattr(error, "response", None)
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0) if isinstance(response, dict) else 0
+
+
+def let_go(error: BaseException) -> None:
+    """Forget what a call that failed has at hand: its request, above all, which may be megabytes.
+
+    A client keeps the error in a variable before it raises it, so that each holds the other, and the collector that
+    finds such rings comes seldom: a service that hangs would cost memory with each try.
+    """
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and each.__traceback__ is not None:
+            traceback.clear_frames(each.__traceback__)
+            each.__traceback__ = None  # also what is seen twice ends here
+            left += [each.__cause__, each.__context__]
 
 
 def told(error: BaseException) -> str:

@@ -13,7 +13,8 @@ from flowkit.errors import ConfigError
 HELP = """Tell whether the worker that uses a state directory is alive, ready and not stalled.
 
 Reads STATE/health.json, which the worker writes about once a second. In a container FLOWKIT_STATE is set, so that it
-needs no arguments: HEALTHCHECK CMD ["flowkit", "health"].
+needs no arguments: HEALTHCHECK CMD ["flowkit", "health"]. A task that waits for a sink which takes nothing is told; it
+is no reason to start the worker again.
 
 \b
 Exit codes:
@@ -40,8 +41,19 @@ def health(
         return WRONG
     set_up_logs(None, "warning")
     problem = what_is_wrong(Path(state), round(max_age * 1000))
-    out(problem or "healthy")
+    # A sink that takes nothing is no reason to start the worker again, which is what comes of an exit code.
+    out("; ".join([problem or "healthy", *what_waits(Path(state))]))
     return FAILED if problem else OK
+
+
+def what_waits(state: Path) -> list[str]:
+    """The tasks that a sink holds up, with what is known of that, as the worker that uses `state` last said."""
+    from flowkit.worker import read_health
+
+    try:
+        return [f"task {task}: {why}" for task, why in read_health(state).waiting.items()]
+    except ConfigError:
+        return []
 
 
 def what_is_wrong(state: Path, max_age_ms: int) -> str:

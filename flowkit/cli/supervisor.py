@@ -144,6 +144,7 @@ def _tell(children: list[Child], state: Path) -> None:
         all_of_them.tasks += health.tasks
         all_of_them.failing |= health.failing
         all_of_them.broker = all_of_them.broker or health.broker
+        all_of_them.waiting |= health.waiting
     try:
         write_health(state, all_of_them)
     except OSError as error:

@@ -2,26 +2,34 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 import structlog
 
-from flowkit.aws import Blame, blame_of, code_of, told
+from flowkit.aws import AwsOptions, Backoff, Blame, blame_of, code_of, let_go, open_client, told
 from flowkit.errors import ConfigError, SinkError
-from flowkit.sink.dispatch import LONGEST_WAIT, Refused, TryAgain
+from flowkit.sink.dispatch import Refused, TryAgain
 
 log = structlog.get_logger("flowkit.sink")
 
 T = TypeVar("T")
-
-LOOK_AGAIN = 0.1
-"""Seconds to the second look at a service that does not answer; then twice as long each."""
 
 ABSENT = {
     *("ResourceNotFoundException", "ResourceNotFound", "NotFound", "NotFoundException", "QueueDoesNotExist"),
     "AWS.SimpleQueueService.NonExistentQueue",
 }
 """Codes by which services say that there is no such thing."""
+
+
+def bulk_client(service: str, aws: AwsOptions, where: str, calls: int) -> AbstractAsyncContextManager[Any]:
+    """A client for `calls` requests at once, each of many records, which are what they should be.
+
+    botocore looks at each parameter of each record before it sends any, with more work than to write them down: 2.6 µs
+    a record of Kinesis, 3.0 an event of CloudWatch Logs, 9.8 a metric, 11 a message of SNS, 17 an item of DynamoDB.
+    Sinks make records from what they have looked at themselves; what a service finds wrong is a dead letter as ever.
+    """
+    return open_client(service, aws, where, connections=max(32, calls), parameter_validation=False)
 
 
 async def called(where: str, call: Awaitable[T]) -> T:
@@ -32,6 +40,7 @@ async def called(where: str, call: Awaitable[T]) -> T:
         blame = blame_of(error)
         if blame is None:
             raise
+        let_go(error)
         if blame is Blame.PERSON:
             raise SinkError(f"{where}: {told(error)}") from error
         if blame is Blame.REQUEST:
@@ -39,20 +48,19 @@ async def called(where: str, call: Awaitable[T]) -> T:
         raise TryAgain(told(error), slow=blame is Blame.SLOW) from error
 
 
-async def until_there(look: Callable[[], Awaitable[bool]]) -> None:
-    """Look until it is known what has to be known of a service before anything can be sent, for as long as it takes.
+async def until_known(look: Callable[[], Awaitable[object]], known: Callable[[], bool]) -> None:
+    """Look until what is looked for is known, for as long as it takes. Raises SinkError if someone has to do something.
 
-    Raises SinkError if someone has to do something, which `look` tells by a ConfigError.
+    A destination that could not be described when it was opened makes no record into an item before.
     """
-    wait = LOOK_AGAIN
-    while True:
+    backoff = Backoff()
+    while not known():
         try:
-            if await look():
-                return
+            await look()
         except ConfigError as error:
             raise SinkError(str(error)) from None
-        await asyncio.sleep(wait)
-        wait = min(LONGEST_WAIT, wait * 2)
+        if not known():
+            await asyncio.sleep(backoff.wait())
 
 
 async def described(where: str, call: Awaitable[T], *, right: str, missing: str) -> T | None:

@@ -21,10 +21,10 @@ from urllib.parse import unquote
 
 import msgspec
 
-from flowkit.aws import AwsOptions, Condition, Right, open_client
+from flowkit.aws import AwsOptions, Condition, Right
 from flowkit.clock import Clock
 from flowkit.errors import ConfigError
-from flowkit.sink.calls import called
+from flowkit.sink.calls import bulk_client, called
 from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.records import RecordSink, Row
 from flowkit.sink.seam import SinkTask
@@ -83,9 +83,8 @@ class CloudWatchDestination:
 
     async def __aenter__(self) -> Self:
         """Nothing can be looked at: a namespace is made by its first value."""
-        connections = max(32, self.options.calls)
         self._client = await self._stack.enter_async_context(
-            open_client("cloudwatch", self.aws, self.where, connections=connections)
+            bulk_client("cloudwatch", self.aws, self.where, self.options.calls)
         )
         return self
 
@@ -133,10 +132,10 @@ class CloudWatchDestination:
         make = _Maker(self.options, task.clock)
         return RecordSink(dispatch, make.item, task.clock, codec=self.codec)
 
-    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome]:
+    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome] | None:
         data = [item.body for item in items]
         await called(self.where, self._client.put_metric_data(Namespace=self._namespace, MetricData=data))
-        return [None] * len(items)
+        return None
 
 
 class _Maker:

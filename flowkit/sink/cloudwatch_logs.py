@@ -14,9 +14,9 @@ from contextlib import AsyncExitStack
 from typing import Any, Self
 from urllib.parse import unquote
 
-from flowkit.aws import AwsOptions, Right, arn, code_of, open_client
+from flowkit.aws import AwsOptions, Right, arn, code_of
 from flowkit.errors import ConfigError
-from flowkit.sink.calls import called, described, until_there
+from flowkit.sink.calls import bulk_client, called, described, until_known
 from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome, Refused, TryAgain
 from flowkit.sink.records import RecordSink, Row
 from flowkit.sink.seam import SinkTask
@@ -50,9 +50,7 @@ class LogsDestination:
     async def __aenter__(self) -> Self:
         """Raises ConfigError if there is no such stream, and it is not to be made."""
         async with AsyncExitStack() as stack:
-            self._client = await stack.enter_async_context(
-                open_client("logs", self.aws, self.where, connections=max(32, self.calls))
-            )
+            self._client = await stack.enter_async_context(bulk_client("logs", self.aws, self.where, self.calls))
             await self._look()
             self._stack = stack.pop_all()
         return self
@@ -136,17 +134,18 @@ class LogsDestination:
 
     async def ready(self) -> None:
         """The stream is there. Tried for as long as it takes. Raises SinkError if someone has to do something."""
-        if not self._there:
-            await until_there(self._look)
+        await until_known(self._look, lambda: self._there)
 
-    async def send(self, items: Sequence[Item]) -> Sequence[Outcome]:
+    async def send(self, items: Sequence[Item]) -> Sequence[Outcome] | None:
         """As `Dispatch` asks for it: some calls, if the events are more than a day apart."""
         found: dict[int, Outcome] = {}
-        for run in spans(sorted(items, key=_time)):
+        times = [item.body["timestamp"] for item in items]
+        in_order = times == sorted(times)  # of numbers that are: 0.03 µs an event, to sort these by a function 0.2
+        for run in spans(items if in_order else sorted(items, key=_time)):
             found |= await self._put(run)
-        return [found.get(item.row) for item in items] if found else [None] * len(items)
+        return [found.get(item.row) for item in items] if found else None
 
-    async def _put(self, run: list[Item]) -> dict[int, Outcome]:
+    async def _put(self, run: Sequence[Item]) -> dict[int, Outcome]:
         """By row, what became of events that may go in one call, but for those taken.
 
         Refused as a whole, they are halved here: of the calls before some may have been taken, and must not come again.
@@ -168,10 +167,10 @@ class LogsDestination:
         return dict(zip((item.row for item in run), refusals(answer, len(run)), strict=True))
 
 
-def spans(items: Sequence[Item]) -> list[list[Item]]:
+def spans(items: Sequence[Item]) -> Sequence[Sequence[Item]]:
     """Events in order of time, cut where one is a day after the first one of its call."""
     if items and _time(items[-1]) - _time(items[0]) < SPAN_MS:
-        return [list(items)]
+        return [items]
     found: list[list[Item]] = []
     for item in items:
         if not found or _time(item) - _time(found[-1][0]) >= SPAN_MS:
@@ -204,11 +203,14 @@ def event_of(row: int, time: int, message: str, length: int | None = None) -> It
         return Never("RecordTooLarge", f"{size} bytes as CloudWatch Logs counts, and an event may have {CALL_BYTES}")
     if not message:
         return Never("Empty", "an event has one character at least")
-    return Item(row, None, size, {"timestamp": max(0, time), "message": message})
+    time = max(time, 0)
+    return Item(row, None, size, {"timestamp": time, "message": message})
 
 
 def _make(index: int, row: Row) -> Item | Never:
-    value = b"null" if row.value is None else row.value
+    value = row.value
+    if value is None:
+        value = b"null"
     try:
         return event_of(index, row.time, value.decode(), len(value))
     except UnicodeDecodeError as error:

@@ -11,23 +11,22 @@ now and then. So a service that hangs holds up the commits after this one, and m
 """
 
 import asyncio
-import random
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 
-log = structlog.get_logger("flowkit.sink")
+from flowkit.aws import Backoff
 
-FIRST_WAIT, LONGEST_WAIT = 0.05, 10.0
-"""Seconds between tries: half of it is left to chance, so that workers do not come all at once."""
-TELL_SECONDS = 10.0
+log = structlog.get_logger("flowkit.sink")
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):  # a hand-off has many, and none is part of a cycle
@@ -90,8 +89,13 @@ class Refused(Exception):
         self.never = Never(error, reason)
 
 
-Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
-"""One call, and what became of each of its items, in order. Raises TryAgain, Refused, or SinkError to give up all."""
+Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome] | None]]
+"""One call, and what became of each of its items, in order (None: all were taken).
+
+Raises TryAgain, Refused, or SinkError to give up all.
+"""
+
+ROW, SIZE = attrgetter("row"), attrgetter("size")
 
 
 class Dispatch:
@@ -114,26 +118,37 @@ class Dispatch:
 
 
 class _Turn:
-    """One `run`."""
+    """One `run`.
+
+    The hot path is what nearly all items take: no key, or one that nothing else waits for, taken at once. They are cut
+    into batches by slices and sums (0.4 µs an item less than one by one), and a call that tells of no item costs
+    nothing an item but for those with keys (0.5 µs less).
+    """
 
     def __init__(self, dispatch: Dispatch, items: Iterable[Item]) -> None:
         self.dispatch, self.limits = dispatch, dispatch.limits
-        self.fresh: deque[Item] = deque()
+        self.at = 0
+        """How many of `fresh` have been sent."""
         self.back: list[tuple[int, Item]] = []
         """A heap: what is ready after it waited for another, or was not taken. Before what is fresh, by its row."""
         self.lanes: dict[bytes, deque[Item] | None] = {}
         """By key: what waits for the one that is ready or under way."""
-        self.left = 0
         self.running: set[asyncio.Task[None]] = set()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.never: list[tuple[int, Never]] = []
-        self.failures = 0
-        self.paused_until = self.told = 0.0
+        self.backoff = Backoff()
+        self.paused_until = 0.0
+        items = list(items)
+        self.left = len(items)
+        self.fresh = sorted(self._leading(items), key=ROW)
+        self.sizes = [0, *accumulate(map(SIZE, self.fresh))]
+
+    def _leading(self, items: list[Item]) -> list[Item]:
+        """Those that wait for no other one."""
         ready: list[Item] = []
         lanes = self.lanes
         for item in items:
-            self.left += 1
             if item.key is None:
                 ready.append(item)
             elif item.key not in lanes:
@@ -143,7 +158,7 @@ class _Turn:
                 lanes[item.key] = deque((item,))
             else:
                 lane.append(item)
-        self.fresh.extend(sorted(ready, key=attrgetter("row")))
+        return ready
 
     async def run(self) -> list[tuple[int, Never]]:
         while self.left:
@@ -182,7 +197,7 @@ class _Turn:
             self.error = self.error or task.exception()
         self.ended.set()
 
-    async def _work(self, batch: list[Item]) -> None:
+    async def _work(self, batch: Sequence[Item]) -> None:
         while batch:
             await self._call(batch)
             if len(self.running) > int(self.dispatch.window):
@@ -190,30 +205,40 @@ class _Turn:
             batch = self._batch()
             self._start()  # what the call has set free may be more than one batch
 
-    def _batch(self) -> list[Item]:
+    def _batch(self) -> Sequence[Item]:
         """What goes into the next call; nothing if nothing is ready, or there is a pause."""
-        batch: list[Item] = []
         if self.paused_until > time.monotonic():
-            return batch
+            return ()
+        if self.back:
+            return self._mixed()
+        start, sizes = self.at, self.sizes
+        end = min(start + self.limits.items, len(self.fresh))
+        if start < end:
+            end = max(start + 1, bisect_right(sizes, sizes[start] + self.limits.bytes, start + 1, end + 1) - 1)
+        self.at = end
+        return self.fresh[start:end]
+
+    def _mixed(self) -> list[Item]:
+        """A batch of what comes back and what is fresh, in the order of their rows."""
+        batch: list[Item] = []
         size, fresh, back = 0, self.fresh, self.back
-        most, most_bytes = self.limits.items, self.limits.bytes
-        while len(batch) < most:
-            older = bool(back) and (not fresh or back[0][0] < fresh[0].row)
-            if not older and not fresh:
+        while len(batch) < self.limits.items:
+            older = bool(back) and (self.at == len(fresh) or back[0][0] < fresh[self.at].row)
+            if not older and self.at == len(fresh):
                 break
-            item = back[0][1] if older else fresh[0]
-            if batch and size + item.size > most_bytes:
+            item = back[0][1] if older else fresh[self.at]
+            if batch and size + item.size > self.limits.bytes:
                 break
             if older:
                 heappop(back)
             else:
-                fresh.popleft()
+                self.at += 1
             batch.append(item)
             size += item.size
         return batch
 
-    async def _call(self, batch: list[Item]) -> None:
-        outcomes: Sequence[Outcome]
+    async def _call(self, batch: Sequence[Item]) -> None:
+        outcomes: Sequence[Outcome] | None
         self.dispatch.calls += 1
         try:
             outcomes = await self.dispatch.send(batch)
@@ -226,6 +251,10 @@ class _Turn:
                 await self._call(batch[half:])
                 return
             outcomes = [error.never]
+        if outcomes is None:
+            self._all_gone(batch)
+            self._learn(None)
+            return
         assert len(outcomes) == len(batch), f"{len(outcomes)} outcomes for {len(batch)} items"
         again = None
         for item, outcome in zip(batch, outcomes, strict=True):
@@ -240,6 +269,13 @@ class _Turn:
                 self.never.append((item.row, outcome))
             self._gone(item)
         self._learn(again)
+
+    def _all_gone(self, batch: Sequence[Item]) -> None:
+        if self.lanes:
+            for item in batch:
+                self._gone(item)
+        else:
+            self.left -= len(batch)
 
     def _gone(self, item: Item) -> None:
         """It is dealt with: the next of its key is free."""
@@ -256,18 +292,15 @@ class _Turn:
     def _learn(self, again: Again | None) -> None:
         dispatch = self.dispatch
         if again is None:
-            self.failures = 0
+            self.backoff.over()
             dispatch.window = min(float(self.limits.calls), dispatch.window + 1 / dispatch.window)
             return
         now = time.monotonic()
         if again.slow:
             dispatch.window = max(1.0, dispatch.window / 2)
         if now >= self.paused_until:  # of calls that were under way together the first one counts
-            wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self.failures)
-            self.failures = min(self.failures + 1, 20)
-            self.paused_until = now + wait * (0.5 + random.random() / 2)
-        if now - self.told >= TELL_SECONDS or not self.told:
-            self.told = now
+            self.paused_until = now + self.backoff.wait()
+        if self.backoff.is_to_tell():
             log.warning(
                 "not taken; trying again", sink=dispatch.where, records=self.left, reason=again.reason,
                 calls_at_once=int(dispatch.window),

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, Right, arn, code_of, open_client
+from flowkit.aws import AwsOptions, Right, arn, code_of
 from flowkit.errors import ConfigError
-from flowkit.sink.calls import called, described, until_there
+from flowkit.sink.calls import bulk_client, called, described, until_known
 from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.dynamodb_items import ITEM_BYTES, KeySchema, Unfit, decoded, item_of, key_bytes
 from flowkit.sink.dynamodb_ttl import Expiry
@@ -96,7 +96,7 @@ class DynamoDestination:
         """Raises ConfigError if there is no such table, or the records do not fit its key or its TTL."""
         async with AsyncExitStack() as stack:
             self._client = await stack.enter_async_context(
-                open_client("dynamodb", self.aws, self.where, connections=max(32, self.options.calls))
+                bulk_client("dynamodb", self.aws, self.where, self.options.calls)
             )
             await self._look()
             self._stack = stack.pop_all()
@@ -204,8 +204,7 @@ class DynamoDestination:
 
     async def _ready(self) -> None:
         """The key is known. Tried for as long as it takes: no record can be made into an item before."""
-        if self.keys is None:
-            await until_there(self._look)
+        await until_known(self._look, lambda: self.keys is not None)
 
     def _settle(self, items: list[Item]) -> list[Item]:
         return settled(items, batch=self.options.batch)
@@ -236,10 +235,9 @@ class DynamoDestination:
                 raise Unfit("ItemTooLarge", f"{size} bytes as DynamoDB counts, and an item may have {ITEM_BYTES}")
         return Item(index, key_bytes(key), size or 1, Write(key, item, row.order, row.number))
 
-    async def _send_one(self, items: Sequence[Item]) -> Sequence[Outcome]:
+    async def _send_one(self, items: Sequence[Item]) -> None:
         (item,) = items
         await called(self.where, self._write(item.body))
-        return (None,)
 
     async def _write(self, write: Write) -> None:
         from botocore.exceptions import ClientError
@@ -255,7 +253,7 @@ class DynamoDestination:
                 raise
             self.unchanged += 1
 
-    async def _send_batch(self, items: Sequence[Item]) -> Sequence[Outcome]:
+    async def _send_batch(self, items: Sequence[Item]) -> Sequence[Outcome] | None:
         requests = [
             {"DeleteRequest": {"Key": write.key}} if write.item is None else {"PutRequest": {"Item": write.item}}
             for write in (item.body for item in items)
@@ -263,7 +261,7 @@ class DynamoDestination:
         answer = await called(self.where, self._client.batch_write_item(RequestItems={self._table: requests}))
         left = [request for of_table in answer.get("UnprocessedItems", {}).values() for request in of_table]
         if not left:
-            return [None] * len(items)
+            return None
         keys = {self._key_of(request) for request in left}
         again = Again(f"{len(left)} of {len(items)} items were left unprocessed: too fast for the table", slow=True)
         return [again if item.key in keys else None for item in items]

@@ -17,13 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import anyio.to_thread
-
 from flowkit.aws import Right
 from flowkit.codec import csv_line
 from flowkit.errors import ConfigError
 from flowkit.sink.file_target import DiskFile, Stdout
 from flowkit.sink.seam import Outgoing, Rejected, SinkTask
+from flowkit.store import in_thread
 
 CODECS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 
@@ -114,7 +113,7 @@ class FileSink:
         known = state or {"offset": 0, "start": 0, "end": 0, "tail": b""}
         self._offset, self._start, self._end = known["offset"], known["start"], known["end"]
         self._tail = known["tail"]
-        await anyio.to_thread.run_sync(self._target.open, None if state is None else (self._start, self._end))
+        await in_thread(self._target.open, None if state is None else (self._start, self._end))
 
     def stage(self, records: Sequence[Outgoing], final: bool) -> Any:
         """The hand-off {offset, data}: `data` are the file's bytes from `offset` to its end. None if there are none."""
@@ -148,7 +147,7 @@ class FileSink:
         last = self._begun or not self._target.rest
         if not last:
             data = data[: self._offset - offset]
-        await anyio.to_thread.run_sync(partial(self._target.write, offset, data, last=last))
+        await in_thread(partial(self._target.write, offset, data, last=last))
         return ()
 
     async def close(self) -> None:

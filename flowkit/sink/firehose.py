@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from flowkit.aws import AwsOptions, Right, arn, open_client
+from flowkit.aws import AwsOptions, Right, arn
 from flowkit.errors import ConfigError
-from flowkit.sink.calls import called, described
+from flowkit.sink.calls import bulk_client, called, described
 from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.record_id import with_id
 from flowkit.sink.records import RecordSink, Row
@@ -57,9 +57,7 @@ class FirehoseDestination:
     async def __aenter__(self) -> Self:
         """Raises ConfigError if there is no such stream, or nothing can be put into it."""
         async with AsyncExitStack() as stack:
-            self._client = await stack.enter_async_context(
-                open_client("firehose", self.aws, self.where, connections=max(32, self.calls))
-            )
+            self._client = await stack.enter_async_context(bulk_client("firehose", self.aws, self.where, self.calls))
             found = await described(
                 self.where,
                 self._client.describe_delivery_stream(DeliveryStreamName=self._name, Limit=1),
@@ -115,12 +113,12 @@ class FirehoseDestination:
             return Never("RecordTooLarge", f"{len(value)} bytes, and Firehose takes {RECORD_BYTES}")
         return Item(index, None, len(value), value)
 
-    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome]:
+    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome] | None:
         records = [{"Data": item.body} for item in items]
         call = self._client.put_record_batch(DeliveryStreamName=self._name, Records=records)
         answer = await called(self.where, call)
         if not answer.get("FailedPutCount"):
-            return [None] * len(items)
+            return None
         return [_outcome(record) for record in answer["RequestResponses"]]
 
 

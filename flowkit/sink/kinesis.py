@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import structlog
 
-from flowkit.aws import AwsOptions, Right, arn, open_client
+from flowkit.aws import AwsOptions, Right, arn
 from flowkit.errors import ConfigError
-from flowkit.sink.calls import called, described
+from flowkit.sink.calls import bulk_client, called, described
 from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.record_id import with_id
 from flowkit.sink.records import RecordSink, Row
@@ -72,9 +72,7 @@ class KinesisDestination:
     async def __aenter__(self) -> Self:
         """Raises ConfigError if there is no such stream, or nothing can be put into it."""
         async with AsyncExitStack() as stack:
-            self._client = await stack.enter_async_context(
-                open_client("kinesis", self.aws, self.where, connections=max(32, self.calls))
-            )
+            self._client = await stack.enter_async_context(bulk_client("kinesis", self.aws, self.where, self.calls))
             found = await described(
                 self.where,
                 self._client.describe_stream_summary(**self._stream),
@@ -130,11 +128,11 @@ class KinesisDestination:
             return Never("RecordTooLarge", f"{size} bytes with its key, and {self.where} takes {self.record_bytes}")
         return Item(index, row.key if self.ordered else None, size, (value, partition))
 
-    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome]:
+    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome] | None:
         records = [{"Data": item.body[0], "PartitionKey": item.body[1]} for item in items]
         answer = await called(self.where, self._client.put_records(Records=records, **self._stream))
         if not answer.get("FailedRecordCount"):
-            return [None] * len(items)
+            return None
         return [_outcome(record) for record in answer["Records"]]
 
 

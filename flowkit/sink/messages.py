@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from flowkit.aws import AwsOptions, Right, open_client
+from flowkit.aws import AwsOptions, Right
 from flowkit.errors import ConfigError
-from flowkit.sink.calls import called, described, until_there
+from flowkit.sink.calls import bulk_client, called, described, until_known
 from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome
 from flowkit.sink.messages_services import Bus, Queue, Service, Topic
 from flowkit.sink.records import RecordSink, Row
@@ -46,7 +46,7 @@ class MessagesDestination:
         """Raises ConfigError if there is no such thing."""
         async with AsyncExitStack() as stack:
             self._client = await stack.enter_async_context(
-                open_client(self.service.name, self.aws, self.where, connections=max(32, self.calls))
+                bulk_client(self.service.name, self.aws, self.where, self.calls)
             )
             await self._look()
             self._stack = stack.pop_all()
@@ -65,8 +65,7 @@ class MessagesDestination:
 
     async def _ready(self) -> None:
         """It was found: a queue's URL, and what a topic takes, are not known before."""
-        if not self._known:
-            await until_there(self._look)
+        await until_known(self._look, lambda: self._known)
 
     def check(self) -> None:
         """As the protocol says."""

@@ -282,7 +282,7 @@ def _text(value: bytes) -> str | Never:
 def group_of(row: Row) -> str:
     """The group of a message: of one key always the same one, of a record without a key one of its own.
 
-    >>> group_of(Row(b"card-7", b"", 0, None, 1, "me-1")), group_of(Row(None, b"", 0, None, 1, "me-1"))
+    >>> group_of(Row(b"card-7", b"", 0, None, 1, "me")), group_of(Row(None, b"", 0, None, 1, "me"))
     ('card-7', 'me-1')
     """
     if row.key is None:

@@ -135,14 +135,14 @@ class OpenSearchDestination:
         dispatch = Dispatch(self.where, self._send, Limits(self.options.batch, CALL_BYTES, self.options.calls))
         return RecordSink(dispatch, self.documents.make, task.clock, codec=self.codec, settle=settled)
 
-    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome]:
+    async def _send(self, items: Sequence[Item]) -> Sequence[Outcome] | None:
         status, body = await self.http.request("POST", BULK, b"".join([item.body.body for item in items]))
         if status != 200:
             raise self._refusal(status, body)
         try:
             answer = _answer(body)
             if not answer.errors:
-                return [None] * len(items)
+                return None
             results = _results(answer.items)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise TryAgain(f"an answer that is none: {error}") from None

@@ -20,14 +20,19 @@ from flowkit.sink.seam import Outgoing, Rejected
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """One record as a service's file gets it. `number` grows from record to record; `id` no other record has."""
+    """One record as a service's file gets it, of the sink `name`. `number` grows from record to record."""
 
     key: bytes | None
     value: bytes | None
     time: int
     order: int | None
     number: int
-    id: str
+    name: str
+
+    @property
+    def id(self) -> str:
+        """What no other record has. Made when it is asked for: 0.25 µs that CloudWatch and DynamoDB do without."""
+        return f"{self.name}-{self.number:x}"
 
 
 Make = Callable[[int, Row], Item | Never | None]
@@ -81,15 +86,16 @@ class RecordSink:
             return ()
         if self._ready is not None:
             await self._ready()
-        rows, first, name = handoff["rows"], handoff["from"], handoff["name"]
+        rows, first, name, make = handoff["rows"], handoff["from"], handoff["name"], self.make
         items: list[Item] = []
         never: list[tuple[int, Never]] = []
         for index, row in enumerate(rows):
-            made = self.make(index, Row(row[0], row[1], row[2], row[3], first + index, f"{name}-{first + index:x}"))
-            if isinstance(made, Never):
-                never.append((index, made))
-            elif made is not None:
+            key, value, time, order = row
+            made = make(index, Row(key, value, time, order, first + index, name))
+            if isinstance(made, Item):  # nearly all of them
                 items.append(made)
+            elif made is not None:
+                never.append((index, made))
         never += await self.dispatch.run(items if self._settle is None else self._settle(items))
         return list(_rejected(rows, sorted(never, key=lambda pair: pair[0])))
 

@@ -17,7 +17,6 @@ transactions of their own, with lines of their own in the commits table, cut at 
 import asyncio
 import os
 import re
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -25,8 +24,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 import structlog
 
+from flowkit.aws import Backoff
 from flowkit.errors import SinkError, StoreCorrupt
-from flowkit.sink.dispatch import FIRST_WAIT, LONGEST_WAIT, TELL_SECONDS, Never, Refused, TryAgain
+from flowkit.sink.dispatch import Never, Refused, TryAgain
 from flowkit.sink.redshift_lines import Lines
 from flowkit.sink.redshift_sql import Load, Target, load_sql, loaded_sql, newest_sql
 from flowkit.sink.redshift_stage import Stage
@@ -276,17 +276,14 @@ class _Delivery:
 
 async def patiently(where: str, work: Callable[[], Awaitable[T]]) -> T:
     """Do it again until it passes, told now and then. Raises what does not pass."""
-    wait, told = FIRST_WAIT, 0.0
+    backoff = Backoff()
     while True:
         try:
             return await work()
         except TryAgain as error:
-            now = time.monotonic()
-            if not told or now - told >= TELL_SECONDS:
-                told = now
+            if backoff.is_to_tell():
                 log.warning("not done; trying again", sink=where, reason=error.again.reason)
-            await asyncio.sleep(wait)
-            wait = min(LONGEST_WAIT, wait * 2)
+            await asyncio.sleep(backoff.wait())
 
 
 def _key(number: int, chunk: int) -> bytes:

@@ -51,6 +51,7 @@ if typing.TYPE_CHECKING:
     from flowkit.store.stats import Stats
     from flowkit.store.storage import DirectoryStorage, Storage, folder_of, tasks_in
     from flowkit.store.verifying import Problem, Report, verify
+    from flowkit.store.whole import in_thread
 
 __all__ = [
     "CURRENT",
@@ -96,6 +97,7 @@ __all__ = [
     "decode_frame",
     "encode_frame",
     "folder_of",
+    "in_thread",
     "inspect",
     "keys_from_environment",
     "open_directory",
@@ -133,6 +135,7 @@ _WHERE = {
     "s3": ["S3Place", "open_s3"],
     "storage": ["DirectoryStorage", "Storage", "folder_of", "tasks_in"],
     "verifying": ["Problem", "Report", "verify"],
+    "whole": ["in_thread"],
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 

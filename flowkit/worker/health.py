@@ -15,7 +15,8 @@ class Health(msgspec.Struct):
     """`at_ms`: when it was written. `ready`: it has its share, and all its tasks are open.
 
     `stalled`: tasks without progress. `failing`: by task, why it could not be opened or run the last time; it is tried
-    again. `broker`: why the broker does not answer; '' while it does.
+    again. `broker`: why the broker does not answer; '' while it does. `waiting`: by task, which sink it waits for, and
+    since when, if that takes a second or more: its input waits with it, and to start it again would not help.
     """
 
     pid: int
@@ -25,6 +26,7 @@ class Health(msgspec.Struct):
     tasks: list[str] = []
     failing: dict[str, str] = {}
     broker: str = ""
+    waiting: dict[str, str] = {}
 
 
 def write_health(state: Path, health: Health) -> None:

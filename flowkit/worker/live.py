@@ -157,7 +157,7 @@ class LiveTask:
             meter=self.meter,
         )
         self._stack.push_async_callback(self.task.close)
-        meta = await whole(self.task.recover())
+        meta = await self.task.recover()
         self.recovered, self.progress = True, time.monotonic()
         self.trimmer = Trimmer(self.broker, self.group.topics, self.partition)
         self._stack.push_async_callback(self.trimmer.close)
@@ -403,14 +403,24 @@ class LiveTask:
         return max((split.high for split in splits), default=MIN_TIME)
 
     def silent(self) -> float:
-        """For how many seconds nothing has moved: no event, no look at the inputs, or a commit that does not end."""
+        """For how many seconds nothing has moved: no event, no look at the inputs, or a commit that does not end.
+
+        A sink that holds it up is no stall: to begin again would not make its service any quicker.
+        """
         now = time.monotonic()
+        if self.held_up() is not None:
+            self.progress = now
         if self.opened:
             step = self.engine.step
             if step.resting or step.beats != self._beats:
                 self._beats, self.progress = step.beats, now
             return max(now - self.progress, min(self.task.committing(), now - self._awake))
         return now - self.progress
+
+    def held_up(self) -> tuple[str, float] | None:
+        """The sink without which nothing goes on, and for how many seconds that has been so."""
+        task = getattr(self, "task", None)  # there is none before its store is open
+        return None if task is None else task.held_up()
 
     def excuse(self) -> None:
         """All of the process has stood still: what was silent meanwhile begins anew."""

@@ -104,6 +104,17 @@ class Ownership:
         """True while it is open and not failing."""
         return self.live is not None and self.live.opened
 
+    def held_up(self) -> tuple[str, float] | None:
+        """The sink without which nothing goes on, and for how many seconds that has been so."""
+        return None if self.live is None else self.live.held_up()
+
+    def waits_for(self) -> str:
+        """Which sink holds it up, for a person; '' if none has done so for a second."""
+        held = self.held_up()
+        if held is None or held[1] < 1:
+            return ""
+        return f"sink {held[0]!r} has not taken what it was handed {held[1]:.0f} s ago"
+
     @property
     def commit(self) -> int:
         """The number of the last commit of its state, once it is `ready`."""

@@ -74,6 +74,8 @@ class Signs:
 
     def __call__(self) -> tuple[int, ...] | None:
         """What changes while it lives; None while it waits for a reason."""
+        if self.task.held_up() is not None:
+            return None
         if any(engine.step.resting for engine in self.engines):
             return None
         waiting = [engine.calls.watch for engine in self.engines if engine.calls.watch.waiting]

@@ -123,8 +123,10 @@ class Task:
         self._slice = 512
         self._round_robin = 0
         self._inflight: asyncio.Task[None] | None = None
-        self._delivering = ""
-        """The sink that is being delivered to."""
+        self._delivering, self._delivering_since = "", 0.0
+        """The sink that is being delivered to, and since when (monotonic seconds)."""
+        self._waiting = self._dropped = False
+        """True while nothing goes on before the commit under way is through; and once it is not waited for any more."""
         self._letters: list[DeadLetter] = []
         """What destinations will never take, for the next commit."""
         self._marked: dict[str, tuple[int, int]] = {}
@@ -133,7 +135,23 @@ class Task:
     # Life
 
     async def recover(self) -> dict[str, Any]:
-        """Decide what the store left undecided and complete its hand-offs; the meta of the last frame that counts."""
+        """Decide what the store left undecided and complete its hand-offs; the meta of the last frame that counts.
+
+        To cancel that breaks off what sinks are being sent, and nothing else.
+        """
+        await whole(self._decide())
+        meta = dict(self.store.meta)
+        for name, sink in self.sinks.items():
+            saved = meta.get("sinks", {}).get(name)
+            if isinstance(sink, Staging):
+                sink.attach(self.store, f"sink {name}")
+            await sink.open(None if saved is None else saved[0])
+            if saved is not None:
+                await self._deliver(name, saved[1])
+        await whole(self._migrate(meta))
+        return meta
+
+    async def _decide(self) -> None:
         store = self.store
         if store.undecided is not None:
             frame = store.undecided
@@ -150,16 +168,6 @@ class Task:
                     f"task {self.name}: the broker knows commit {number}, the state directory commit {store.number}: "
                     "this is not the state that belongs to it; restore it, or start the app under another name"
                 )
-        meta = dict(store.meta)
-        for name, sink in self.sinks.items():
-            saved = meta.get("sinks", {}).get(name)
-            if isinstance(sink, Staging):
-                sink.attach(store, f"sink {name}")
-            await sink.open(None if saved is None else saved[0])
-            if saved is not None:
-                await self._deliver(name, saved[1])
-        await self._migrate(meta)
-        return meta
 
     async def start(self, feed: Feed, meta: dict[str, Any]) -> None:
         """Open the engines as `recover` found them, and start the agents; from here on `step` works."""
@@ -172,7 +180,13 @@ class Task:
             await engine.start()
 
     async def close(self) -> None:
-        """Wait for the commit under way and stop the agents. What was not committed is not lost: it comes again."""
+        """Wait for the commit under way and stop the agents. What was not committed is not lost: it comes again.
+
+        Of a task that is dropped, what its sinks are being sent is broken off: they may be what does not answer.
+        """
+        current = asyncio.current_task()
+        if current is not None and current.cancelling():
+            self._drop()
         async with contextlib.AsyncExitStack() as stack:
             for sink in self.sinks.values():
                 stack.push_async_callback(sink.close)
@@ -505,7 +519,9 @@ class Task:
 
     async def _deliver(self, name: str, handoff: Any) -> None:
         """Complete a hand-off; what the destination will never take is a dead letter of the next commit."""
-        self._delivering = name
+        if self._dropped:
+            raise asyncio.CancelledError
+        self._delivering, self._delivering_since = name, time.monotonic()
         try:
             rejected = await self.sinks[name].deliver(handoff)
         finally:
@@ -524,13 +540,36 @@ class Task:
         self._dirty = True
 
     async def settled(self) -> None:
-        """Wait until the commit under way is through."""
-        if self._inflight is not None:
-            try:
-                with self.meter.held_up():
-                    await whole(self._inflight)
-            finally:
-                self._inflight = None
+        """Wait until the commit under way is through.
+
+        To cancel that breaks off what sinks are being sent, which whoever goes on does again; nothing that is before
+        it. A sink may hang for as long as its service does, and a task must not be held by it when it is to end.
+        """
+        if self._inflight is None:
+            return
+        self._waiting = True
+        try:
+            with self.meter.held_up():
+                await asyncio.wait([self._inflight])
+                self._inflight.result()
+        except asyncio.CancelledError:
+            self._drop()
+            with contextlib.suppress(Exception):
+                await whole(self._inflight)
+            raise
+        finally:
+            self._inflight, self._waiting = None, False
+
+    def _drop(self) -> None:
+        self._dropped = True
+        if self._delivering and self._inflight is not None:
+            self._inflight.cancel()
+
+    def held_up(self) -> tuple[str, float] | None:
+        """The sink without which nothing goes on, and for how many seconds it has had what it was handed last."""
+        if not self._delivering or (self._inflight is not None and not self._waiting):
+            return None
+        return self._delivering, time.monotonic() - self._delivering_since
 
     def committing(self) -> float:
         """For how many seconds the commit under way has been going on; 0 if there is none."""

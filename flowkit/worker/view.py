@@ -160,7 +160,8 @@ class WorkerView:
             return health.broker
         opening = [view.name for view in self.tasks() if not view.ready]
         if opening:
-            return f"tasks are being opened: {', '.join(opening)}"
+            waits = [f"; task {name}: {why}" for name, why in health.waiting.items()]
+            return f"tasks are being opened: {', '.join(opening)}{''.join(waits)}"
         return "the worker has not heard from the broker which tasks are its own, or it is stopping"
 
     async def ends(self) -> dict[str, int]:

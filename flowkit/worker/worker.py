@@ -65,7 +65,7 @@ MOST_SLACK = 16
 """A task that is started again and again without a commit gets up to so many times the time to stall."""
 
 SAY_SECONDS = 10.0
-"""While the broker is away, that is said so often."""
+"""While the broker is away, or a sink takes nothing, that is said so often."""
 
 LAST_SECONDS = 5.0
 """How long tasks that were dropped at the end of the grace may take to let go."""
@@ -511,6 +511,7 @@ class Worker:
 
     def _look_at(self, owned: Ownership, limit: float) -> None:
         live = owned.live
+        self._tell_waiting(owned)
         if live is not None and live.opened and live.task.commits:
             self._slack.pop(owned.name, None)
         silent = live.silent() if live is not None else 0.0
@@ -534,6 +535,13 @@ class Worker:
                 **where,
             )
 
+    def _tell_waiting(self, owned: Ownership) -> None:
+        """Say which sink holds up a task, with all of its input, now and then while it does."""
+        held, now = owned.held_up(), time.monotonic()
+        if held is not None and held[1] >= SAY_SECONDS and now - owned.told >= SAY_SECONDS:
+            owned.told = now
+            log.warning("a sink takes nothing: its task waits", task=owned.name, sink=held[0], seconds=round(held[1]))
+
     def health(self) -> Health:
         """How it is just now."""
         heard = self._placed_at > 0 and time.monotonic() - self._placed_at < self._session / 1000
@@ -546,6 +554,7 @@ class Worker:
             list(self.owned),
             {name: task.failing for name, task in owned if task.failing},
             self._away or self._patience.why,
+            {name: waits for name, task in owned if (waits := task.waits_for())},
         )
 
     def _write_health(self) -> None:

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.aws import servers
+from tests.aws.postgres import Postgres, postgres
 from tests.aws.recording import Recorder, recorded
+from tests.kafka.conftest import kafka_address  # a worker's input, where its sink is a service
+
+__all__ = ["kafka_address"]
 
 HERE = Path(__file__).parent
 
@@ -53,6 +57,13 @@ def osmem() -> Iterator[str]:
     """The URL of osmem's server."""
     with servers.osmem() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """PostgreSQL, which stands in for Redshift. Schemas of other tests are in it too."""
+    with postgres() as running:
+        yield running
 
 
 def _go_to(url: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -9,6 +9,7 @@ reset       the connection ends before it is passed    nothing done
 lost        it is passed on, and the answer is not     done, and nobody knows
 half        it is passed on, and half an answer comes  done, and nobody knows; of a stream of events one and a half
 slow        it is passed on after `delay` seconds
+hang        nothing comes until `resumed` is set; then it is passed on, though its sender may have given it up long ago
 denied      the service says that it may not be        nothing done
 expired     … that the token has expired               nothing done
 unknown     … that it knows no such key                nothing done
@@ -38,7 +39,7 @@ HOP = ("transfer-encoding", "connection", "expect")
 
 EVENTS = "application/vnd.amazon.eventstream"
 
-Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "expired", "unknown", "part"]
+Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "hang", "denied", "expired", "unknown", "part"]
 
 THROTTLES = {
     "kinesis": "ProvisionedThroughputExceededException",
@@ -92,6 +93,7 @@ class Proxy:
     fault: Callable[[Request], Fault | None] = lambda _: None
     answered: Callable[[Request], Literal["denied"] | None] = lambda _: None
     delay: float = 0.2
+    resumed: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[Request] = field(default_factory=list)
     streams: dict[int, web.BaseRequest] = field(default_factory=dict)
     """By id, those whose answers are streams of events, while these last."""
@@ -160,6 +162,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return answer
     if fault == "slow":
         await asyncio.sleep(proxy.delay)
+    elif fault == "hang":
+        await proxy.resumed.wait()
     headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     halved = partly.split(seen.action, body) if fault == "part" else None
     if halved:

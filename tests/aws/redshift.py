@@ -13,16 +13,36 @@ import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
 from aiohttp import web
 
+from flowkit.aws import AwsOptions, open_client
+from flowkit.sink import redshift_wire
+
 COPY = re.compile(
     r"COPY (\w+) FROM 's3://([^/']+)/([^']+)' IAM_ROLE 'arn:aws:iam::123456789012:role/copy'(?: REGION '([a-z0-9-]+)')?"
     r" FORMAT AS JSON 'auto ignorecase' GZIP TIMEFORMAT 'auto' DATEFORMAT 'auto' COMPUPDATE OFF STATUPDATE OFF"
 )
+
+
+def stand_in(look: Callable[[str], None]) -> None:
+    """From now on the sink of this process, which is to end with it, gets such connections.
+
+    `look` hears of each statement: `statement before`, and when that is done `statement after`.
+    """
+    real, opened = redshift_wire.connect, AsyncExitStack()
+    s3: Any = None
+
+    async def connect(address: Any) -> AsRedshift:
+        nonlocal s3
+        if s3 is None:
+            s3 = await opened.enter_async_context(open_client("s3", AwsOptions(), "s3"))
+        return AsRedshift(await real(address), s3, lambda when, sql: look(f"statement {when}"))
+
+    redshift_wire.connect = connect
 
 
 class AsRedshift:

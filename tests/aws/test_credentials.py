@@ -200,7 +200,7 @@ async def test_a_worker_goes_on_with_fresh_ones_and_waits_for_them(
     name = f"c-{uuid.uuid4().hex[:8]}"
     await made(name)
     app = Path(__file__).parent / "iam_app.py"
-    async with issuer(tmp_path) as gives, proxy_to(ministack) as proxy:
+    async with issuer(tmp_path) as gives, proxy_to(ministack, watched=False) as proxy:
         environ = {**aws_environment(proxy.url), **gives.environ("process")}
         gives.give("A")
         gate = Gate(proxy, "A")

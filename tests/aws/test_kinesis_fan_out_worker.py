@@ -17,7 +17,7 @@ def actions(proxy: Proxy, stream: str) -> set[str]:
 
 
 async def test_workers_one_killed_the_connections_cut(ministack: str, tmp_path: Path) -> None:
-    async with proxy_to(ministack) as proxy:
+    async with proxy_to(ministack, watched=False) as proxy:
         environ = {**aws_environment(ministack), "AWS_ENDPOINT_URL_KINESIS": proxy.url}
         async with Fleet(tmp_path, environ, options="&fan_out=yes") as fleet:
             fleet.start("a")

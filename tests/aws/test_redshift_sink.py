@@ -24,17 +24,16 @@ from flowkit.sink.redshift_sink import RedshiftSink
 from flowkit.store import Frame, Store, open_store
 from flowkit.worker.outlets import Outgoing
 from tests.aws.broken import COUNT, BrokenOff, Reading, copying, readings, run_through
-from tests.aws.postgres import PASSWORD, USER, Postgres, postgres
+from tests.aws.postgres import PASSWORD, USER, Postgres
 from tests.aws.proxy import Fault, proxy_to
 from tests.aws.redshift import AsRedshift, data_api
 
 ROLE = "arn:aws:iam::123456789012:role/copy"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres() as running:
-        yield running
+@pytest.fixture
+def server(postgres_server: Postgres) -> Postgres:
+    return postgres_server
 
 
 class Cluster:

@@ -56,7 +56,7 @@ class Fleet:
         self.streams = KinesisStreams(AwsOptions(), SystemClock(), "kinesis://")
         self._gates = gates
         self._proxies: list[Proxy] = []
-        self._told: dict[str, str] = {}
+        self._told: dict[tuple[str, str], None] = {}
         """What workers were started with that matters to a policy."""
         self._stack = AsyncExitStack()
 
@@ -88,7 +88,7 @@ class Fleet:
     def start(self, worker: str, *more: str) -> None:
         """Start a worker, or start it again in its old directory."""
         words = [sys.executable, "-m", "flowkit", "worker", *self._asked(), "--state", str(self.place / worker)]
-        self._told |= {option: value for option, value in pairwise(more) if option in TOLD}
+        self._told |= dict.fromkeys(pair for pair in pairwise(more) if pair[0] in TOLD)
         with (self.place / f"{worker}.log").open("ab") as log:
             self.workers[worker] = subprocess.Popen(
                 [*words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environ, cwd=self.place
@@ -99,7 +99,7 @@ class Fleet:
         return [str(self.app), "--broker", self.broker, "--bind", letters]
 
     def _policy(self) -> Any:
-        told = [word for pair in self._told.items() for word in pair]
+        told = [word for pair in self._told for word in pair]
         words = [sys.executable, "-m", "flowkit", "iam", *self._asked(), *told, "--account", ACCOUNT]
         done = subprocess.run(words, env=self.environ, capture_output=True, text=True, check=True, timeout=60)
         return json.loads(done.stdout)

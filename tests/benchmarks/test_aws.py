@@ -32,7 +32,7 @@ from tests.aws import servers
 from tests.benchmarks.workload import show
 
 RECORDS = int(os.environ.get("FLOWKIT_BENCH_AWS_RECORDS", "10000"))
-ROUNDS = 5
+ROUNDS = int(os.environ.get("FLOWKIT_BENCH_AWS_ROUNDS", "5"))
 
 
 class Rate(NamedTuple):

@@ -163,6 +163,7 @@ def healthy(**fields: Any) -> dict[str, Any]:
         ({"ready": False}, 1, "is not ready yet"),
         ({"ready": False, "broker": "kafka://a:9092: no answer"}, 1, "is not ready: kafka://a:9092: no answer"),
         ({"ready": False, "failing": {"shop/seen/0": "full"}}, 1, "is not ready: task shop/seen/0: full"),
+        ({"waiting": {"shop/seen/0": "sink 'out' …"}}, 0, "healthy; task shop/seen/0: sink 'out' …"),
         ({"stalled": ["shop/seen/0"]}, 1, "makes no progress: shop/seen/0"),
         ({"at_ms": 0}, 1, "silent"),
         ({"pid": 2**22 + 1}, 1, "is dead"),

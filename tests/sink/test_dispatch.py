@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from flowkit.errors import SinkError
-from flowkit.sink import dispatch as module
 from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome, Refused, Some, TryAgain
 
 
@@ -16,7 +15,7 @@ from flowkit.sink.dispatch import Again, Dispatch, Item, Limits, Never, Outcome,
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a wait is for is the service's; here it only takes time."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "FIRST_WAIT", 0.0)
+        patch.setattr("flowkit.aws.patience.FIRST_WAIT", 0.0)
         yield
 
 

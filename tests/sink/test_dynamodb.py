@@ -30,7 +30,7 @@ def made(url: str, row: Row, keys: KeySchema = HASH) -> Any:
 
 
 def row(value: bytes | None, key: bytes | None = b"a", *, time: int = 0, order: int | None = None) -> Row:
-    return Row(key, value, time, order, 7, "me-7")
+    return Row(key, value, time, order, 7, "me")
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ def item(url: str, value: bytes | None) -> Item | Never:
     found = destination(url, None)
     assert isinstance(found, FirehoseDestination)
     found.check()
-    return found._make(0, Row(b"k", value, 0, None, 7, "me-7"))
+    return found._make(0, Row(b"k", value, 0, None, 7, "me"))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def opened(url: str, fields: Sequence[str] | None = None) -> KinesisDestination:
 
 
 def item(url: str, key: bytes | None, value: bytes | None) -> Item | Never:
-    return opened(url)._make(0, Row(key, value, 0, None, 7, "me-7"))
+    return opened(url)._make(0, Row(key, value, 0, None, 7, "me"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_can_hold_no_id_or_is_too_large_is_never_sent() -> None:
     )
     wide = opened("kinesis://s")
     wide._take({"StreamStatus": "ACTIVE", "MaxRecordSizeInKiB": 10_240})
-    assert isinstance(wide._make(0, Row(b"k", b"x" * (5 << 20), 0, None, 7, "me-7")), Item)
+    assert isinstance(wide._make(0, Row(b"k", b"x" * (5 << 20), 0, None, 7, "me")), Item)
 
 
 def test_the_guarantee_says_what_records_are_told_by() -> None:

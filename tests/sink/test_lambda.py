@@ -14,7 +14,6 @@ from flowkit import ConfigError
 from flowkit.clock import SystemClock
 from flowkit.errors import SinkError
 from flowkit.sink import Rejected, SinkTask, destination
-from flowkit.sink import dispatch as dispatch_module
 from flowkit.sink.dispatch import Item
 from flowkit.sink.lambda_batches import OnError, batch_id, entry_of, lane_of, packed, payload
 from flowkit.sink.lambda_function import LambdaDestination
@@ -25,12 +24,12 @@ from flowkit.worker.outlets import Outgoing
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch_module, "FIRST_WAIT", 0.0)
+        patch.setattr("flowkit.aws.patience.FIRST_WAIT", 0.0)
         yield
 
 
 def row(n: int, key: bytes | None = b"k", value: bytes | None = b'{"a":1}') -> Row:
-    return Row(key, value, 5, None, n, f"me-{n}")
+    return Row(key, value, 5, None, n, "me")
 
 
 def items(rows: Sequence[Row], lanes: int, batch: int) -> list[Item]:

@@ -11,7 +11,6 @@ from flowkit import ConfigError
 from flowkit.clock import SystemClock
 from flowkit.errors import SinkError
 from flowkit.sink import Rejected, SinkTask, destination
-from flowkit.sink import dispatch as dispatch_module
 from flowkit.sink.dispatch import Item, Never, TryAgain
 from flowkit.sink.opensearch import OpenSearchDestination
 from flowkit.sink.opensearch_documents import settled
@@ -39,18 +38,18 @@ NEW_YEAR = 1_704_067_199_999  # 2023-12-31T23:59:59.999Z
 @pytest.mark.parametrize(
     ("url", "row", "action"),
     [
-        ("/x", Row(b"k", b"{}", NEW_YEAR, None, 7, "me-7"),
+        ("/x", Row(b"k", b"{}", NEW_YEAR, None, 7, "me"),
          {"index": {"_index": "x", "_id": "k", "version": 7, "version_type": "external"}}),
-        ("/x", Row(None, b"{}", NEW_YEAR, None, 7, "me-7"),
+        ("/x", Row(None, b"{}", NEW_YEAR, None, 7, "me"),
          {"index": {"_index": "x", "_id": "me-7", "version": 7, "version_type": "external"}}),
-        ("/x?id=n", Row(b"k", b'{"n":5}', NEW_YEAR, None, 7, "me-7"),
+        ("/x?id=n", Row(b"k", b'{"n":5}', NEW_YEAR, None, 7, "me"),
          {"index": {"_index": "x", "_id": "5", "version": 7, "version_type": "external"}}),
-        ("/x", Row(b"k", b"{}", NEW_YEAR, 40, 7, "me-7"),
+        ("/x", Row(b"k", b"{}", NEW_YEAR, 40, 7, "me"),
          {"index": {"_index": "x", "_id": "k", "version": 40, "version_type": "external_gte"}}),
-        ("/x?version=number", Row(b"k", b"{}", NEW_YEAR, 40, 7, "me-7"),
+        ("/x?version=number", Row(b"k", b"{}", NEW_YEAR, 40, 7, "me"),
          {"index": {"_index": "x", "_id": "k", "version": 7, "version_type": "external"}}),
-        ("/x?version=none", Row(b"k", b"{}", NEW_YEAR, 40, 7, "me-7"), {"index": {"_index": "x", "_id": "k"}}),
-        ("/x-{yyyy}.{MM}.{dd}-{HH}", Row(b"k", b"{}", NEW_YEAR, None, 7, "me-7"),
+        ("/x?version=none", Row(b"k", b"{}", NEW_YEAR, 40, 7, "me"), {"index": {"_index": "x", "_id": "k"}}),
+        ("/x-{yyyy}.{MM}.{dd}-{HH}", Row(b"k", b"{}", NEW_YEAR, None, 7, "me"),
          {"index": {"_index": "x-2023.12.31-23", "_id": "k", "version": 7, "version_type": "external"}}),
     ],
 )  # fmt: skip
@@ -60,7 +59,7 @@ def test_a_record_is_a_document_with_a_version(url: str, row: Row, action: Any) 
 
 @pytest.mark.parametrize("value", [None, b"null"])
 def test_a_tombstone_removes_the_document_of_its_key(value: bytes | None) -> None:
-    found = opened(f"{HOST}/x?id=n").documents.make(0, Row(b"k", value, 0, None, 7, "me-7"))
+    found = opened(f"{HOST}/x?id=n").documents.make(0, Row(b"k", value, 0, None, 7, "me"))
     assert lines(found) == [{"delete": {"_index": "x", "_id": "k", "version": 7, "version_type": "external"}}]
 
 
@@ -77,7 +76,7 @@ def test_a_tombstone_removes_the_document_of_its_key(value: bytes | None) -> Non
     ],
 )
 def test_what_can_be_no_document_is_never_sent(url: str, key: bytes | None, value: bytes | None, error: str) -> None:
-    found = opened(HOST + url).documents.make(0, Row(key, value, 0, None, 7, "me-7"))
+    found = opened(HOST + url).documents.make(0, Row(key, value, 0, None, 7, "me"))
     assert isinstance(found, Never)
     assert found.error == error
 
@@ -113,7 +112,7 @@ class Server:
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch_module, "FIRST_WAIT", 0.0)
+        patch.setattr("flowkit.aws.patience.FIRST_WAIT", 0.0)
         yield
 
 
