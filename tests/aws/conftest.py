@@ -82,3 +82,12 @@ def kinesalite(kinesalite_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def dynamodb(dynamodb_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """DynamoDB Local, which every client of the test goes to."""
     return _go_to(dynamodb_url, monkeypatch)
+
+
+@pytest.fixture
+def resharding(kinesalite_url: str, ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Streams on kinesalite, which splits shards as Kinesis does; all else on ministack."""
+    environ = {**servers.aws_environment(ministack_url), "AWS_ENDPOINT_URL_KINESIS": kinesalite_url}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    return environ

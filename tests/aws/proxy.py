@@ -9,6 +9,7 @@ reset       the connection ends before it is passed    nothing done
 lost        it is passed on, and the answer is not     done, and nobody knows
 half        it is passed on, and half an answer comes  done, and nobody knows
 slow        it is passed on after `delay` seconds
+held        it is passed on once `gate` is set
 denied      the service says that it may not be        nothing done
 part        of a batch every other record is taken     see partly.py; what is no batch is passed on
 """
@@ -31,7 +32,7 @@ from tests.aws import partly
 HOP = ("transfer-encoding", "connection", "expect")
 """Headers that are the proxy's own matter."""
 
-Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "denied", "part"]
+Fault = Literal["throttle", "broken", "reset", "lost", "half", "slow", "held", "denied", "part"]
 
 THROTTLES = {
     "kinesis": "ProvisionedThroughputExceededException",
@@ -74,6 +75,7 @@ class Proxy:
     fault: Callable[[Request], Fault | None] = lambda _: None
     answered: Callable[[Request], None] = lambda _: None
     delay: float = 0.2
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[Request] = field(default_factory=list)
 
     def times(self, action: str) -> int:
@@ -131,6 +133,8 @@ async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, reques
         return answer
     if fault == "slow":
         await asyncio.sleep(proxy.delay)
+    if fault == "held":
+        await proxy.gate.wait()
     headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
     halved = partly.split(seen.action, body) if fault == "part" else None
     if halved:

@@ -58,15 +58,6 @@ async def test_on_another_machine_it_goes_on_from_the_frames_in_s3(ministack: st
     assert dead(tmp_path) == []
 
 
-@pytest.fixture
-def resharding(kinesalite: str, ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Streams on kinesalite, which splits shards as Kinesis does; all else on ministack."""
-    environ = {**aws_environment(ministack_url), "AWS_ENDPOINT_URL_KINESIS": kinesalite}
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    return environ
-
-
 @pytest.mark.parametrize("hop", [False, True], ids=["straight", "re-keyed"])
 async def test_resharding_moves_state_with_its_keys(resharding: dict[str, str], tmp_path: Path, hop: bool) -> None:
     environ = {**resharding, **({"KINESIS_APP_HOP": "1"} if hop else {})}

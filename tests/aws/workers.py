@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,8 +52,8 @@ class Fleet:
             for log in sorted(self.place.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-6000:]}")
 
-    def start(self, worker: str, *more: str) -> None:
-        """Start a worker, or start it again in its old directory."""
+    def start(self, worker: str, *more: str, environ: Mapping[str, str] | None = None) -> None:
+        """Start a worker, or start it again in its old directory; `environ` is what others do not have."""
         words = [sys.executable, "-m", "flowkit", "worker", str(self.app), "--broker", self.broker]
         words += [
             "--state",
@@ -63,7 +63,12 @@ class Fleet:
         ]
         with (self.place / f"{worker}.log").open("ab") as log:
             self.workers[worker] = subprocess.Popen(
-                [*words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environ, cwd=self.place
+                [*words, *more],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**self.environ, **(environ or {})},
+                cwd=self.place,
             )
 
     def kill(self, worker: str) -> None:
