@@ -267,6 +267,8 @@ class KinesisReader:
                 break
             self._pause = min(IDLE_SECONDS, self._pause * 1.5) if idle else max(CALL_SECONDS, self._pause / 2)
             await asyncio.sleep(max(0.0, began + self._pause - time.monotonic()))
+        if not self.at_end and not self._until_end:
+            self._source.streams.changed(self._source.stream)
         self._ended = True
 
     async def _iterator(self) -> str:

@@ -21,7 +21,7 @@ log = structlog.get_logger("flowkit.kinesis")
 
 ALL = 2**128 - 1
 """The highest hash of a key."""
-FRESH_MS = 10_000
+FRESH_MS = 5_000
 """So long what is known of a stream's shards is taken as it is."""
 CREATE_SECONDS = 120
 PUT_RECORDS, PUT_BYTES = 500, 4 << 20
@@ -123,6 +123,11 @@ class KinesisStreams:
             log.info("shards have changed", stream=stream, open=[s.number for s in found if not s.closed])
         self._shards[stream] = (now, found)
         return found
+
+    def changed(self, stream: str) -> None:
+        """What is known of the stream's shards is old: one has come to its end, so that there are others."""
+        if stream in self._shards:
+            self._shards[stream] = (0, self._shards[stream][1])
 
     async def create(self, stream: str, shards: int) -> None:
         """Make a stream and wait until it can be used."""

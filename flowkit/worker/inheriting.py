@@ -2,7 +2,8 @@
 
     keys      of each table those in the shard's range; its timers with them
     time      how far the furthest parent was: what it has closed stays closed
-    the rest  begins anew: marks to others, counts, what sinks keep (a parent has handed everything over)
+    sinks     go on after what the parents' have sent; nothing is left to hand over
+    the rest  begins anew: marks to others, counts
 
 A parent's state is where a next owner would find it: where the last one kept it, in a checkpoint, or in the frames.
 """
@@ -19,7 +20,7 @@ import structlog
 from flowkit.agent import Group
 from flowkit.errors import Fenced, StoreCorrupt
 from flowkit.record import MIN_TIME
-from flowkit.sink import Sink
+from flowkit.sink import Heir, Sink
 from flowkit.source import BEGIN, is_end
 from flowkit.store import Frame, SpaceChange, Store
 
@@ -92,7 +93,7 @@ class Inheritance:
         for (name, end), (keys, values) in spaces.items():
             order = sorted(range(len(keys)), key=keys.__getitem__)
             changes.append(SpaceChange(name, end, [keys[n] for n in order], [values[n] for n in order]))
-        meta = self._meta(metas)
+        meta = {**self._meta(metas), "sinks": _sinks(metas, sinks)}
         frame = Frame(1, commit_id, store.commit_id, epoch, meta, changes)
         await store.prepare(frame)
         try:
@@ -170,7 +171,6 @@ class Inheritance:
         return {
             "app": metas[0]["app"],
             "groups": {self.group.name: group},
-            "sinks": {},
             "schemas": schemas,
             "counts": {},
             "positions": {self.split: BEGIN},
@@ -197,6 +197,15 @@ class Inheritance:
         for end, keys in early:
             by_end.setdefault(end, set()).update(key for key in keys if owns(key))
         return [[end, sorted(keys)] for end, keys in by_end.items()]
+
+
+def _sinks(metas: Sequence[Mapping[str, Any]], sinks: Mapping[str, Sink]) -> dict[str, Any]:
+    found = {}
+    for name, sink in sinks.items():
+        states = [meta["sinks"][name][0] for meta in metas if name in meta.get("sinks", {})]
+        if states and isinstance(sink, Heir):
+            found[name] = [sink.inherited(states), None]
+    return found
 
 
 def _spaces(store: Store, table: str) -> list[tuple[str, int | None]]:

@@ -15,7 +15,7 @@ from flowkit.app import App
 from flowkit.clock import Clock
 from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
-from flowkit.sink import Sink
+from flowkit.sink import Ending, Sink
 from flowkit.source import END, AtOffset, Broker, Reader, partition_of
 from flowkit.store import LsmStore, Store
 from flowkit.window import MarkedSplit, Split
@@ -288,7 +288,23 @@ class LiveTask:
         return not self.engine.unfinished and self.feed.at == len(self.feed.journal)
 
     async def end(self) -> None:
-        """Finish what an ended split has left, and commit that it has ended: whoever follows takes over the state."""
+        """Finish what an ended split has left, and commit that it has ended: whoever follows takes over the state.
+
+        That comes last and alone, since nobody opens the task again once it counts: by then all is delivered.
+        """
+        for sink in self.sinks.values():
+            if isinstance(sink, Ending):
+                sink.end()
+        await self._commit_all()
+        for _, split, _ in self.readers:
+            self.feed.positions[split.name] = END
+        await self._commit_all()
+        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
+            await self.checkpoints.finish(self.task.store, END_SECONDS)
+        log.info("shard is done", task=self.name, commit=self.task.store.number)
+
+    async def _commit_all(self) -> None:
+        """Do all that is left, commit, and wait until what that hands over is delivered."""
         drained = False
         while True:
             if await self.step():
@@ -299,17 +315,8 @@ class LiveTask:
             elif self.engine.has_more and not drained:
                 self.feed.give(Drained(self.engine))
                 drained = True
-            else:
-                break
-        for _, split, _ in self.readers:
-            self.feed.positions[split.name] = END
-        while not await self.task.commit(final=True):
-            while await self.step():  # noqa: ASYNC110
-                await asyncio.sleep(0)  # give way
-        await self.task.settled()
-        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
-            await self.checkpoints.finish(self.task.store, END_SECONDS)
-        log.info("shard is done", task=self.name, commit=self.task.store.number)
+            elif await self.task.commit(final=True):
+                return
 
     async def step(self) -> bool:
         """Work on one piece; False if there is none."""
