@@ -10,7 +10,7 @@ Kinesis has no transactions: a task's position lies in its frame, and nowhere el
 part.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlencode
@@ -23,7 +23,7 @@ from flowkit.source.blob_frames import BlobFrames, frame_rights
 from flowkit.source.dynamo_leases import START, DynamoLeases
 from flowkit.source.embedded import EmbeddedBroker
 from flowkit.source.kinesis_reader import Arrivals, KinesisSource
-from flowkit.source.kinesis_streams import KinesisStreams, Shard, id_of
+from flowkit.source.kinesis_streams import KinesisStreams, Shard, id_of, keys_in
 from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
 from flowkit.source.seam import Output, TopicUse
@@ -119,6 +119,10 @@ class KinesisBroker:
     async def shards(self, topic: str) -> list[Shard]:
         """All shards of a stream that hold records still."""
         return await self._streams.shards(topic)
+
+    def keys_in(self, span: str) -> Callable[[bytes], bool]:
+        """True for the keys of a shard of this span."""
+        return keys_in(span)
 
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a stream of so many shards. Raises ConfigError if it exists with another number."""

@@ -24,6 +24,7 @@ from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.draining import TaskDrain
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Drained, Idle, Marks, Piece, Records, Tick
+from flowkit.worker.floors import Owns
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.live_feed import LiveFeed
 from flowkit.worker.matched import GONE, Finder, Matched
@@ -79,6 +80,7 @@ class LiveTask:
         begin: "Begins | None" = None,
         owns: Callable[[bytes], bool] | None = None,
         finder: Finder | None = None,
+        keys_in: Callable[[str], Owns] | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
@@ -107,6 +109,7 @@ class LiveTask:
         self._awake = self.progress
         self._store, self._begin = store, begin
         self._owns = owns or (None if partitions == 1 else self._has)
+        self._keys_in = keys_in
         self._stack = AsyncExitStack()
         self._matched: Matched | None = None
         if group.patterns:
@@ -138,6 +141,7 @@ class LiveTask:
             self.counters,
             owns=self._owns,
             clean_limit=self.options.live_objects,
+            keys_in=self._keys_in,
         )
         self.task = Task(
             self.app,

@@ -43,7 +43,7 @@ class Alert(flowkit.Record):
     nth: int
 
 
-events = app.topic(f"{NAME}-in", Event, key="card", time="at", out_of_order=seconds(5))
+events = app.topic(f"{NAME}-in", Event, key="card", time="at", out_of_order=seconds(15))
 windows = app.sink("windows", Feature)
 latest = app.sink("latest", Feature)
 history = app.sink("history", Feature)

@@ -10,12 +10,7 @@ import pytest
 
 from flowkit.aws import AwsOptions, open_client
 from tests.aws.servers import aws_environment
-from tests.aws.workers import Fleet, check, merge, split
-
-
-def dead(place: Path) -> list[str]:
-    """What was given up."""
-    return [path.name for path in place.glob("*.dlq.jsonl") if path.stat().st_size]
+from tests.aws.workers import Fleet, check, dead, merge, split
 
 
 @pytest.mark.parametrize("hop", [False, True], ids=["straight", "re-keyed"])

@@ -136,6 +136,11 @@ def check(found: dict[str, list[tuple[int, int]]], count: int, keys: int = 20) -
     return again
 
 
+def dead(place: Path) -> list[str]:
+    """What was given up."""
+    return [path.name for path in place.glob("*.dlq.jsonl") if path.stat().st_size]
+
+
 async def split(streams: KinesisStreams, stream: str, number: int) -> None:
     """Split a shard in the middle, and wait until that is done."""
     shards = {shard.number: shard for shard in await streams.shards(stream, fresh=True)}
