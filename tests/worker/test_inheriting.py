@@ -1,0 +1,139 @@
+"""A shard's task takes over the state of others, as if each key had been in one task for ever."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowkit import App, Closed, Count, Session, Sliding, Stream, Timer, Tumbling
+from flowkit import Record as FlowRecord
+from flowkit.pattern import Pattern
+from flowkit.store import open_store
+from flowkit.worker import inheriting
+from tests.depth import examples
+from tests.worker.heirs import OUT, TOPIC, Record, Shard, Tree
+
+LAST = 1_000
+
+
+class Event(FlowRecord):
+    key: str
+    at: int
+    n: int
+
+
+class Told(FlowRecord):
+    kind: str
+    key: str
+    end: int
+    n: int
+    pane: str = ""
+
+
+def app_of(lateness: int) -> App:
+    """State of many kinds, with all that comes of it told."""
+    app = App("heirs")
+    events = app.topic(TOPIC, Event, key="key", time="at", out_of_order=3)
+    out = app.topic(OUT, Told, key="key")
+    tumbling = app.table("tumbling", str, int, window=Tumbling(10), allowed_lateness=lateness)
+    totals = app.table("totals", str, int)
+    windows: dict[str, Any] = {"sliding": Sliding(20, 10), "sessions": Session(5)}
+    tables: dict[str, Any] = {
+        name: app.table(name, of=events, by="key", window=window, allowed_lateness=lateness, n=Count())
+        for name, window in windows.items()
+    }
+    silence = app.timers("silence", str)
+
+    @app.agent(events, silence, tables=[tumbling, totals, silence], sinks=[out])
+    async def keep(stream: Stream[Event | Timer[str]]) -> AsyncIterator[Told]:
+        async for event in stream:
+            if isinstance(event, Timer):
+                yield Told("silence", event.key, event.at, 0)
+                continue
+            tumbling[event.key] += 1
+            totals[event.key] += 1
+            silence.set(event.key, max(silence.get(event.key) or 0, event.at + 50))
+            yield Told("total", event.key, event.at, totals[event.key])
+
+    @app.each(tumbling.closed, sinks=[out])
+    def tumbled(w: Closed[str, int]) -> Told:
+        return Told("tumbling", w.key, w.end, w.value, w.pane)
+
+    def tell(name: str, table: Any) -> None:
+        @app.each(table.closed, sinks=[out], name=f"{name}-closed")
+        def closed(w: Closed[str, Any]) -> Told:
+            return Told(name, w.key, w.end, w.value.n, w.pane)
+
+    for name, table in tables.items():
+        tell(name, table)
+
+    def tell_late(name: str, table: Any) -> None:
+        @app.each(table.late, sinks=[out], name=f"{name}-late")
+        def late(event: Event) -> Told:
+            return Told(f"{name} late", event.key, event.at, event.n)
+
+    for name, table in {"tumbling": tumbling, **tables}.items():
+        tell_late(name, table)
+    probe = Pattern[Event].begin("one", lambda e: e.n == 1).followed_by("two", lambda e: e.n == 2)
+
+    @app.each(events.match(probe.within(12)), sinks=[out])
+    def found(match: Any) -> Told:
+        return Told("match", match.key, match.end, 0)
+
+    return app
+
+
+def records(events: Sequence[tuple[str, int, int]]) -> list[Record]:
+    return [(key.encode(), json.dumps({"key": key, "at": at, "n": n}).encode()) for key, at, n in events]
+
+
+def of(letters: str, base: int, least: int = 0) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+    """Events of keys with these first letters, about a time."""
+    keys = st.sampled_from([letter + digit for letter in letters for digit in "01"])
+    return st.lists(st.tuples(keys, st.integers(base, base + 40), st.integers(0, 2)), min_size=least, max_size=12)
+
+
+histories = st.tuples(
+    *(of(letter, 20, 1) for letter in "abc"),  # of one that has seen nothing nobody knows how far it is
+    of("ab", 40),
+    of("abc", 60),
+    of("a", 70),
+    of("bc", 70),
+)
+
+
+def ends(letters: str) -> list[tuple[str, int, int]]:
+    return [(f"{letter}{digit}", LAST, 0) for letter in letters for digit in "01"]
+
+
+@pytest.mark.parametrize("lateness", [0, 7])
+@given(history=histories)
+@examples(150)
+async def test_each_key_fares_as_if_nothing_had_been_merged_or_split(lateness: int, history: Any) -> None:
+    """The oracle of a span of keys: one task that is never ended, which reads all that its shards have had."""
+    a, b, c, ab, abc, a_again, bc = history
+    shards = [
+        Shard(0, "a", (), records(a)),
+        Shard(1, "b", (), records(b)),
+        Shard(2, "c", (), records(c)),
+        Shard(3, "ab", (0, 1), records(ab)),
+        Shard(4, "abc", (3, 2), records(abc)),
+        Shard(5, "a", (4,), records([*a_again, *ends("a")])),
+        Shard(6, "bc", (4,), records([*bc, *ends("bc")])),
+    ]
+    tree = Tree(app_of(lateness))
+    for shard in shards:
+        await tree.run(shard)
+    assert tree.dead() == 0
+    found = Counter(tuple(row.values()) for row in tree.told())
+    wanted: Counter[Any] = Counter()
+    for span in "abc":
+        seen = [shard for shard in shards if span in shard.span]
+        plain = Tree(app_of(lateness))
+        await plain.run(Shard(0, "abc", (), [record for shard in seen for record in shard.records]))
+        wanted.update(tuple(row.values()) for row in plain.told() if row["key"][0] == span)
+    assert found == wanted
