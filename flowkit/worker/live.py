@@ -128,7 +128,6 @@ class LiveTask:
     async def _open(self) -> None:
         self.meter.opened += 1
         store = await whole(self._stack.enter_async_context(self._store))
-        self._stack.callback(self._closes, store)
         if self._begin is not None:
             await whole(self._begin.commit(store, self.broker, self.epoch, self.new_id(), self.sinks))
         outlets = make_outlets(self.app, [self.group], self.sinks)
@@ -143,6 +142,7 @@ class LiveTask:
             clean_limit=self.options.live_objects,
             keys_in=self._keys_in,
         )
+        self._stack.callback(self._closes, store)
         self.task = Task(
             self.app,
             self.name,

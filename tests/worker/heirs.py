@@ -1,4 +1,4 @@
-"""Shards on a broker in memory: tasks that end, and others that take over their keys, to be compared with plain tasks."""
+"""Shards on a broker in memory: tasks that end, and others that take over their keys."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -67,12 +67,12 @@ class Shards(MemoryBroker):
 class Tree:
     """Runs the tasks of an app's only group over shards, one after the other, on disks in memory."""
 
-    def __init__(self, app: App, *, parts: bool = True) -> None:
+    def __init__(self, app: App, commit_every: int = 4) -> None:
         self.app, self.broker, self.spans = app, Shards(), dict[int, str]()
         self.group: Group
         (self.group,) = app.plan().groups
         self.disks: dict[int, list[bytes]] = {}
-        self.parts = parts
+        self.commit_every = commit_every
 
     def name(self, number: int) -> str:
         """Of a task."""
@@ -82,6 +82,10 @@ class Tree:
     async def state_of(self, task: str) -> AsyncIterator[Store]:
         """What a task has left."""
         async with open_store(None, disk=list(self.disks[int(task.rpartition("/")[2])])) as store:
+            if store.undecided is not None:
+                counts = await self.broker.last_commit(task)
+                frame = store.undecided
+                await store.resolve(frame.commit_id, counts == (frame.number, frame.commit_id))
             yield store
 
     def inheritance(self, shard: Shard, owns: Callable[[bytes], bool], *, eldest: bool = True) -> Inheritance:
@@ -106,7 +110,7 @@ class Tree:
         """Read a shard to its end, and commit that."""
         live = await self.open(shard)
         try:
-            while await live.fetch(3):
+            while await live.fetch(self.commit_every - 1):
                 while await live.step():
                     pass
                 await live.commit_if_due()
@@ -136,7 +140,7 @@ class Tree:
             store=open_store(None, disk=self.disks.setdefault(shard.number, [])),
             epoch=claim.epoch,
             clock=self.broker._clock,
-            options=WorkerOptions(commit_every=4),
+            options=WorkerOptions(commit_every=self.commit_every),
             new_id=random_ids(),
             begin=self.inheritance(shard, owns) if shard.parents else None,
             owns=owns,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from flowkit import App, Closed, Count, Session, Sliding, Stream, Timer, Tumbling
 from flowkit import Record as FlowRecord
 from flowkit.pattern import Pattern
-from flowkit.store import open_store
 from flowkit.worker import inheriting
 from tests.depth import examples
 from tests.worker.heirs import OUT, TOPIC, Record, Shard, Tree
@@ -137,3 +136,85 @@ async def test_each_key_fares_as_if_nothing_had_been_merged_or_split(lateness: i
         await plain.run(Shard(0, "abc", (), [record for shard in seen for record in shard.records]))
         wanted.update(tuple(row.values()) for row in plain.told() if row["key"][0] == span)
     assert found == wanted
+
+
+def counting() -> App:
+    app = App("heirs")
+    events = app.topic(TOPIC, Event, key="key", time="at")
+    out = app.topic(OUT, Told, key="key")
+    totals = app.table("totals", str, int)
+    windows = app.table("windows", str, int, window=Tumbling(10))
+
+    @app.each(events, tables=[totals, windows], sinks=[out])
+    def count(event: Event) -> Told:
+        totals[event.key] += 1
+        windows[event.key] += 1
+        return Told("total", event.key, event.at, totals[event.key])
+
+    @app.each(windows.closed, sinks=[out])
+    def closed(w: Closed[str, int]) -> Told:
+        return Told("window", w.key, w.end, w.value)
+
+    return app
+
+
+MANY = 60
+FIRST = [
+    Shard(0, "a", (), records([(f"a{n}", 10 + n // 20, 0) for n in range(MANY)])),
+    Shard(1, "b", (), records([(f"b{n}", 20 + n // 20, 0) for n in range(MANY)])),
+]
+CHILD = Shard(2, "ab", (0, 1), records([(f"{letter}{n}", 60, 0) for letter in "ab" for n in range(MANY)]))
+
+
+async def after_both() -> Tree:
+    tree = Tree(counting(), commit_every=100)
+    for shard in FIRST:
+        await tree.run(shard)
+    tree.broker.frames.clear()
+    return tree
+
+
+async def test_however_much_is_taken_over_no_frame_has_more_than_a_portion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inheriting, "PORTION_BYTES", 1_000)
+    tree = await after_both()
+    live = await tree.open(CHILD)
+    await live.close()
+    sizes = [sum(len(key) + len(value) for c in f.changes for key, value in zip(c.keys, c.values, strict=True))
+             for _, f in tree.broker.frames]  # fmt: skip
+    assert len(sizes) > 10
+    assert max(sizes) <= 1_000
+    async with tree.state_of(tree.name(2)) as store:
+        assert len(list(store.scan(("totals", None)))) == 2 * MANY
+        assert "inheriting" not in store.meta
+
+
+@pytest.mark.parametrize("parents", [(0, 1), (1, 0)])
+async def test_a_worker_that_dies_while_it_takes_over_is_followed_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, parents: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(inheriting, "PORTION_BYTES", 1_000)
+    child = CHILD._replace(parents=parents)
+    whole = await after_both()
+    await whole.run(child)
+    commits = next(n for n, (_, f) in enumerate(whole.broker.frames) if "inheriting" not in f.meta) + 1
+    assert commits > 10
+    for step in range(1, commits):
+        tree = await after_both()
+        tree.broker.dies_after = step
+        with pytest.raises(ConnectionError):
+            await tree.open(child)
+        tree.broker.dies_after = 10**9
+        await tree.run(child)
+        assert len(tree.broker.frames) == len(whole.broker.frames)
+        assert tree.told() == whole.told()
+    assert Counter(row["n"] for row in whole.told() if row["kind"] == "total") == {1: 2 * MANY, 2: 2 * MANY}
+    assert len([row for row in whole.told() if row["kind"] == "window"]) == 2 * MANY
+
+
+async def test_a_split_takes_over_the_keys_of_its_range_alone() -> None:
+    tree = Tree(counting(), commit_every=100)
+    await tree.run(Shard(0, "ab", (), records([(f"{letter}0", 10, 0) for letter in "ab"])))
+    for number, letter in ((1, "a"), (2, "b")):
+        await tree.run(Shard(number, letter, (0,), records([(f"{letter}0", 50, 0)])))
+        async with tree.state_of(tree.name(number)) as store:
+            assert [key for key, _ in store.scan(("totals", None))] == [f"{letter}0".encode()]
