@@ -27,22 +27,22 @@ class Parent(NamedTuple):
 
 
 def heritage(
-    group: Group, split: str, parents: Sequence[Parent], owns: Owns | None, sinks: Mapping[str, Sink]
+    group: Group, splits: Sequence[str], parents: Sequence[Parent], owns: Owns | None, sinks: Mapping[str, Sink]
 ) -> dict[str, Any]:
-    """The meta with which the task of `split` begins, whose keys are those that it `owns` (None: all)."""
+    """The meta with which the task of `splits` begins, whose keys are those that it `owns` (None: all)."""
     metas = [parent.meta for parent in parents]
     of_group = [meta.get("groups", {}).get(group.name, {}) for meta in metas]
     # One that has seen nothing says nothing: to wait for it would be to wait for ever, where nothing comes.
     timed = [(p, g) for p, g in zip(parents, of_group, strict=True) if g and g["splits"]["floor"] > MIN_TIME]
     floor = min((g["splits"]["floor"] for _, g in timed), default=MIN_TIME)
-    highs = [max((row[0] for row in g["splits"]["splits"].values()), default=MIN_TIME) for _, g in timed]
+    rows = [g["splits"]["splits"] for _, g in timed]
     times = [g["time"] for g in of_group if g.get("time")]
     tables = [g.get("tables", {}) for _, g in timed] or [g.get("tables", {}) for g in of_group]
     state: dict[str, Any] = {
         "splits": {
             "floor": floor,
             "by_clock": False,
-            "splits": {split: [min((high for high in highs if high > MIN_TIME), default=MIN_TIME), False, False]},
+            "splits": {split: [_high(split, rows), False, False] for split in splits},
         },
         "tables": {
             table.name: _table([each[table.name] for each in tables if table.name in each], owns)
@@ -67,9 +67,16 @@ def heritage(
         "sinks": _sinks(metas, sinks),
         "schemas": schemas,
         "counts": {},
-        "positions": {split: BEGIN},
+        "positions": dict.fromkeys(splits, BEGIN),
         "heard": {},
     }
+
+
+def _high(split: str, parents: Sequence[Mapping[str, Sequence[Any]]]) -> int:
+    """The highest time (ms) in a stream, of the parent that was the least far with it."""
+    stream = split.rpartition("[")[0]
+    highs = [row[0] for rows in parents for name, row in rows.items() if name.rpartition("[")[0] == stream]
+    return min((high for high in highs if high > MIN_TIME), default=MIN_TIME)
 
 
 def _table(metas: Sequence[Meta], owns: Owns | None) -> dict[str, Any]:

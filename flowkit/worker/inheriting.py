@@ -58,7 +58,7 @@ class Ledger(Protocol):
 
 
 class Inheritance:
-    """What the task of shard `split` takes over from `parents`, tasks whose last commits `open_` shows.
+    """What a task takes over from `parents`, whose last commits `open_` shows. `splits` are its shards, by stream.
 
     `spans` are those of the parents' keys, as far as they are known still. `eldest` is True for the one that takes what
     has no key: the first of a shard's children.
@@ -68,7 +68,7 @@ class Inheritance:
         self,
         task: str,
         group: Group,
-        split: str,
+        splits: Sequence[str],
         parents: Sequence[str],
         owns: Owns | None,
         open_: Callable[[str], AbstractAsyncContextManager[Store]],
@@ -78,7 +78,7 @@ class Inheritance:
         spans: Mapping[str, str],
         new_id: Callable[[], bytes],
     ) -> None:
-        self.task, self.group, self.split, self.parents, self.owns = task, group, split, parents, owns
+        self.task, self.group, self.splits, self.parents, self.owns = task, group, splits, parents, owns
         self.eldest, self.ledger, self.spans = eldest, ledger, spans
         self._open, self._new_id = open_, new_id
         self._local = {table.name for table in group.tables if table.local}
@@ -107,10 +107,14 @@ class Inheritance:
             async with self._open(parent) as theirs:
                 found.append(Parent(self.spans.get(parent), dict(theirs.meta)))
                 for at_, changes in self._portions(number, theirs, store, at):
-                    meta = {"app": theirs.meta["app"], "inheriting": at_, "positions": {self.split: BEGIN}}
+                    meta = {
+                        "app": theirs.meta["app"],
+                        "inheriting": at_,
+                        "positions": dict.fromkeys(self.splits, BEGIN),
+                    }
                     await self._count(store, epoch, meta, changes)
                     keys += sum(len(change.keys) for change in changes if "!" not in change.table)
-        await self._count(store, epoch, heritage(self.group, self.split, found, self.owns, sinks), [])
+        await self._count(store, epoch, heritage(self.group, self.splits, found, self.owns, sinks), [])
         log.info(
             "state taken over from the shards that this one came from",
             task=self.task,
@@ -135,7 +139,7 @@ class Inheritance:
         positions = await self.ledger.positions(parent)
         if positions is None:
             return False
-        if not any(map(is_end, positions.values())):
+        if not all(map(is_end, positions.values())):
             raise StoreCorrupt(
                 f"task {self.task}: its shard came from that of {parent}, which expired before it was read to its end: "
                 "records are lost. Start the app under another name to begin anew"

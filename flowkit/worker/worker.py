@@ -362,12 +362,12 @@ class Worker:
         if part.shard is None or not part.shard.parents or not isinstance(broker, Streams):
             return None
         tasks = [task_name(self.app, part.group, number) for number in part.shard.parents]
-        split = f"{part.group.topics[0].name}[{part.partition}]"
+        splits = [f"{topic.name}[{part.partition}]" for topic in part.group.topics]
         assert self.wiring.shards is not None
         return Inheritance(
             name,
             part.group,
-            split,
+            splits,
             tasks,
             part.owns,
             self._state_of,

@@ -93,7 +93,7 @@ class Tree:
         return Inheritance(
             self.name(shard.number),
             self.group,
-            f"{TOPIC}[{shard.number}]",
+            [f"{TOPIC}[{shard.number}]"],
             [self.name(parent) for parent in shard.parents],
             owns,
             self._opened,
