@@ -232,7 +232,7 @@ class Scene:
     async def until_features(self, count: int) -> None:
         """Until there are so many items more."""
         count += len(await self.found.items("windows"))
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(60):
             while len(await self.found.items("windows")) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
@@ -247,7 +247,7 @@ class Scene:
     async def until_taken_over(self, request: Request) -> None:
         """Until another has claimed the task whose commit this is."""
         task, epoch = request.json["Key"]["leaseKey"]["S"], request.json["ExpressionAttributeValues"][":epoch"]["N"]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while int((await self.lease(task))["epoch"]["N"]) <= int(epoch):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
@@ -276,7 +276,7 @@ async def test_nothing_is_lost_and_nothing_twice_from_a_stream_to_tables_objects
         killed.kills(fleet, "a", f"windows-{fleet.name}", chance.randrange(1, 60))
         await split(fleet.streams, scene.stream, 0)
         scene.tell("shard 0 is split")
-        await asyncio.wait_for(killed.met.wait(), 30)
+        await asyncio.wait_for(killed.met.wait(), 60)
         scene.tell("a is killed while it delivers")
         await scene.until_features(3 * CARDS)
         fleet.start("c", *binds)
@@ -285,7 +285,7 @@ async def test_nothing_is_lost_and_nothing_twice_from_a_stream_to_tables_objects
 
         stopped = Fate(second)
         stopped.stops(fleet, "b")
-        await asyncio.wait_for(stopped.met.wait(), 30)
+        await asyncio.wait_for(stopped.met.wait(), 60)
         scene.tell("b is stopped while it commits")
         await merge(fleet.streams, scene.stream, 3, 1)
         scene.tell("shards 3 and 1 are merged")
@@ -317,7 +317,7 @@ async def check(found: Results, model: Model, scene: Scene) -> None:
         )
 
     with contextlib.suppress(TimeoutError):  # what is missing is told below
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not await has_all():  # noqa: ASYNC110
                 await asyncio.sleep(0.3)
     scene.tell("looking at all that has come")
