@@ -112,12 +112,12 @@ class Results:
 
     def binds(self) -> list[str]:
         """For `flowkit worker`."""
-        roll = "dt={dt}?roll_after=1500ms"
         places = {
             "windows": f"dynamodb://windows-{self.name}",
             "latest": f"dynamodb://latest-{self.name}",
-            "history": f"s3://{self.name}/history/{roll}",
-            "journal": f"s3://{self.name}/journal/{roll}",
+            # Of the one objects are complete when their day is over, or their shard; of the other by the clock too.
+            "history": f"s3://{self.name}/history/dt={{dt}}?roll_after=10m",
+            "journal": f"s3://{self.name}/journal/dt={{dt}}?roll_after=1500ms",
             "alerts": f"lambda://{self.function}?timeout=30",
         }
         return [word for name, url in places.items() for word in ("--bind", f"{name}={url}")]
