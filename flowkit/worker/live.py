@@ -300,6 +300,7 @@ class LiveTask:
             if isinstance(sink, Ending):
                 sink.end()
         await self._commit_all()
+        self.engine.watermark()  # how far it came at last is what those go on from who take over its keys
         for _, split, _ in self.readers:
             self.feed.positions[split.name] = END
         await self._commit_all()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flowkit import App, Closed, Count, Session, Sliding, Stream, Timer, Tumbling
@@ -111,6 +111,17 @@ def ends(letters: str) -> list[tuple[str, int, int]]:
 
 @pytest.mark.parametrize("lateness", [0, 7])
 @given(history=histories)
+@example(
+    history=(
+        [("a0", 54, 0)],
+        [("b0", 48, 0), ("b0", 55, 0), ("b0", 58, 0)],  # the last one makes nothing due, and is how far it came
+        [("c0", 27, 0)],
+        [("b0", 54, 1), ("b0", 56, 2)],
+        [],
+        [],
+        [],
+    )
+)
 @examples(150)
 async def test_each_key_fares_as_if_nothing_had_been_merged_or_split(lateness: int, history: Any) -> None:
     """The oracle of a span of keys: one task that is never ended, which reads all that its shards have had."""
