@@ -8,14 +8,16 @@ hand-off is delivered again.
 from flowkit.sink.destinations import destination, is_file
 from flowkit.sink.file import FileDestination, FileSink
 from flowkit.sink.file_target import OutputClosed
-from flowkit.sink.seam import Destination, Forking, Outgoing, Rejected, Sink, SinkTask, Staging, Typed
+from flowkit.sink.seam import Destination, Ending, Forking, Heir, Outgoing, Rejected, Sink, SinkTask, Staging, Typed
 from flowkit.sink.url_options import UrlOptions
 
 __all__ = [
     "Destination",
+    "Ending",
     "FileDestination",
     "FileSink",
     "Forking",
+    "Heir",
     "Outgoing",
     "OutputClosed",
     "Rejected",

@@ -90,6 +90,7 @@ class S3Sink:
         self._paths: dict[Any, str] = {}
         self._soonest = MIN_TIME
         """No open object is of a partition that ends before (ms): none need be looked at until then."""
+        self._ending = False
         self._done: list[int] = []
         self._drop: list[int] = []
         self._rolled: list[Open] = []
@@ -128,8 +129,8 @@ class S3Sink:
     def stage(self, records: Sequence[Outgoing], final: bool) -> Any:
         """As the protocol says. Tombstones are left out.
 
-        At a clean stop a live run keeps what is not complete: it goes on later, or another does in its place. A bounded
-        one writes everything, also if it is stopped before the end of its input.
+        At a clean stop a live run keeps what is not complete: it goes on later, or another does in its place, unless
+        this is the task's `end`. A bounded one writes everything, also if it is stopped before the end of its input.
         """
         self._drop, self._done, self._rolled = self._done, [], []
         values: list[Any] = [record.value for record in records]
@@ -140,16 +141,20 @@ class S3Sink:
             times = [record.time for record in records]
             for key, start, stop, latest in self._layout.runs(times, values):
                 self._add(key, values[start:stop], latest)
-        if not self._task.bounded:
+        if self._ending or (self._task.bounded and final):
+            for each in list(self._open.values()):
+                self._roll(each)
+        elif not self._task.bounded:
             now = self._task.clock.now_ms()
             for each in [each for each in self._open.values() if self._is_due(each, now)]:
-                self._roll(each)
-        elif final:
-            for each in list(self._open.values()):
                 self._roll(each)
         self._changes = self._cut()
         self._done = [each.number for each in self._rolled]
         return [[each.number, self._key(each), each.chunks] for each in self._rolled] or None
+
+    def end(self) -> None:
+        """As the protocol says."""
+        self._ending = True
 
     def state(self) -> Any:
         """As the protocol says."""

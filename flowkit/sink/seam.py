@@ -96,6 +96,22 @@ class Forking(Protocol):
 
 
 @runtime_checkable
+class Ending(Protocol):
+    """A sink that keeps something back also at a clean stop, since the task goes on later or elsewhere."""
+
+    def end(self) -> None:
+        """The task does not go on: the next `stage` hands over all that is kept."""
+
+
+@runtime_checkable
+class Heir(Protocol):
+    """A sink whose task may take over the keys of others, and must go on after what they have sent."""
+
+    def inherited(self, states: Sequence[Any]) -> Any:
+        """What to go on from, after those whose last states these are: what is common to all it had."""
+
+
+@runtime_checkable
 class Typed(Protocol):
     """A destination that has to know more of the records than their fields' names."""
 

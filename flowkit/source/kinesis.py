@@ -13,7 +13,7 @@ part.
 """
 
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlencode
@@ -27,7 +27,7 @@ from flowkit.source.dynamo_leases import START, DynamoLeases
 from flowkit.source.kinesis_batch import Arrivals
 from flowkit.source.kinesis_fan_out import Consumer, consumer_name
 from flowkit.source.kinesis_reader import KinesisSource
-from flowkit.source.kinesis_streams import KinesisStreams, Shard, id_of
+from flowkit.source.kinesis_streams import KinesisStreams, Shard, id_of, keys_in
 from flowkit.source.placement import Placing, place_by_leases
 from flowkit.source.rules import Claimed, KeyValueTime, Lease
 from flowkit.source.seam import Output, TopicUse
@@ -151,6 +151,10 @@ class KinesisBroker:
     def outdated(self, topic: str) -> None:
         """The stream may have other shards by now."""
         self._streams.outdated(topic)
+
+    def keys_in(self, span: str) -> Callable[[bytes], bool]:
+        """True for the keys of a shard of this span."""
+        return keys_in(span)
 
     async def create(self, topic: str, partitions: int, *, internal: bool = False) -> None:
         """Make a stream of so many shards. Raises ConfigError if it exists with another number."""

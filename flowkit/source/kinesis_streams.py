@@ -5,7 +5,7 @@ stream. A stream that is resharded closes shards and opens others, each with one
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ log = structlog.get_logger("flowkit.kinesis")
 
 ALL = 2**128 - 1
 """The highest hash of a key."""
-FRESH_MS = 10_000
+FRESH_MS = 5_000
 """So long what is known of a stream's shards is taken as it is."""
 CREATE_SECONDS = 120
 SUBSCRIPTIONS = 1000
@@ -50,9 +50,24 @@ class Shard(NamedTuple):
         return self.first <= hash_of(key) <= self.last
 
     @property
+    def span(self) -> str:
+        """Its first and its last hash, in hexadecimal digits."""
+        return f"{self.first:x}-{self.last:x}"
+
+    @property
     def is_all(self) -> bool:
         """True if every key belongs here."""
         return self.first == 0 and self.last >= ALL
+
+
+def keys_in(span: str) -> Callable[[bytes], bool]:
+    """True for the keys that belong to a shard of this span.
+
+    >>> keys_in(Shard(0, "shardId-000000000000", (), 0, ALL // 2, False).span)(b"a")
+    True
+    """
+    first, last = (int(word, 16) for word in span.split("-"))
+    return lambda key: first <= hash_of(key) <= last
 
 
 def number_of(shard_id: str) -> int:

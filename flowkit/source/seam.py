@@ -1,6 +1,6 @@
 """The seam between flowkit and an outside system that records come from: what each system's file offers."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flowkit.aws import Right
@@ -194,6 +194,10 @@ class Part(Protocol):
     def closed(self) -> bool: ...
     @property
     def is_all(self) -> bool: ...
+    @property
+    def span(self) -> str:
+        """The range of its keys, for `Sharded.keys_in`."""
+
     def owns(self, key: bytes) -> bool: ...
 
 
@@ -206,6 +210,9 @@ class Sharded(Protocol):
 
     async def shards(self, topic: str) -> Sequence[Part]:
         """All splits of a topic that hold records still, by number; none if there is no such topic."""
+
+    def keys_in(self, span: str) -> Callable[[bytes], bool]:
+        """True for the keys of a split whose `span` this is, also if that is gone by now."""
 
     def output(self, topic: str, *, internal: bool = False) -> str:
         """The URL of a topic as a destination; an `internal` one, which only this app's tasks read."""

@@ -59,7 +59,7 @@ class AlignedState(State):
             self.states, self.load = {}, self._read
             return
         ((start, end),) = self.window.windows(t)
-        if end - 1 + self.lateness <= self.watermark:
+        if end - 1 + self.lateness <= self.passed:
             raise self.closed_error(t)
         cells = self.cells(start, end)
         self.states, self.fresh, self.load = ({} if self.shape.copying else cells.live), cells.fresh, cells.load
@@ -115,7 +115,7 @@ class AlignedState(State):
 
     def open_at(self, t: int) -> list[tuple[int, int]]:
         """The windows at `t` that are not closed."""
-        closed = self.watermark - self.lateness
+        closed = self.passed - self.lateness
         return [(start, end) for start, end in self.window.windows(t) if end - 1 > closed]
 
     def windows(self, key: Any) -> list[Open[Any]]:
@@ -231,7 +231,7 @@ class AlignedState(State):
         return min((end - 1 for _, end in self.open_at(t)), default=t + self.lateness)
 
     def is_late(self, t: int) -> bool:
-        return t < self.window.late_before(self.watermark + 1 - self.lateness)
+        return t < self.window.late_before(self.passed + 1 - self.lateness)
 
     def peek(self, watermark: int) -> int | None:
         if self.unfired and self.unfired[0] - 1 <= watermark:
@@ -285,6 +285,8 @@ class AlignedState(State):
         hand_over = self.shape.present if ending is None else self.shape.final
         for key_bytes, key, value in self.rows(firing):
             firing.last = key_bytes
+            if self.has_fired(key_bytes, end):
+                continue
             if ending is not None:
                 ending.release(key)
             yield Closed(key, hand_over(value), start, end, pane)
@@ -312,7 +314,7 @@ class AlignedState(State):
     def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
         fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
         for end, cells in self.by_end.items():
-            if end - 1 <= self.watermark:
+            if end - 1 <= self.passed:
                 for key in cells.touched():
                     value = cells.find(key)
                     if value is not None:

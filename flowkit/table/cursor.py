@@ -24,6 +24,9 @@ class Cursor:
     operators have made of the event, for those who subscribe to it: (stream, event, time in ms). In a batch `time` is
     NEVER, and `batch` has (time, ordinal) by the events' identity.
 
+    `floor` is how far event time had come for the event's key before this task took it over, if that is farther than
+    the task has come.
+
     `wall` is the last reading of the clock (ms) that counts: in a bounded run the highest event time. `low` is the time
     of the first record, `high` how far event time has come at least, `end` what that was when the input ended. MIN_TIME
     stands for none.
@@ -36,6 +39,7 @@ class Cursor:
         "emit",
         "end",
         "event",
+        "floor",
         "high",
         "low",
         "ordinal",
@@ -49,6 +53,7 @@ class Cursor:
     def __init__(self) -> None:
         self.time = MIN_TIME
         self.watermark = MIN_TIME
+        self.floor = MIN_TIME
         self.wall = MIN_TIME
         self.low = MIN_TIME
         self.high = MIN_TIME

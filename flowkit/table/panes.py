@@ -121,7 +121,7 @@ class PaneState(AlignedState):
     def fire_late(self) -> list[tuple[int, bytes, Closed[Any, Any]]]:
         fired: list[tuple[int, bytes, Closed[Any, Any]]] = []
         for (start, outer), keys in self._touched().items():
-            if outer - 1 <= self.watermark:
+            if outer - 1 <= self.passed:
                 fired += [
                     (outer, key_bytes, Closed(key, self.shape.present(value), start, outer, "late"))
                     for key_bytes, key, value in self.merged(start, outer, keys)

@@ -146,7 +146,7 @@ class ProcessState(State):
     # Time
 
     def is_late(self, t: int) -> bool:
-        return t <= self.watermark
+        return t <= self.passed
 
     def peek(self, watermark: int) -> int | None:
         # All that are due at one time come together, also if what the first sends holds the watermark from then on.

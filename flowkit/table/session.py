@@ -94,7 +94,7 @@ class SessionState(State):
             self._touch(span, key)
             return span
         hit, start, end = absorb(spans, t, t + self.gap)
-        if not hit and end - 1 + self.lateness <= self.watermark:
+        if not hit and end - 1 + self.lateness <= self.passed:
             if not spans:
                 self.cells.delete(key)
             raise self.closed_error(t)
@@ -334,7 +334,7 @@ class SessionState(State):
         for key in self.cells.touched():
             key_bytes = self.shape.encode_key(key)
             for span in self.cells.find(key) or []:
-                if span.end - 1 <= self.watermark and not span.fired:
+                if span.end - 1 <= self.passed and not span.fired:
                     late = Closed(key, self.shape.present(span.value), span.start, span.end, "late")
                     fired.append((span.end, key_bytes, late))
                     span.fired = True

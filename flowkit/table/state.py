@@ -61,6 +61,9 @@ class State:
         """How far windows have fired. It lags behind the task's watermark where nothing is due between."""
         self.settled = MIN_TIME
         """The watermark at the last `settle`: what lies above is new."""
+        self.fired_for: Callable[[bytes], int] | None = None
+        """Where some keys were farther than this before they came here: up to which watermark windows of a key have
+        fired already."""
         self.firing: Firing | None = None
         """The firing that is under way."""
         self.limit = NEVER
@@ -269,6 +272,16 @@ class State:
         return saved if self.firing is None else saved | {"firing": self.firing.save()}
 
     # Time
+
+    @property
+    def passed(self) -> int:
+        """How far windows have fired for the key of the present event."""
+        floor = self.cursor.floor
+        return floor if floor > self.watermark else self.watermark  # noqa: FURB136  half the time of max
+
+    def has_fired(self, key_bytes: bytes, end: int) -> bool:
+        """True if the window of a key that ends at `end` fired before the key came here."""
+        return self.fired_for is not None and end - 1 <= self.fired_for(key_bytes)
 
     def is_late(self, t: int) -> bool:
         """True if every window of an event at `t` is closed, whatever its key."""

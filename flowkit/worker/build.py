@@ -15,6 +15,7 @@ from flowkit.sink import Sink
 from flowkit.store import Store
 from flowkit.worker.drivers import AggregateDriver
 from flowkit.worker.engine import Counters, Engine
+from flowkit.worker.floors import Owns
 from flowkit.worker.inlet import Inlet
 from flowkit.worker.outlets import BoundOutlet
 
@@ -47,10 +48,20 @@ def make_engine(
     owns: Callable[[bytes], bool] | None = None,
     bounded: bool = False,
     clean_limit: int = 1_000_000,
+    keys_in: Callable[[str], Owns] | None = None,
 ) -> Engine:
     """The engine of one group in one task, not yet opened."""
     return Engine(
-        app, group, store, outlets, clock, owns=owns, bounded=bounded, counters=counters, clean_limit=clean_limit
+        app,
+        group,
+        store,
+        outlets,
+        clock,
+        owns=owns,
+        bounded=bounded,
+        counters=counters,
+        clean_limit=clean_limit,
+        keys_in=keys_in,
     )
 
 

@@ -29,6 +29,7 @@ from flowkit.worker.calling import Call
 from flowkit.worker.calls import Calls
 from flowkit.worker.drivers import Driver, StreamDriver
 from flowkit.worker.firing import UNLIMITED, Firing
+from flowkit.worker.floors import Floors, Owns
 from flowkit.worker.inlet import Decoded, Mark
 from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.output import Output
@@ -57,10 +58,12 @@ class Engine:
         clean_limit: int = 1_000_000,
         counters: Counters | None = None,
         bounded: bool = False,
+        keys_in: Callable[[str], Owns] | None = None,
     ) -> None:
         self.app, self.group, self.outlets, self.bounded = app, group, outlets, bounded
         self.counters = counters if counters is not None else Counters()
         step = self.step = StepContext(app, group, outlets, clock, self.counters, bounded=bounded)
+        step.floors = Floors(keys_in)
         self.splits, self.inlets, self.idle_after = step.splits, step.inlets, step.idle_after
         self.states = step.states = make_states(
             app, group, step.cursor, store, owns=owns, clean_limit=clean_limit, bounded=bounded
@@ -270,6 +273,10 @@ class Engine:
         firing = self.firing.save()
         if self.unfinished:
             meta["firing"], meta["ending"], meta["draining"] = firing, self.ending, self.draining
+        if step.floors:
+            done = MIN_TIME if self.unfinished else min(self.splits.floor, self.splits.hold)
+            meta["floors"] = step.floors.save(done)
+            step.bind_floors()
         if self.bounded:
             meta["clock"] = step.save_clock()
         step.event_number, step.unit = 0, 0
@@ -312,6 +319,8 @@ class Engine:
     def _load(self, meta: dict[str, Any]) -> None:
         self.step.load_time(meta.get("time"))
         self.step.load_clock(meta.get("clock"))
+        self.step.floors.load(meta.get("floors", ()))
+        self.step.bind_floors()
         self.batches.load(meta)
         self.firing.load(meta.get("firing"))
         self.ending, self.draining = meta.get("ending", False), meta.get("draining", False)

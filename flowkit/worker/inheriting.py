@@ -1,15 +1,17 @@
-"""A shard's first commit: the state of its parents' tasks, as far as its keys go, as one frame.
+"""A shard's first commits: the state of its parents' tasks, as far as its keys go, a portion a commit.
 
-    keys      of each table those in the shard's range; its timers with them
-    time      how far the furthest parent was: what it has closed stays closed
-    the rest  begins anew: marks to others, counts, what sinks keep (a parent has handed everything over)
+    commits 1 …   of each table the keys in the shard's range, and their timers; where it stands is in `inheriting`
+    the last      all else, as `heritage` has it; from here on it is a task like any other
+
+Portions are bounded, whatever the state is: no frame is larger than what memory and a frame log take. A worker that
+dies in between has left the portions that count, and whoever opens the task next goes on after them.
 
 A parent's state is where a next owner would find it: where the last one kept it, in a checkpoint, or in the frames.
 """
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,23 +20,29 @@ import structlog
 
 from flowkit.agent import Group
 from flowkit.errors import Fenced, StoreCorrupt
-from flowkit.record import MIN_TIME
 from flowkit.sink import Sink
 from flowkit.source import BEGIN, is_end
 from flowkit.store import Frame, SpaceChange, Store
+from flowkit.worker.heritage import Owns, Parent, heritage
 
 log = structlog.get_logger("flowkit.shards")
 
 TIME_BYTES = 8
 """What an entry of a table's timers has before its key."""
+PORTION_BYTES = 4 << 20
+"""Of keys and values in one commit; one value more may be in it."""
+ROW_BYTES = 64
+"""What a row takes beside its bytes."""
 
-Owns = Callable[[bytes], bool]
+Portion = tuple[Any, list[SpaceChange]]
+"""Where it ends (a parent's number, its table, the space's end, key), and its rows."""
 
 
 class Ledger(Protocol):
     """What is asked of a broker here."""
 
     async def positions(self, task: str) -> Any: ...
+    async def last_commit(self, task: str) -> tuple[int, bytes | None]: ...
     async def came_from(self, task: str, shards: Sequence[int]) -> None: ...
 
     async def commit(
@@ -50,70 +58,88 @@ class Ledger(Protocol):
 
 
 class Inheritance:
-    """What the task of shard `split` takes over from `parents`, tasks whose last commits `open_` shows.
+    """What a task takes over from `parents`, whose last commits `open_` shows. `splits` are its shards, by stream.
 
-    `eldest` is True for the one that takes what has no key: the first of a shard's children.
+    `spans` are those of the parents' keys, as far as they are known still. `eldest` is True for the one that takes what
+    has no key: the first of a shard's children.
     """
 
     def __init__(
         self,
         task: str,
         group: Group,
-        split: str,
+        splits: Sequence[str],
         parents: Sequence[str],
         owns: Owns | None,
         open_: Callable[[str], AbstractAsyncContextManager[Store]],
         *,
         ledger: Ledger,
         eldest: bool,
+        spans: Mapping[str, str],
+        new_id: Callable[[], bytes],
     ) -> None:
-        self.task, self.group, self.split, self.parents, self.owns = task, group, split, parents, owns
-        self.eldest, self.ledger = eldest, ledger
-        self._open = open_
+        self.task, self.group, self.splits, self.parents, self.owns = task, group, splits, parents, owns
+        self.eldest, self.ledger, self.spans = eldest, ledger, spans
+        self._open, self._new_id = open_, new_id
+        self._local = {table.name for table in group.tables if table.local}
 
     async def commit(self, store: Store, ledger: Any, epoch: int, commit_id: bytes, sinks: Mapping[str, Sink]) -> None:
-        """Make it the first commit, unless no parent has ever committed: then the app began after they were closed.
+        """Make the first commits, or those that are missing of them.
 
+        None if no parent has ever committed: then the app began after they were closed.
         Raises StoreCorrupt, StoreError, Fenced, OutcomeUnknown.
         """
-        if store.undecided is not None:  # nobody knows of a commit, so this one does not count
-            await store.resolve(store.undecided.commit_id, False)
+        if store.undecided is not None:
+            counts = await self.ledger.last_commit(self.task)
+            frame = store.undecided
+            await store.resolve(frame.commit_id, counts == (frame.number, frame.commit_id))
+        at = store.meta.get("inheriting")
+        if store.number and at is None:
+            return
         parents = [parent for parent in self.parents if await self._is_over(parent)]
         if not parents:
             return
-        await self.ledger.came_from(self.task, [int(parent.rpartition("/")[2]) for parent in parents])
-        metas: list[dict[str, Any]] = []
-        spaces: dict[tuple[str, int | None], tuple[list[bytes], list[Any]]] = {}
-        for parent in parents:
+        if at is None:
+            await self.ledger.came_from(self.task, [int(parent.rpartition("/")[2]) for parent in parents])
+        found: list[Parent] = []
+        keys = 0
+        for number, parent in enumerate(parents):
             async with self._open(parent) as theirs:
-                metas.append(dict(theirs.meta))
-                self._take(theirs, spaces)
-        changes = []
-        for (name, end), (keys, values) in spaces.items():
-            order = sorted(range(len(keys)), key=keys.__getitem__)
-            changes.append(SpaceChange(name, end, [keys[n] for n in order], [values[n] for n in order]))
-        meta = self._meta(metas)
-        frame = Frame(1, commit_id, store.commit_id, epoch, meta, changes)
-        await store.prepare(frame)
-        try:
-            await self.ledger.commit(self.task, epoch, 1, commit_id, meta["positions"], [], frame)
-        except Fenced:
-            await store.resolve(commit_id, False)
-            raise
-        await store.resolve(commit_id, True)
+                found.append(Parent(self.spans.get(parent), dict(theirs.meta)))
+                for at_, changes in self._portions(number, theirs, store, at):
+                    meta = {
+                        "app": theirs.meta["app"],
+                        "inheriting": at_,
+                        "positions": dict.fromkeys(self.splits, BEGIN),
+                    }
+                    await self._count(store, epoch, meta, changes)
+                    keys += sum(len(change.keys) for change in changes if "!" not in change.table)
+        await self._count(store, epoch, heritage(self.group, self.splits, found, self.owns, sinks), [])
         log.info(
             "state taken over from the shards that this one came from",
             task=self.task,
             parents=parents,
-            keys=sum(len(keys) for (name, _), (keys, _) in spaces.items() if "!" not in name),
+            keys=keys,
+            commits=store.number,
         )
+
+    async def _count(self, store: Store, epoch: int, meta: dict[str, Any], changes: list[SpaceChange]) -> None:
+        """One commit."""
+        frame = Frame(store.number + 1, self._new_id(), store.commit_id, epoch, meta, changes)
+        await store.prepare(frame)
+        try:
+            await self.ledger.commit(self.task, epoch, frame.number, frame.commit_id, meta["positions"], [], frame)
+        except Fenced:
+            await store.resolve(frame.commit_id, False)
+            raise
+        await store.resolve(frame.commit_id, True)
 
     async def _is_over(self, parent: str) -> bool:
         """True if a parent has committed its end, False if it has never committed. Raises StoreCorrupt else."""
         positions = await self.ledger.positions(parent)
         if positions is None:
             return False
-        if not any(map(is_end, positions.values())):
+        if not all(map(is_end, positions.values())):
             raise StoreCorrupt(
                 f"task {self.task}: its shard came from that of {parent}, which expired before it was read to its end: "
                 "records are lost. Start the app under another name to begin anew"
@@ -122,95 +148,58 @@ class Inheritance:
 
     # Keys
 
-    def _take(self, theirs: Store, spaces: dict[tuple[str, int | None], tuple[list[bytes], list[Any]]]) -> None:
-        local = {table.name for table in self.group.tables if table.local}
-        for table in self.group.tables:
-            for space in _spaces(theirs, table.name):
-                name, _ = space
-                behind = TIME_BYTES if "!" in name else 0
-                rows = theirs.scan(space)
-                if table.name in local:
-                    kept = list(rows) if self.eldest else []
-                    if kept and space in spaces:
-                        raise StoreCorrupt(
-                            f"task {self.task}: table {table.name!r} has keys that are each task's own, and two shards "
-                            "were merged: nobody knows what becomes of them"
-                        )
-                else:
-                    kept = [row for row in rows if self.owns is None or self.owns(row[0][behind:])]
-                if kept:
-                    keys, values = spaces.setdefault(space, ([], []))
-                    keys += [key for key, _ in kept]
-                    values += [value for _, value in kept]
+    def _portions(self, number: int, theirs: Store, ours: Store, at: Any) -> Iterator[Portion]:
+        """What one parent has for us, behind `at`."""
+        changes: list[SpaceChange] = []
+        size = 0
+        for order, table in enumerate(self.group.tables):
+            for name, end in _spaces(theirs, table.name):
+                place = [number, order, name, MIN_END if end is None else end]
+                if at is not None and place < at[:4]:
+                    continue
+                after = at[4] + b"\0" if at is not None and place == at[:4] else None
+                keys: list[bytes] = []
+                values: list[Any] = []
+                for key, value in self._rows(theirs, (name, end), after, ours):
+                    keys.append(key)
+                    values.append(value)
+                    size += len(key) + len(value) + ROW_BYTES
+                    if size >= PORTION_BYTES:
+                        yield [*place, key], [*changes, SpaceChange(name, end, keys, values)]
+                        changes, keys, values, size = [], [], [], 0
+                if keys:
+                    changes.append(SpaceChange(name, end, keys, values))
+        if changes:
+            yield [number + 1, 0, "", MIN_END, b""], changes
 
-    # Time
+    def _rows(
+        self, theirs: Store, space: tuple[str, int | None], after: bytes | None, ours: Store
+    ) -> Iterator[tuple[bytes, Any]]:
+        """The rows of one space that are ours."""
+        name, _ = space
+        table, mark, _ = name.partition("!")
+        rows = theirs.scan(space, after)
+        if table not in self._local:
+            behind = TIME_BYTES if mark else 0
+            return (row for row in rows if self.owns is None or self.owns(row[0][behind:]))
+        if not self.eldest:
+            return iter(())
+        if after is None and ours.has(space) and next(theirs.scan(space), None) is not None:
+            raise StoreCorrupt(
+                f"task {self.task}: table {table!r} has keys that are each task's own, and two shards were merged: "
+                "nobody knows what becomes of them"
+            )
+        return rows
 
-    def _meta(self, metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        groups = [meta.get("groups", {}).get(self.group.name, {}) for meta in metas]
-        splits = [group["splits"] for group in groups if group]
-        rows = [row for each in splits for row in each["splits"].values()]
-        times = [each["time"] for each in groups if each.get("time")]
-        group: dict[str, Any] = {
-            "splits": {
-                "floor": max((each["floor"] for each in splits), default=MIN_TIME),
-                "by_clock": False,
-                "splits": {self.split: [max((row[0] for row in rows), default=MIN_TIME), False, False]},
-            },
-            "tables": {
-                table.name: self._table([g["tables"][table.name] for g in groups if table.name in g.get("tables", {})])
-                for table in self.group.tables
-            },
-            "time": list(map(max, zip(*times, strict=True))) or None,
-            "batches": {},
-            "since": {},
-        }
-        schemas: dict[str, Any] = {}
-        for meta in metas:
-            schemas |= meta.get("schemas", {})
-        return {
-            "app": metas[0]["app"],
-            "groups": {self.group.name: group},
-            "sinks": {},
-            "schemas": schemas,
-            "counts": {},
-            "positions": {self.split: BEGIN},
-            "heard": {},
-        }
 
-    def _table(self, metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What tables note of themselves, of several as one."""
-        merged: dict[str, Any] = {}
-        for meta in metas:
-            for name, value in meta.items():
-                merged[name] = value if name not in merged else _merged(name, merged[name], value)
-        if isinstance(merged.get("open"), list):
-            merged["open"] = [list(pair) for pair in dict(map(tuple, merged["open"])).items()]
-        if merged.get("early"):
-            merged["early"] = self._early(merged["early"])
-        return merged
-
-    def _early(self, early: Sequence[Any]) -> list[Any]:
-        owns = self.owns or (lambda _: True)
-        if isinstance(early[0], bytes):
-            return sorted({key for key in early if owns(key)})
-        by_end: dict[int, set[bytes]] = {}
-        for end, keys in early:
-            by_end.setdefault(end, set()).update(key for key in keys if owns(key))
-        return [[end, sorted(keys)] for end, keys in by_end.items()]
+MIN_END = -(2**63)
+"""Where a space has no end: before all that have one."""
 
 
 def _spaces(store: Store, table: str) -> list[tuple[str, int | None]]:
-    """A table's spaces, and those of its timers (`TABLE!…`)."""
-    names = [name for name in store.tables() if name == table or name.startswith(f"{table}!")]
-    return [(name, end) for name in names for end in (None, *store.ends(name)) if store.has((name, end))]
-
-
-def _merged(name: str, ours: Any, theirs: Any) -> Any:
-    if isinstance(ours, list):
-        return [*ours, *theirs]
-    if name == "next":  # of ticks: the first that is to come
-        return min((each for each in (ours, theirs) if each is not None), default=None)
-    return max(ours, theirs) if isinstance(ours, int) and isinstance(theirs, int) else ours
+    """A table's spaces, and those of its timers (`TABLE!…`), in order."""
+    names = sorted(name for name in store.tables() if name == table or name.startswith(f"{table}!"))
+    return [(name, end) for name in names for end in (None, *sorted(store.ends(name))) if store.has((name, end))]
 
 
 @asynccontextmanager

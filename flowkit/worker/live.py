@@ -15,7 +15,7 @@ from flowkit.app import App
 from flowkit.clock import Clock
 from flowkit.options import WorkerOptions
 from flowkit.record import MIN_TIME
-from flowkit.sink import Sink
+from flowkit.sink import Ending, Sink
 from flowkit.source import END, AtOffset, Broker, Pushes, Reader, partition_of
 from flowkit.store import LsmStore, Store
 from flowkit.window import MarkedSplit, Split
@@ -24,6 +24,7 @@ from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.draining import TaskDrain
 from flowkit.worker.engine import Counters, Engine
 from flowkit.worker.feed import ClockMark, Drained, Idle, Marks, Piece, Records, Tick
+from flowkit.worker.floors import Owns
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.live_feed import LiveFeed
 from flowkit.worker.matched import GONE, Finder, Matched
@@ -79,6 +80,7 @@ class LiveTask:
         begin: "Begins | None" = None,
         owns: Callable[[bytes], bool] | None = None,
         finder: Finder | None = None,
+        keys_in: Callable[[str], Owns] | None = None,
     ) -> None:
         self.app, self.group, self.partition, self.partitions = app, group, partition, partitions
         self.name = task_name(app, group, partition)
@@ -107,6 +109,7 @@ class LiveTask:
         self._awake = self.progress
         self._store, self._begin = store, begin
         self._owns = owns or (None if partitions == 1 else self._has)
+        self._keys_in = keys_in
         self._stack = AsyncExitStack()
         self._matched: Matched | None = None
         if group.patterns:
@@ -125,7 +128,6 @@ class LiveTask:
     async def _open(self) -> None:
         self.meter.opened += 1
         store = await whole(self._stack.enter_async_context(self._store))
-        self._stack.callback(self._closes, store)
         if self._begin is not None:
             await whole(self._begin.commit(store, self.broker, self.epoch, self.new_id(), self.sinks))
         outlets = make_outlets(self.app, [self.group], self.sinks)
@@ -138,7 +140,9 @@ class LiveTask:
             self.counters,
             owns=self._owns,
             clean_limit=self.options.live_objects,
+            keys_in=self._keys_in,
         )
+        self._stack.callback(self._closes, store)
         self.task = Task(
             self.app,
             self.name,
@@ -291,7 +295,24 @@ class LiveTask:
         return not self.engine.unfinished and self.feed.at == len(self.feed.journal)
 
     async def end(self) -> None:
-        """Finish what an ended split has left, and commit that it has ended: whoever follows takes over the state."""
+        """Finish what an ended split has left, and commit that it has ended: whoever follows takes over the state.
+
+        That comes last and alone, since nobody opens the task again once it counts: by then all is delivered.
+        """
+        for sink in self.sinks.values():
+            if isinstance(sink, Ending):
+                sink.end()
+        await self._commit_all()
+        self.engine.watermark()  # how far it came at last is what those go on from who take over its keys
+        for _, split, _ in self.readers:
+            self.feed.positions[split.name] = END
+        await self._commit_all()
+        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
+            await self.checkpoints.finish(self.task.store, END_SECONDS)
+        log.info("shard is done", task=self.name, commit=self.task.store.number)
+
+    async def _commit_all(self) -> None:
+        """Do all that is left, commit, and wait until what that hands over is delivered."""
         drained = False
         while True:
             if await self.step():
@@ -302,17 +323,8 @@ class LiveTask:
             elif self.engine.has_more and not drained:
                 self.feed.give(Drained(self.engine))
                 drained = True
-            else:
-                break
-        for _, split, _ in self.readers:
-            self.feed.positions[split.name] = END
-        while not await self.task.commit(final=True):
-            while await self.step():  # noqa: ASYNC110
-                await asyncio.sleep(0)  # give way
-        await self.task.settled()
-        if self.checkpoints is not None and isinstance(self.task.store, LsmStore):
-            await self.checkpoints.finish(self.task.store, END_SECONDS)
-        log.info("shard is done", task=self.name, commit=self.task.store.number)
+            elif await self.task.commit(final=True):
+                return
 
     async def step(self) -> bool:
         """Work on one piece; False if there is none."""

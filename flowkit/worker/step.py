@@ -18,6 +18,7 @@ from flowkit.record import MIN_TIME
 from flowkit.table import NEVER, Cursor, Mode, State
 from flowkit.window import Splits
 from flowkit.worker.drivers import Done, Driver, StreamDriver
+from flowkit.worker.floors import Floors
 from flowkit.worker.inlet import Inlet
 from flowkit.worker.origin import Origin
 from flowkit.worker.outlets import BoundOutlet
@@ -105,6 +106,7 @@ class StepContext:
 
         self.next_due = NEVER
         """The least watermark at which anything is due."""
+        self.floors = Floors()
         self.careful_before = MIN_TIME
         self.careful_lag = NEVER
         """The strictest of the states' own."""
@@ -161,9 +163,24 @@ class StepContext:
                 before = state.careful_before
             if state.careful_lag < lag:  # noqa: PLR1730
                 lag = state.careful_lag
+        if self.floors:
+            before = max(before, self.floors.highest + 1)
         for driver in self.stream_drivers():
             due = min(due, driver.deadline)
         self.next_due, self.careful_before, self.careful_lag = due, before, lag
+
+    # What was farther than this task
+
+    def turn_to(self, key: bytes | None) -> None:
+        """The event to come is of this key (None: of any): what has passed for it may be more than elsewhere."""
+        self.cursor.floor = self.floors.of(key)
+        for state in self.states.values():
+            state.refresh()
+
+    def bind_floors(self) -> None:
+        """Let tables ask for which keys windows have fired already."""
+        for state in self.states.values():
+            state.fired_for = self.floors.of if self.floors else None
 
     # Agents
 

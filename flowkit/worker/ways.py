@@ -329,6 +329,9 @@ class Ways:
         cursor.ordinal += 1
         for state in step.states.values():
             state.watermark = max(state.watermark, cursor.watermark)
+        if step.floors:
+            keys = decoded.batch.keys
+            step.turn_to(None if keys is None else keys[index])
         takers, late = self.units.judge(drivers, decoded.records[index], t)
         origin = self.recall.of_record(topic, split.number, decoded, index)
         inlet = step.inlets[(topic, split.number)]
@@ -339,3 +342,5 @@ class Ways:
         rows = await self.units.run(takers, decoded.records[index], again, t, origin, late)
         await self.batches.add(rows, t, careful=True)
         await self.units.send_late(late, again, t, origin)
+        if step.floors:
+            step.turn_to(None)

@@ -357,14 +357,25 @@ class Worker:
                 owned.hand_over()
 
     def _inheritance(self, part: Slice, name: str) -> Inheritance | None:
-        """What the task of a shard takes over that has no commit yet."""
+        """What the task of a shard takes over, unless it has done so."""
         broker = self.broker
         if part.shard is None or not part.shard.parents or not isinstance(broker, Streams):
             return None
         tasks = [task_name(self.app, part.group, number) for number in part.shard.parents]
-        split = f"{part.group.topics[0].name}[{part.partition}]"
-        eldest = self.wiring.is_eldest(part)
-        return Inheritance(name, part.group, split, tasks, part.owns, self._state_of, ledger=broker, eldest=eldest)
+        splits = [f"{topic.name}[{part.partition}]" for topic in part.group.topics]
+        assert self.wiring.shards is not None
+        return Inheritance(
+            name,
+            part.group,
+            splits,
+            tasks,
+            part.owns,
+            self._state_of,
+            ledger=broker,
+            eldest=self.wiring.is_eldest(part),
+            spans={task_name(self.app, part.group, n.number): n.span for n in self.wiring.shards.all[part.group.name]},
+            new_id=random_ids(),
+        )
 
     @asynccontextmanager
     async def _state_of(self, task: str) -> AsyncIterator[Store]:
@@ -405,9 +416,9 @@ class Worker:
                 f"task {name}: the app begins with savepoint {self._begun}, and this task has not done so yet: start "
                 "the worker with --from and the place of that savepoint"
             )
-        first: Begins | None = None
-        if not claim.number:
-            first = self._inheritance(part, name) if begin is None else begin
+        first: Begins | None = self._inheritance(part, name)
+        if begin is not None and not claim.number:
+            first = begin
         return LiveTask(
             self.app,
             part.group,
@@ -436,6 +447,7 @@ class Worker:
             begin=first,
             owns=part.owns,
             finder=self.wiring.finder,
+            keys_in=self.broker.keys_in if isinstance(self.broker, Sharded) else None,
         )
 
     def _drain_of(self, name: str) -> TaskDrain | None:

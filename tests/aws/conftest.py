@@ -96,6 +96,15 @@ def dynamodb(dynamodb_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return _go_to(dynamodb_url, monkeypatch)
 
 
+@pytest.fixture
+def resharding(kinesalite_url: str, ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Streams on kinesalite, which splits shards as Kinesis does; all else on ministack."""
+    environ = {**servers.aws_environment(ministack_url), "AWS_ENDPOINT_URL_KINESIS": kinesalite_url}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    return environ
+
+
 @pytest.fixture(autouse=True)
 def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """What is asked of proxies is allowed by the policies of what has asked; see recording.py."""

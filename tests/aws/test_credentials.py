@@ -18,8 +18,7 @@ from flowkit.aws import AwsOptions, Blame, blame_of, open_client, renewing
 from tests.aws.issuer import Issuer, Way, issuer
 from tests.aws.proxy import Fault, Proxy, Request, proxy_to
 from tests.aws.servers import aws_environment
-from tests.aws.test_kinesis_worker import dead
-from tests.aws.workers import Fleet, check_counts
+from tests.aws.workers import Fleet, check_counts, dead
 
 ONCE = AwsOptions(tries=1, timeout=5)
 

@@ -10,12 +10,7 @@ import pytest
 
 from flowkit.aws import AwsOptions, open_client
 from tests.aws.servers import aws_environment
-from tests.aws.workers import Fleet, check_counts, merge, split
-
-
-def dead(place: Path) -> list[str]:
-    """What was given up."""
-    return [path.name for path in place.glob("*.dlq.jsonl") if path.stat().st_size]
+from tests.aws.workers import Fleet, check_counts, dead, merge, split
 
 
 @pytest.mark.parametrize("hop", [False, True], ids=["straight", "re-keyed"])
@@ -56,15 +51,6 @@ async def test_on_another_machine_it_goes_on_from_the_frames_in_s3(ministack: st
         check_counts(await fleet.until(900), 900)
         assert await fleet.stop("c") == 0
     assert dead(tmp_path) == []
-
-
-@pytest.fixture
-def resharding(kinesalite: str, ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Streams on kinesalite, which splits shards as Kinesis does; all else on ministack."""
-    environ = {**aws_environment(ministack_url), "AWS_ENDPOINT_URL_KINESIS": kinesalite}
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    return environ
 
 
 @pytest.mark.parametrize("hop", [False, True], ids=["straight", "re-keyed"])

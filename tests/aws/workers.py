@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -85,13 +85,18 @@ class Fleet:
             for log in sorted(self.place.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-6000:]}")
 
-    def start(self, worker: str, *more: str) -> None:
-        """Start a worker, or start it again in its old directory."""
+    def start(self, worker: str, *more: str, environ: Mapping[str, str] | None = None) -> None:
+        """Start a worker, or start it again in its old directory; `environ` is what others do not have."""
         words = [sys.executable, "-m", "flowkit", "worker", *self._asked(), "--state", str(self.place / worker)]
         self._told |= dict.fromkeys(pair for pair in pairwise(more) if pair[0] in TOLD)
         with (self.place / f"{worker}.log").open("ab") as log:
             self.workers[worker] = subprocess.Popen(
-                [*words, *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environ, cwd=self.place
+                [*words, *more],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**self.environ, **(environ or {})},
+                cwd=self.place,
             )
 
     def _asked(self) -> list[str]:
@@ -167,6 +172,11 @@ def check_counts(found: dict[str, list[tuple[int, int]]], count: int, keys: int 
         assert list(dict.fromkeys(rows)) == [(number, place) for place, number in enumerate(numbers, 1)], f"k{n}"
         again += len(rows) - len(numbers)
     return again
+
+
+def dead(place: Path) -> list[str]:
+    """What was given up."""
+    return [path.name for path in place.glob("*.dlq.jsonl") if path.stat().st_size]
 
 
 async def split(streams: KinesisStreams, stream: str, number: int) -> None:

@@ -196,6 +196,16 @@ async def test_small_commits_make_no_small_objects() -> None:
     assert [data.count(b"\n") for data in desk.objects.values()] == [50]
 
 
+async def test_a_live_task_keeps_what_is_open_at_a_stop_and_hands_it_over_at_its_end() -> None:
+    desk = Desk(bounded=False)
+    sink = await desk.sink()
+    assert await desk.commit(sink, [order(1, START)], final=True) == []
+    sink.end()
+    assert await desk.commit(sink, [], final=True) == ["dt=2026-01-01/hour=00/shop-g-0-id-00000000.jsonl"]
+    assert await desk.commit(sink, [], final=True) == []
+    assert [data.count(b"\n") for data in desk.objects.values()] == [1]
+
+
 async def test_lines_are_dropped_with_the_commit_after_they_were_handed_over() -> None:
     desk = Desk(bytes=100)
     sink = await desk.sink()

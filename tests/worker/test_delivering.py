@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from flowkit import App, Closed, ConfigError, Record, Stream, Tumbling, seconds
+from flowkit.clock import VirtualClock
 from flowkit.options import WorkerOptions
 from flowkit.sink import destination, destinations
-from flowkit.sink.dispatch import Item, Never, Outcome
+from flowkit.sink.dispatch import Dispatch, Item, Limits, Never, Outcome
+from flowkit.sink.records import RecordSink, Row
 from flowkit.worker import Summary, run
+from flowkit.worker.outlets import Outgoing
 from tests.sink.shelf import Shelf
 
 
@@ -157,3 +160,20 @@ def test_credentials_in_a_url_are_refused_and_not_shown(shelf: Shelf) -> None:
     assert "geheim" not in str(caught.value)
     with pytest.raises(ConfigError, match="NAME=VALUE"):
         destination("shelf://one?items", None)
+
+
+async def test_who_takes_over_keys_gives_numbers_after_those_of_all_before_whatever_the_clock_says() -> None:
+    last = (10**12 << 16, 10**12 << 16 | 5)
+    sink = RecordSink(Dispatch("x", _never_sent, Limits(1, 1)), _nothing_to_send, VirtualClock(1_000))
+    await sink.open(sink.inherited([{"name": "a", "last": last[0]}, {"name": "b", "last": last[1]}]))
+    staged = sink.stage([Outgoing(b"k", b"v", 0)], False)
+    assert staged["from"] == last[1] + 1
+    assert staged["name"] not in ("a", "b")
+
+
+async def _never_sent(_items: Sequence[Item]) -> Sequence[Outcome]:
+    raise AssertionError
+
+
+def _nothing_to_send(_index: int, _row: Row) -> None:
+    return None
