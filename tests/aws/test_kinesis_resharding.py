@@ -23,7 +23,7 @@ async def test_a_worker_that_dies_while_it_delivers_a_shards_last_results_loses_
 ) -> None:
     async with (
         Fleet(tmp_path, resharding, shards=1) as fleet,
-        proxy_to(resharding["AWS_ENDPOINT_URL_KINESIS"]) as proxy,
+        proxy_to(resharding["AWS_ENDPOINT_URL_KINESIS"], watched=False) as proxy,
         open_client("dynamodb", AwsOptions(), "dynamodb://") as dynamodb,
     ):
         tried = asyncio.Event()
