@@ -115,8 +115,8 @@ class Results:
         places = {
             "windows": f"dynamodb://windows-{self.name}",
             "latest": f"dynamodb://latest-{self.name}",
-            # Of the one objects are complete when their day is over, or their shard; of the other by the clock too.
-            "history": f"s3://{self.name}/history/dt={{dt}}?roll_after=10m",
+            # Of the one some are open whenever a shard ends, which nothing but its end can complete.
+            "history": f"s3://{self.name}/history/dt={{dt}}?roll_after=8s",
             "journal": f"s3://{self.name}/journal/dt={{dt}}?roll_after=1500ms",
             "alerts": f"lambda://{self.function}?timeout=30",
         }
