@@ -16,6 +16,7 @@ import pytest
 from flowkit.aws import Right, policy_of
 from flowkit.sink.destinations import SERVICES
 from flowkit.source.dynamo_leases import DynamoLeases
+from flowkit.source.kinesis_fan_out import Consumer
 from flowkit.source.kinesis_reader import KinesisSource
 from flowkit.source.s3 import S3Topic
 from flowkit.store import KmsKey
@@ -74,7 +75,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     for name in sorted({module for module, _ in SERVICES.values()}):
         module: Any = import_module(name)
         monkeypatch.setattr(module, "open_destination", _noting(module.open_destination, recorder.made))
-    for kind in (DynamoLeases, KinesisSource, KmsKey, S3Storage, S3Topic):
+    for kind in (Consumer, DynamoLeases, KinesisSource, KmsKey, S3Storage, S3Topic):
         monkeypatch.setattr(kind, "__init__", _noting_self(kind.__init__, recorder.made))
     monkeypatch.setattr(proxy, "watchers", [recorder.proxies.append])
     yield recorder
