@@ -48,7 +48,7 @@ async def called(where: str, call: Awaitable[T]) -> T:
         raise TryAgain(told(error), slow=blame is Blame.SLOW) from error
 
 
-async def until_known(look: Callable[[], Awaitable[object]], known: Callable[[], bool]) -> None:
+async def until_known(look: Callable[[], Awaitable[None]], known: Callable[[], bool]) -> None:
     """Look until what is looked for is known, for as long as it takes. Raises SinkError if someone has to do something.
 
     A destination that could not be described when it was opened makes no record into an item before.

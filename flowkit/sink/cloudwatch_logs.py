@@ -58,14 +58,14 @@ class LogsDestination:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _look(self) -> bool:
-        """See that group and stream are there, or make them; False if the service does not answer."""
+    async def _look(self) -> None:
+        """See that group and stream are there, or make them, if the service answers."""
         if self._create:
             made = await described(
                 self.where, self._make_both(), right="logs:CreateLogGroup, logs:CreateLogStream", missing=""
             )
             self._there = made is not None
-            return self._there
+            return
         missing = "make them with `aws logs create-log-group` and `create-log-stream`, or say ?create=yes"
         asked = self._client.describe_log_streams(
             logGroupName=self.group,
@@ -74,11 +74,10 @@ class LogsDestination:
         )
         found = await described(self.where, asked, right="logs:DescribeLogStreams", missing=missing)
         if found is None:
-            return False
+            return
         if not any(stream["logStreamName"] == self.stream for stream in found["logStreams"]):
             raise ConfigError(f"{self.where}: group {self.group!r} has no stream {self.stream!r}: {missing}")
         self._there = True
-        return True
 
     async def _make_both(self) -> bool:
         stream = {"logGroupName": self.group, "logStreamName": self.stream}

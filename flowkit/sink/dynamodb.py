@@ -105,8 +105,8 @@ class DynamoDestination:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _look(self) -> bool:
-        """Learn the table's key; False if the service does not answer."""
+    async def _look(self) -> None:
+        """Learn the table's key, if the service answers."""
         found = await described(
             self.where,
             self._client.describe_table(TableName=self._table),
@@ -114,7 +114,7 @@ class DynamoDestination:
             missing="make it with `aws dynamodb create-table`, or mend the name",
         )
         if found is None:
-            return False
+            return
         table = found["Table"]
         if table.get("TableStatus") in ("CREATING", "DELETING"):
             status = table["TableStatus"]
@@ -133,7 +133,6 @@ class DynamoDestination:
         if problems:
             raise ConfigError(*problems)
         self.keys = keys
-        return True
 
     def _key_problems(self, keys: KeySchema) -> list[str]:
         lacking = [name for name in keys.names if self.fields is not None and name not in self.fields]

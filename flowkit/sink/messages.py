@@ -55,13 +55,12 @@ class MessagesDestination:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _look(self) -> bool:
+    async def _look(self) -> None:
         service = self.service
         found = await described(self.where, service.ask(self._client), right=service.right, missing=service.missing)
         if found is not None:
             service.learn(found)
             self._known = True
-        return self._known
 
     async def _ready(self) -> None:
         """It was found: a queue's URL, and what a topic takes, are not known before."""

@@ -7,15 +7,15 @@ sinks     go on after what all of them have sent
 the rest  begins anew: marks to others, counts
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flowkit.agent import Group
 from flowkit.record import MIN_TIME
 from flowkit.sink import Heir, Sink
 from flowkit.source import BEGIN
+from flowkit.worker.floors import Owns
 
-Owns = Callable[[bytes], bool]
 Meta = Mapping[str, Any]
 
 

@@ -23,7 +23,8 @@ from flowkit.errors import Fenced, StoreCorrupt
 from flowkit.sink import Sink
 from flowkit.source import BEGIN, is_end
 from flowkit.store import Frame, SpaceChange, Store
-from flowkit.worker.heritage import Owns, Parent, heritage
+from flowkit.worker.floors import Owns
+from flowkit.worker.heritage import Parent, heritage
 
 log = structlog.get_logger("flowkit.shards")
 

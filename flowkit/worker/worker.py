@@ -490,7 +490,8 @@ class Worker:
         error = None if job.cancelled() else job.exception()
         part = self.wiring.slices.get(name)
         if part is not None and part.shard is not None and isinstance(self.broker, Streams):
-            self.broker.outdated(part.group.topics[0].name)  # it may be done, so that its children can begin
+            for topic in part.group.topics:
+                self.broker.outdated(topic.name)  # it may be done, so that its children can begin
         if error is not None:
             log.error("task cannot go on: the worker stops", task=name, error=str(error))
             self._fatal = self._fatal or error

@@ -18,6 +18,8 @@ from urllib.parse import parse_qs
 
 from aiohttp import web
 
+from tests.aws.serving import serving
+
 Way = Literal["process", "lasting", "file", "container", "web", "role"]
 ROLE = "arn:aws:iam::000000000000:role/worker"
 
@@ -89,15 +91,6 @@ class Issuer:
 async def issuer(place: Path) -> AsyncIterator[Issuer]:
     """One, with its endpoints on a free loopback port."""
     ours = Issuer(place)
-    runner = web.ServerRunner(web.Server(ours.handle), shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    host, port = site._server.sockets[0].getsockname()[:2]  # type: ignore[attr-defined]
-    ours.url = f"http://{host}:{port}"
-    ours.give(None)
-    try:
+    async with serving(ours.handle) as ours.url:
+        ours.give(None)
         yield ours
-    finally:
-        await runner.cleanup()

@@ -32,9 +32,10 @@ def moved(event: Event) -> Event:
 
 
 source: Any = events.map(moved).group_by("key", name="moved") if "KINESIS_APP_HOP" in os.environ else events
+more = [app.topic(f"{NAME}-more", Event, key="key")] if "KINESIS_APP_MORE" in os.environ else []
 
 
-@app.each(source, tables=[totals], sinks=[out])
+@app.each(source, *more, tables=[totals], sinks=[out])
 def count(event: Event) -> Total:
     totals[event.key] += 1
     return Total(event.key, event.number, totals[event.key])

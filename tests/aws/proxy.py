@@ -30,6 +30,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.aws import partly
+from tests.aws.serving import serving
 
 watchers: list[Callable[["Proxy"], object]] = []
 """Told of each proxy that is made (recording.py)."""
@@ -133,17 +134,8 @@ async def proxy_to(url: str, *, watched: bool = True) -> AsyncIterator[Proxy]:
         async def handle(request: web.BaseRequest) -> Any:
             return await _handle(proxy, session, url, request)
 
-        runner = web.ServerRunner(web.Server(handle, auto_decompress=False), shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        assert site._server is not None
-        host, port = site._server.sockets[0].getsockname()[:2]  # type: ignore[attr-defined]
-        proxy.url = f"http://{host}:{port}"
-        try:
+        async with serving(handle, auto_decompress=False) as proxy.url:
             yield proxy
-        finally:
-            await runner.cleanup()
 
 
 async def _handle(proxy: Proxy, session: aiohttp.ClientSession, url: str, request: web.BaseRequest) -> Any:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from tests.aws.proxy import EVENTS
+from tests.aws.serving import serving
 
 STREAM = "arn:aws:kinesis:us-east-1:000000000000:stream/orders"
 
@@ -244,17 +245,8 @@ async def pusher(batches: Sequence[list[bytes]] = (), *steps: Push | Refuse) -> 
             request.transport.abort()
         return response
 
-    runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    host, port = site._server.sockets[0].getsockname()[:2]  # type: ignore[attr-defined]
-    ours.url = f"http://{host}:{port}"
-    try:
+    async with serving(handle) as ours.url:
         yield ours
-    finally:
-        await runner.cleanup()
 
 
 def _refusal(code: str) -> web.Response:

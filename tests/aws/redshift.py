@@ -21,6 +21,7 @@ from aiohttp import web
 
 from flowkit.aws import AwsOptions, open_client
 from flowkit.sink import redshift_wire
+from tests.aws.serving import serving
 
 COPY = re.compile(
     r"COPY (\w+) FROM 's3://([^/']+)/([^']+)' IAM_ROLE 'arn:aws:iam::123456789012:role/copy'(?: REGION '([a-z0-9-]+)')?"
@@ -146,16 +147,8 @@ async def data_api(connect: Callable[[], Any]) -> AsyncIterator[tuple[str, list[
         body = json.dumps(await answer(action, given))
         return web.Response(text=body, content_type="application/x-amz-json-1.1")
 
-    runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-    try:
-        yield f"http://127.0.0.1:{port}", asked
-    finally:
-        await runner.cleanup()
+    async with serving(handle) as url:
+        yield url, asked
 
 
 def _field(value: Any) -> dict[str, Any]:

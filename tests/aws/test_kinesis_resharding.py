@@ -10,8 +10,6 @@ from flowkit.aws import AwsOptions, open_client
 from tests.aws.proxy import Fault, Request, proxy_to
 from tests.aws.workers import Fleet, dead, split
 
-HERE = Path(__file__).parent
-
 
 async def until_ended(process: "subprocess.Popen[bytes]") -> int:
     """The exit code of a worker that ends by itself."""
@@ -83,7 +81,7 @@ async def put_both(fleet: Fleet, numbers: Iterable[int]) -> None:
 async def test_streams_of_the_same_shards_are_read_together_also_once_both_are_split(
     resharding: dict[str, str], tmp_path: Path
 ) -> None:
-    async with Fleet(tmp_path, resharding, app=HERE / "kinesis_two_app.py") as fleet:
+    async with Fleet(tmp_path, {**resharding, "KINESIS_APP_MORE": "1"}) as fleet:
         await fleet.streams.create(f"{fleet.name}-more", 2)
         fleet.start("a")
         fleet.start("b")
@@ -104,7 +102,7 @@ async def test_streams_of_the_same_shards_are_read_together_also_once_both_are_s
 
 
 async def test_streams_of_other_shards_are_refused_at_the_start(resharding: dict[str, str], tmp_path: Path) -> None:
-    async with Fleet(tmp_path, resharding, app=HERE / "kinesis_two_app.py") as fleet:
+    async with Fleet(tmp_path, {**resharding, "KINESIS_APP_MORE": "1"}) as fleet:
         await fleet.streams.create(f"{fleet.name}-more", 3)
         fleet.start("a")
         assert await until_ended(fleet.workers["a"]) == 2
