@@ -5,7 +5,7 @@ and instance role, assumed role; `AWS_ENDPOINT_URL_<SERVICE>` for another server
 service says that credentials have expired, they are had anew from there: `renewing`.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -77,9 +77,18 @@ def session(profile: str | None, region: str | None, where: str) -> tuple[Any, A
 
 @asynccontextmanager
 async def open_client(
-    service: str, options: AwsOptions, where: str, *, connections: int = 32, **config: Any
+    service: str,
+    options: AwsOptions,
+    where: str,
+    *,
+    connections: int = 32,
+    times: Callable[[Any], Any] | None = None,
+    **config: Any,
 ) -> AsyncIterator[Any]:
-    """A client of `service` ("kinesis"). `config` is more of botocore's Config. Raises ConfigError, after `where`."""
+    """A client of `service` ("kinesis"). Raises ConfigError, after `where`.
+
+    `times` makes something of each time in an answer, in place of a datetime. `config` is more of botocore's Config.
+    """
     from aiobotocore.config import AioConfig
     from botocore.exceptions import BotoCoreError
 
@@ -102,6 +111,8 @@ async def open_client(
         found, credentials = session(options.profile, options.region, where)
         if found.get_config_variable("retry_mode") == "legacy" and "mode" not in retries:
             settings = settings.merge(AioConfig(retries={"mode": "standard", **retries}))
+        if times is not None:
+            found.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=times)
         making = found.create_client(
             service, region_name=options.region, endpoint_url=options.endpoint, config=settings
         )

@@ -324,7 +324,7 @@ class KinesisReader:
                 rows.append((sequence, 0))
                 keys.append(record["PartitionKey"].encode())
                 values.append(data)
-                times.append(_arrival(record))
+                times.append(record["ApproximateArrivalTimestamp"])
                 continue
             parcel = decode_parcel(data)
             if parcel is not None:
@@ -337,7 +337,7 @@ class KinesisReader:
             else:
                 parts = taken_apart(data, record["PartitionKey"].encode())
                 own_keys, own_values = [key for key, _ in parts], [value for _, value in parts]
-                own_times = [_arrival(record)] * len(parts)
+                own_times = [record["ApproximateArrivalTimestamp"]] * len(parts)
             rows += [(sequence, (n + 1) % len(own_keys)) for n in range(start, len(own_keys))]
             keys += own_keys[start:]
             values += own_values[start:]
@@ -358,8 +358,3 @@ def _answered(answer: Any) -> datetime:
         return parsedate_to_datetime(said)
     except (TypeError, ValueError):
         return datetime.now(UTC)
-
-
-def _arrival(record: Any) -> int:
-    at: datetime = record["ApproximateArrivalTimestamp"]
-    return round(at.timestamp() * 1000)

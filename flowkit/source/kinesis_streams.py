@@ -6,7 +6,7 @@ stream. A stream that is resharded closes shards and opens others, each with one
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -60,6 +60,15 @@ class Shard(NamedTuple):
         return self.first == 0 and self.last >= ALL
 
 
+def milliseconds(said: Any) -> int:
+    """A time as Kinesis says it, in seconds (or in words). botocore's way, by a datetime, takes 9 of 15 µs a record."""
+    if isinstance(said, int | float):
+        return round(said * 1000)
+    from botocore.utils import parse_timestamp
+
+    return int(parse_timestamp(said).timestamp() * 1000)
+
+
 def keys_in(span: str) -> Callable[[bytes], bool]:
     """True for the keys that belong to a shard of this span.
 
@@ -102,16 +111,18 @@ class KinesisStreams:
 
     async def open(self) -> None:
         """Make a client; nothing is asked yet."""
-        self.client = await self._stack.enter_async_context(open_client("kinesis", self.aws, self.url, connections=100))
+        self.client = await self._stack.enter_async_context(self._opening(self.aws, 100))
 
     async def pushing(self) -> Any:
         """A client for what goes on for minutes: a connection each, on which something has to come now and then."""
         async with self._turn:
             if self._pushing is None:
                 aws = self.aws._replace(timeout=max(SILENT_SECONDS, self.aws.timeout))
-                opening = open_client("kinesis", aws, self.url, connections=SUBSCRIPTIONS)
-                self._pushing = await self._stack.enter_async_context(opening)
+                self._pushing = await self._stack.enter_async_context(self._opening(aws, SUBSCRIPTIONS))
             return self._pushing
+
+    def _opening(self, aws: AwsOptions, connections: int) -> AbstractAsyncContextManager[Any]:
+        return open_client("kinesis", aws, self.url, connections=connections, times=milliseconds)
 
     async def close(self) -> None:
         """Disconnect."""
