@@ -29,6 +29,7 @@ from tests.aws.test_messages_sink import place as queue
 from tests.aws.test_opensearch_sink import ask, documents, index
 from tests.aws.test_redshift_sink import Cluster
 from tests.aws.test_s3_sink import bucket, objects, rows_of
+from tests.jsonl import whole_lines
 
 FUNCTION = """
 import json, os
@@ -169,7 +170,7 @@ async def lambda_function(where: Path, server: str) -> AsyncIterator[Place]:
         )
 
         async def read(_: Proxy) -> list[Found]:
-            batches = {batch["id"]: batch for batch in map(json.loads, out.read_text().splitlines())}
+            batches = {batch["id"]: batch for batch in whole_lines(out)}
             records = [record for batch in batches.values() for record in batch["records"]]
             return [Found(each["id"], each["key"], each["value"]["n"]) for each in records]
 

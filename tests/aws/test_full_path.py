@@ -25,6 +25,7 @@ from flowkit.source.kinesis_streams import ALL
 from tests.aws.proxy import Fault, Proxy, Request, proxy_to
 from tests.aws.test_lambda_sink import function
 from tests.aws.workers import Fleet, dead, merge, split
+from tests.jsonl import whole_lines
 
 APP = Path(__file__).parent / "full_path_app.py"
 CARDS, ROUND, WINDOW, JITTER = 24, 2_500, 10_000, 2_000
@@ -153,8 +154,8 @@ class Results:
     def alerts(self) -> list[tuple[str, int, int]]:
         """What a function knows that looks at the records' ids."""
         by_id: dict[str, tuple[str, int, int]] = {}
-        for line in self.given.read_text().splitlines():
-            for record in json.loads(line)["records"]:
+        for batch in whole_lines(self.given):
+            for record in batch["records"]:
                 alert = tuple(record["value"].values())
                 assert by_id.setdefault(record["id"], alert) == alert, "another record under the same id"
         return sorted(by_id.values())

@@ -1,7 +1,6 @@
 """What a worker on Kinesis tells CloudWatch and Prometheus of itself, in a real process."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.aws.servers import aws_environment, free_port
 from tests.aws.workers import Fleet, check_counts
+from tests.jsonl import whole_lines
 
 
 async def test_lags_counts_and_checkpoints_are_told_in_lines(ministack: str, tmp_path: Path) -> None:
     metrics, kept = tmp_path / "metrics.jsonl", tmp_path / "checkpoints"
 
     def lines() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        return whole_lines(metrics)
 
     async with Fleet(tmp_path, aws_environment(ministack)) as fleet:
         await fleet.put(range(300))

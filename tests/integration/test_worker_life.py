@@ -20,7 +20,6 @@ from tests.integration.workers import (
     adding_up,
     an_event,
     eventually,
-    lines,
     new_worker,
     out_in,
     put,
@@ -30,6 +29,7 @@ from tests.integration.workers import (
     url_of,
     working,
 )
+from tests.jsonl import whole_lines
 
 CHAIN = str(Path(__file__).with_name("chain_app.py"))
 
@@ -114,7 +114,7 @@ async def test_each_task_writes_a_file_of_its_own(tmp_path: Path) -> None:
         for topic, partition in (("a", 0), ("a", 1), ("b", 0)):
             await put(broker, topic, an_event(partition), partition=partition)
         names, wanted = ("a-0", "a-1", "b-0"), [[an_event(0)], [an_event(1)], [an_event(0)]]
-        await eventually(lambda: [lines(tmp_path / f"from_{n}.jsonl") for n in names] == wanted, "three files")
+        await eventually(lambda: [whole_lines(tmp_path / f"from_{n}.jsonl") for n in names] == wanted, "three files")
 
 
 async def test_topics_that_share_a_table_need_equal_partition_counts(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ async def test_what_does_not_end_within_the_grace_is_dropped_and_comes_again(tmp
         assert "wait (" in str(told["waits_for"])
         patient = True
         async with working(app, tmp_path, binds=out_in(tmp_path)):
-            await eventually(lambda: lines(tmp_path / "out.jsonl") == [an_event(1), an_event(2)], "both events")
+            await eventually(lambda: whole_lines(tmp_path / "out.jsonl") == [an_event(1), an_event(2)], "both events")
 
 
 async def test_a_stop_commits_what_is_done_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -257,8 +257,8 @@ async def test_a_stop_commits_what_is_done_and_leaves_the_rest(tmp_path: Path) -
     async with topics_in(tmp_path, events=1) as broker:
         await put(broker, "events", *map(an_event, range(200)))
         async with working(app, tmp_path, binds=out_in(tmp_path), grace=600):
-            await eventually(lambda: len(lines(tmp_path / "out.jsonl")) >= 5, "some events")
-        done = len(lines(tmp_path / "out.jsonl"))
+            await eventually(lambda: len(whole_lines(tmp_path / "out.jsonl")) >= 5, "some events")
+        done = len(whole_lines(tmp_path / "out.jsonl"))
         assert 5 <= done < 200
         assert await broker.positions("slow/slowly/0") == {"events[0]": done}
 

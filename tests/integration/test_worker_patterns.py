@@ -13,13 +13,13 @@ from tests.integration.workers import (
     Total,
     an_event,
     eventually,
-    lines,
     new_worker,
     out_in,
     put,
     topics_in,
     working,
 )
+from tests.jsonl import whole_lines
 
 __all__ = ["_quick"]  # the fixture of the tests of savepoints
 
@@ -40,7 +40,7 @@ def adding_up() -> App:
 
 
 def totals(directory: Path) -> list[tuple[str, int]]:
-    return [(line["key"], line["total"]) for line in lines(directory / "out.jsonl")]
+    return [(line["key"], line["total"]) for line in whole_lines(directory / "out.jsonl")]
 
 
 def runs(worker: Worker) -> bool:
@@ -133,7 +133,7 @@ async def test_every_task_reads_all_of_a_pattern_that_feeds_a_broadcast_table(tm
             await put(broker, "events", an_event(), partition=partition)
         for partition in range(2):
             path = tmp_path / f"out-{partition}.jsonl"
-            await eventually(lambda path=path: [r["total"] for r in lines(path)] == [7], "it is used")  # type: ignore[misc]
+            await eventually(lambda path=path: [r["total"] for r in whole_lines(path)] == [7], "it is used")  # type: ignore[misc]
 
 
 async def test_an_app_goes_on_from_a_savepoint_with_topics_that_came_since(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from structlog.testing import capture_logs
 
 from flowkit import App, Retry, Stream
-from tests.integration.workers import Event, an_event, eventually, lines, out_in, put, topics_in, working
+from tests.integration.workers import Event, an_event, eventually, out_in, put, topics_in, working
+from tests.jsonl import whole_lines
 
 
 async def test_an_agent_that_hangs_is_told_and_started_again(tmp_path: Path) -> None:
@@ -32,13 +33,13 @@ async def test_an_agent_that_hangs_is_told_and_started_again(tmp_path: Path) -> 
         await put(broker, "events", *map(an_event, range(5)))
         with capture_logs() as logs:
             async with working(app, tmp_path, binds=out_in(tmp_path), stall_after=300):
-                await eventually(lambda: len(lines(tmp_path / "out.jsonl")) == 5, "all events, once")
+                await eventually(lambda: len(whole_lines(tmp_path / "out.jsonl")) == 5, "all events, once")
         (told,) = [log for log in logs if log["event"].startswith("task makes no progress")]
     assert told["task"] == "hanging/forward/0"
     here = [place for place in told["waits_for"] if "test_worker_stalls.py" in place]
     assert ["forward" in here[0], "never" in here[1]] == [True, True]
     assert {"task hanging/forward/0", "watchdog"} <= {task["task"] for task in told["all_tasks"]}
-    assert [line["value"] for line in lines(tmp_path / "out.jsonl")] == [0, 1, 2, 3, 4]
+    assert [line["value"] for line in whole_lines(tmp_path / "out.jsonl")] == [0, 1, 2, 3, 4]
 
 
 async def test_an_agent_that_hangs_before_its_first_event_is_started_again(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ async def test_an_agent_that_hangs_before_its_first_event_is_started_again(tmp_p
     async with topics_in(tmp_path, events=1) as broker:
         await put(broker, "events", an_event(1))
         async with working(app, tmp_path, binds=out_in(tmp_path), stall_after=300):
-            await eventually(lambda: lines(tmp_path / "out.jsonl") == [an_event(1)], "the event")
+            await eventually(lambda: whole_lines(tmp_path / "out.jsonl") == [an_event(1)], "the event")
 
 
 async def test_an_agent_that_blocks_the_event_loop_is_told_with_its_stack(tmp_path: Path) -> None:
@@ -99,5 +100,5 @@ async def test_slow_agents_and_long_retries_are_no_stalls(tmp_path: Path) -> Non
         await put(broker, "events", *map(an_event, range(41)))
         with capture_logs() as logs:
             async with working(app, tmp_path, binds=out_in(tmp_path), stall_after=300):
-                await eventually(lambda: len(lines(tmp_path / "out.jsonl")) == 41, "all events")
+                await eventually(lambda: len(whole_lines(tmp_path / "out.jsonl")) == 41, "all events")
         assert not [log for log in logs if log["event"].startswith("task makes no progress")]

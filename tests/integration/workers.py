@@ -14,6 +14,7 @@ from flowkit.clock import SystemClock
 from flowkit.options import WorkerOptions
 from flowkit.source.embedded import EmbeddedBroker
 from flowkit.worker import Worker
+from tests.jsonl import whole_lines
 
 T = TypeVar("T")
 
@@ -76,11 +77,6 @@ async def put(broker: EmbeddedBroker, topic: str, *values: dict[str, Any], parti
     await broker.put(topic, rows, partition)
 
 
-def lines(path: Path) -> list[Any]:
-    """What a file of JSON lines holds; nothing if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 # --- an app to work on ------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +113,7 @@ def an_event(value: int = 1, key: str = "k", at: int = 0) -> dict[str, Any]:
 
 def totals(directory: Path, file: str = "out.jsonl") -> list[int]:
     """The totals in a file of Total."""
-    return [line["total"] for line in lines(directory / file)]
+    return [line["total"] for line in whole_lines(directory / file)]
 
 
 def out_in(directory: Path) -> dict[str, str]:
