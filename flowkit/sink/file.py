@@ -84,7 +84,7 @@ class FileSink:
         self.codec, compression = format_of(path)
         self.fields = fields
         self._target: DiskFile | Stdout = Stdout() if path == "-" else DiskFile(path, sync=sync)
-        self.guarantee = self._target.guarantee
+        self.guarantee, self.repeats = self._target.guarantee, self._target.repeats
         self._compress = COMPRESSIONS.get(compression)
         self._null = b"null" if self.codec == "json" else None
         self._offset = 0

@@ -25,6 +25,7 @@ class DiskFile:
     """A regular file; what is written at an offset ends it."""
 
     guarantee = "exactly once: the file equals that of an unbroken run"
+    repeats = False
 
     def __init__(self, path: str, *, sync: bool) -> None:
         self._path = path
@@ -160,6 +161,7 @@ class Stdout:
     """Standard output. What went out cannot be taken back, so a crash may show records twice."""
 
     guarantee = "at least once: after a crash the records of the last commit may be printed again"
+    repeats = True
     rest = False
 
     def __init__(self) -> None:

@@ -95,6 +95,7 @@ class InternalSink:
     """One task's part. A hand-off is a list of [shard's number, parcel], in order."""
 
     codec: str | None = None
+    repeats = False
 
     def __init__(self, destination: InternalDestination, sender: str) -> None:
         self.destination, self.sender = destination, sender

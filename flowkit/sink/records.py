@@ -49,6 +49,8 @@ class RecordSink:
     `ready` is awaited before rows are made into items, `settle` chooses among them.
     """
 
+    repeats = True
+
     def __init__(
         self,
         dispatch: Dispatch,

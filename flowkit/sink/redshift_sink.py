@@ -67,6 +67,7 @@ class RedshiftSink:
     """See the head of this file."""
 
     codec: str | None = "json"
+    repeats = False
 
     def __init__(self, task: SinkTask, table: Table, rolling: Rolling) -> None:
         self._task, self._table, self._rolling = task, table, rolling

@@ -82,6 +82,7 @@ class S3Sink:
         self, task: SinkTask, objects: Objects, layout: Layout, form: Format, rolling: Rolling, name: str = ""
     ) -> None:
         self.codec: str | None = form.codec
+        self.repeats = False
         self._task, self._objects, self._layout, self._format, self._rolling = task, objects, layout, form, rolling
         self._named = name
         self._id, self._next, self._high, self._watermark = "", 0, MIN_TIME, MIN_TIME

@@ -42,6 +42,10 @@ class Sink(Protocol):
     codec: str | None
     """The codec that the outside dictates (a `.csv` file is CSV), or None: the outlet's own."""
 
+    repeats: bool
+    """True if a hand-off that is delivered a second time, in another process, can be seen twice out there. The last one
+    is, when a task is opened: so a commit that hands nothing over follows it when nothing else does."""
+
     async def open(self, state: Any) -> None:
         """Get ready to go on after `state` (what `state()` gave at the last commit that counts; None: a new run)."""
 
@@ -55,7 +59,7 @@ class Sink(Protocol):
         """What `open` needs to go on after everything staged so far (msgpack-able)."""
 
     async def deliver(self, handoff: Any) -> Sequence[Rejected]:
-        """Bring a hand-off's effect about, but for what the destination will never take. Doing it twice is harmless.
+        """Bring a hand-off's effect about, but for what the destination will never take. Doing it twice is allowed.
 
         What passes is tried again here, for as long as it takes. Raises SinkError if someone has to do something.
         """

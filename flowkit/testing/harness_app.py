@@ -61,6 +61,7 @@ class MemorySink:
 
     guarantee = "exactly once, in memory"
     codec = None
+    repeats = False
 
     def __init__(self, kept: list[bytes]) -> None:
         self.kept = kept

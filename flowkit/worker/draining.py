@@ -270,6 +270,8 @@ class TaskDrain:
         if not await live.task.commit(always=True):
             return
         await live.task.settled()
+        if live.task.unsettled:  # by what its sinks did with the last hand-offs: once more, at the next look
+            return
         if self.holding:  # it may have ended meanwhile
             self.resting = True
             request = self.savepoints.request

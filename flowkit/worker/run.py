@@ -93,7 +93,7 @@ class LazySink:
 
     def __init__(self, sink: FileSink) -> None:
         self.sink = sink
-        self.codec = sink.codec
+        self.codec, self.repeats = sink.codec, sink.repeats
         self._opened = False
         self._staged = False
 

@@ -129,6 +129,8 @@ class Task:
         """True while nothing goes on before the commit under way is through; and once it is not waited for any more."""
         self._letters: list[DeadLetter] = []
         """What destinations will never take, for the next commit."""
+        self._would_repeat = False
+        """True while who opens this task next would deliver something again that can be seen twice."""
         self._marked: dict[str, tuple[int, int]] = {}
         """By group: the last (watermark, standing) that those were told who take its hops."""
 
@@ -148,6 +150,7 @@ class Task:
             await sink.open(None if saved is None else saved[0])
             if saved is not None:
                 await self._deliver(name, saved[1])
+                self._would_repeat |= saved[1] is not None and sink.repeats
         await whole(self._migrate(meta))
         return meta
 
@@ -258,7 +261,12 @@ class Task:
             return True
         if time.monotonic() - self.last_commit < self.commit_interval:
             return False
-        return self._dirty or self._is_wanted()
+        return self.unsettled or self._is_wanted()
+
+    @property
+    def unsettled(self) -> bool:
+        """True if something is not in a commit yet, or the last one still has to be followed by another."""
+        return self._dirty or self._would_repeat
 
     def _is_wanted(self) -> bool:
         """True if a sink that keeps records here has to write them, though nothing comes."""
@@ -362,7 +370,8 @@ class Task:
     async def commit(self, *, final: bool = False, always: bool = False) -> bool:
         """Cut a frame and start to commit it; processing may go on. Waits for the commit before it.
 
-        If nothing has been done since, there is none, unless it is `final` (nothing will follow) or made `always`.
+        If nothing has been done since, there is none, unless it is `final` (nothing will follow) or made `always`, or
+        the last one has handed over what its successor should not hand over again.
 
         False if there is something that cannot be saved: the task has gone back to the last commit, to find out,
         carefully, which event made it. Raises what the commit before failed with: Fenced, OutcomeUnknown,
@@ -370,7 +379,7 @@ class Task:
         """
         await self.settled()
         wanted = self._is_wanted()
-        if not (self._dirty or wanted or final or always):
+        if not (self.unsettled or wanted or final or always):
             return True
         changes: list[SpaceChange] = []
         drops: list[tuple[str, int | None]] = []
@@ -414,10 +423,11 @@ class Task:
         watch = CommitWatch(self.meter, self.name, frame.number, records, self.store)
         self._inflight = asyncio.create_task(self._finish(frame, outs, handoffs, watch), name=f"commit {self.name}")
         self.since_commit, self._dirty, self.careful, self._went_back = 0, False, False, False
+        self._would_repeat = False
         self.last_commit = time.monotonic()
         if final:
             await self.settled()
-            if self._letters:  # of the last delivery
+            if self._letters or self._would_repeat:  # of the last delivery
                 return await self.commit(final=True)
         return True
 
@@ -515,6 +525,7 @@ class Task:
         await self.hook("resolved")
         for name, handoff in handoffs.items():
             await self._deliver(name, handoff)
+            self._would_repeat |= self.sinks[name].repeats
             await self.hook("delivered")
 
     async def _deliver(self, name: str, handoff: Any) -> None:

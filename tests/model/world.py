@@ -104,6 +104,7 @@ class Kept:
     """A sink in memory that works as a file does: a hand-off says what stands where."""
 
     codec = None
+    repeats = False
     guarantee = "exactly once"
 
     def __init__(self, lines: list[bytes]) -> None:

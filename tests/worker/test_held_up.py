@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from flowkit import App, Record
 from flowkit.clock import VirtualClock
 from flowkit.options import WorkerOptions
 from flowkit.sink import Rejected
-from flowkit.source import MemoryBroker
+from flowkit.source import MemoryBroker, open_storage
 from flowkit.store import open_store
 from flowkit.worker import LiveTask, random_ids
+from flowkit.worker.draining import Savepoints, TaskDrain
+from flowkit.worker.savepoint import Requests
 
 
 class Event(Record):
@@ -23,6 +26,7 @@ class Hanging:
     """A sink that takes nothing until `free`."""
 
     codec: str | None = None
+    repeats = True
 
     def __init__(self) -> None:
         self.free, self.asked = asyncio.Event(), asyncio.Event()
@@ -202,3 +206,89 @@ async def test_a_task_that_is_dropped_elsewhere_breaks_off_too(broker: MemoryBro
         with pytest.raises(asyncio.CancelledError):
             await job
     assert other.sink.broken_off == 1
+
+
+async def test_what_was_delivered_before_a_clean_stop_is_not_delivered_by_who_comes_after(broker: MemoryBroker) -> None:
+    held = Held(broker)
+    held.sink.free.set()
+    live = await held.made()
+    await live.open()
+    await live.fetch(10)
+    await live.finish(1.0)
+    await live.close()
+    again = await held.made()
+    await again.open()
+    await again.finish(1.0)
+    await again.close()
+    assert len(held.sink.taken) == 1
+
+
+async def test_what_was_delivered_is_not_delivered_again_after_a_kill_once_it_has_been_quiet(
+    broker: MemoryBroker,
+) -> None:
+    held = Held(broker)
+    held.sink.free.set()
+    live, job = await held.waiting()
+    await job
+    live.task.last_commit -= 1_000
+    await live.commit_if_due()
+    await live.task.settled()
+    live.task.last_commit -= 1_000
+    assert not live.task.commit_is_due()  # nothing is left to do: no commit after another for nothing
+    again = await held.made()  # of the disk as it is now
+    await again.open()
+    assert len(held.sink.taken) == 1
+    await again.close()
+    await live.close()
+
+
+async def test_what_comes_again_after_a_kill_comes_again_once(broker: MemoryBroker) -> None:
+    held = Held(broker)
+    held.sink.free.set()
+    live, job = await held.waiting()
+    await job
+    for _ in range(2):
+        again = await held.made()
+        await again.open()
+        await again.finish(1.0)
+        await again.close()
+    assert len(held.sink.taken) == 2
+    await live.close()
+
+
+async def test_a_task_rests_for_a_savepoint_when_nothing_is_left_of_its_last_delivery(
+    broker: MemoryBroker, tmp_path: Path
+) -> None:
+    held = Held(broker)
+    held.sink.free.set()
+    live = await held.made()
+    await live.open()
+    await live.fetch(10)
+    while await live.step():
+        pass
+    async with open_storage(str(tmp_path / "kept")) as kept:
+        savepoints = Savepoints(
+            "app",
+            kept,
+            tasks=[live.name],
+            groups={"copy": 1},
+            internal=[],
+            ledger=broker,
+            keys=None,
+            clock=VirtualClock(),
+            stop=lambda: None,
+        )
+        await Requests(kept, "app", VirtualClock()).ask(str(tmp_path / "to"), stop=False, within=60_000)
+        await savepoints.look()
+        drain = TaskDrain(live.name, savepoints, [])
+        assert drain.holding
+        for _ in range(3):
+            await drain.attend(live, [])
+        assert drain.resting
+        sealed = live.task.store.number
+        live.task.last_commit -= 1_000
+        await live.commit_if_due()
+        await live.task.settled()
+        assert (sealed, live.task.store.number) == (2, 2)  # what was handed over, and nothing: no other after the seal
+        await drain.close()
+    await live.close()
