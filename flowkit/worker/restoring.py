@@ -15,8 +15,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,9 @@ log = structlog.get_logger("flowkit.state")
 
 Frames = Callable[[int], AsyncGenerator[Frame, None]]
 """The frames of a task that count after a number, in order."""
+
+LOOK_SECONDS = 0.5
+"""Who waits for its turn looks so often whether it is still wanted."""
 
 TELL_SECONDS = 5.0
 """Long work says so often how far it is."""
@@ -59,6 +62,9 @@ class Restoring:
 
     `frames` and `checkpoints` are None where there are none. Once the task is no longer `wanted`, BrokenOff is raised.
     Afterwards `seen` are the directories that are needed no more once a commit counts here.
+
+    Checkpoints are fetched in `turns`: tasks that came together would all share the way from the storage, and all begin
+    when the last byte is there. In turn, half of them work already when half of the bytes are.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Restoring:
         progress: OnProgress | None = None,
         wanted: Callable[[], bool] = lambda: True,
         begin: TaskBeginning | None = None,
+        turns: asyncio.Semaphore | None = None,
     ) -> None:
         self.store, self.task, self.place, self.claim, self.origins = store, task, place, claim, origins
         self.frames, self.checkpoints, self.keys = frames, checkpoints, keys
@@ -82,6 +89,7 @@ class Restoring:
         self.problems: list[FlowkitError] = []
         """Why what was looked at could not be taken."""
         self._progress, self._wanted, self._savepoint = progress, wanted, begin
+        self._turns = turns or asyncio.Semaphore()
         self._told = 0.0
         self._kept: list[Checkpoint] = []
 
@@ -249,7 +257,29 @@ class Restoring:
     # Fetching
 
     async def _fetch(self, kept: Checkpoint) -> None:
-        """Make a checkpoint the store's state, by way of a directory beside it. Raises StoreCorrupt, StoreError."""
+        """Make a checkpoint the store's state, when it is our turn. Raises StoreCorrupt, StoreError."""
+        async with self._turn(kept):
+            await self._fetch_now(kept)
+
+    @asynccontextmanager
+    async def _turn(self, kept: Checkpoint) -> AsyncIterator[None]:
+        """Wait for a turn, in the order in which they came; no longer than the task is wanted."""
+        self._told = time.monotonic()
+        waiting = asyncio.create_task(self._turns.acquire())
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=LOOK_SECONDS)
+                if self._go_on_and_tell():
+                    log.info("others are restored before", task=self.task, checkpoint=kept.name, bytes=kept.bytes)
+            yield
+        finally:
+            if waiting.done():
+                self._turns.release()
+            else:
+                waiting.cancel()
+
+    async def _fetch_now(self, kept: Checkpoint) -> None:
+        """By way of a directory beside the store's."""
         assert self.checkpoints is not None
         started = time.monotonic()
         facts = {"task": self.task, "checkpoint": kept.name, "commit": kept.commit, "bytes": kept.bytes}

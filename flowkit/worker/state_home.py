@@ -9,6 +9,7 @@ A worker that takes a task over begins a directory of its own and copies what th
 a zombie which still writes to the old one can spoil nothing. Which commit counts is the broker's word.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -26,6 +27,10 @@ from flowkit.worker.beginning import TaskBeginning
 from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.restoring import Frames, Restoring
 
+RESTORED_AT_ONCE = 2
+"""So many tasks fetch their checkpoints at a time, each some files at once: that fills the way from an object store, and
+while one syncs, another's bytes come."""
+
 
 class StateHome:
     """The state directory of one worker. Paths are absolute: other workers, who run elsewhere, read them.
@@ -39,6 +44,7 @@ class StateHome:
         """By directory: those that its state came from."""
         self._instance = ""
         self._commits: dict[str, int] | None = None
+        self._turns = asyncio.Semaphore(RESTORED_AT_ONCE)
 
     def directory(self, task: str) -> Path:
         return self.root / "tasks" / quote(task, safe="")
@@ -173,6 +179,7 @@ class StateHome:
                     progress=progress,
                     wanted=wanted,
                     begin=begin,
+                    turns=self._turns,
                 )
                 await restoring.run()
                 self._left[place] = restoring.seen

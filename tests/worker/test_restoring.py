@@ -1,5 +1,6 @@
 """Restoring a task: whatever there is of directories, checkpoints and frames, the end is the commit that counts."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from flowkit.clock import VirtualClock
 from flowkit.errors import StoreCorrupt, StoreError
-from flowkit.store import KeyProvider, StaticKey, Step, Store
+from flowkit.store import Checkpoints, DirectoryBlobs, KeyProvider, StaticKey, Step, Store
 from flowkit.worker.restoring import BrokenOff
-from flowkit.worker.state_home import StateHome
+from flowkit.worker.state_home import RESTORED_AT_ONCE, StateHome
 from tests.worker.histories import TASK, History, checkpoints_of, publish
 
 KEY = StaticKey(bytes(range(32)))
@@ -51,12 +53,15 @@ class World:
         *,
         frames: bool = True,
         place: Path | None = None,
+        home: StateHome | None = None,
+        blobs: DirectoryBlobs | None = None,
         **more: Any,
     ) -> AsyncIterator[Store]:
         """The state as an owner finds it that begins with what is on `disk`."""
-        home = StateHome(self.path / disk, keys=self.keys)
+        home = home or StateHome(self.path / disk, keys=self.keys)
         place = place or home.begin(TASK, "")
-        kept = checkpoints_of(self.history, self.blobs, epoch=99, frames=frames)
+        made = Checkpoints(blobs or DirectoryBlobs(self.blobs), clock=VirtualClock())
+        kept = checkpoints_of(self.history, self.blobs, epoch=99, frames=frames, made=made)
         kept.checkpoints.keys = self.keys
         given = self.frames if frames else None
         async with home.open(TASK, place, self.history.claim(99), given, kept, **more) as store:
@@ -306,6 +311,58 @@ async def test_nobody_waits_for_the_state_of_a_task_that_is_to_be_handed_over(tm
             await world.check(f"disk-{looks}", wanted=wanted)
         assert not found(tmp_path / f"disk-{looks}" / "tasks", "restored-*")
     assert await world.check() == world.names[3]
+
+
+class Slow(DirectoryBlobs):
+    """Sstables come when it is `open`; how many restorings have asked for any is `asked`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.open, self.asked = asyncio.Event(), 0
+
+    async def get(self, name: str) -> tuple[bytes, str] | None:
+        if name.endswith(".sst"):
+            self.asked += 1
+            await self.open.wait()
+        return await super().get(name)
+
+
+async def test_tasks_of_one_worker_are_restored_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowkit.worker.restoring.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("flowkit.worker.restoring.TELL_SECONDS", 0.0)
+    world = World(tmp_path)
+    await world.run(3, checkpoints=(3,))
+    await world.history.trim(TASK, 3)
+    home, slow = StateHome(tmp_path / "other"), [Slow(world.blobs) for _ in range(RESTORED_AT_ONCE + 2)]
+    given_up: list[int] = []
+
+    async def restore(n: int) -> None:
+        async with world.restored(home=home, blobs=slow[n], wanted=lambda: n not in given_up) as store:
+            assert dict(store.scan(("t", None))) == world.states[3]
+
+    async def give_up(n: int) -> None:
+        with pytest.raises(BrokenOff):
+            await restore(n)
+
+    with capture_logs() as logs:
+        async with asyncio.TaskGroup() as group:
+            jobs = [group.create_task(restore(n)) for n in range(RESTORED_AT_ONCE)]
+            while not all(each.asked for each in slow[:RESTORED_AT_ONCE]):  # noqa: ASYNC110  it is threads that they wait for
+                await asyncio.sleep(0.001)
+            unwanted = group.create_task(give_up(RESTORED_AT_ONCE))
+            last = group.create_task(restore(RESTORED_AT_ONCE + 1))
+            waits = {"event": "others are restored before", "log_level": "info"}
+            while sum(waits.items() <= entry.items() for entry in logs) < 4 and not slow[-1].asked:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            given_up.append(RESTORED_AT_ONCE)
+            await unwanted
+            assert [each.asked > 0 for each in slow] == [True] * RESTORED_AT_ONCE + [False, False]
+            slow[0].open.set()
+            await jobs[0]
+            slow[-1].open.set()
+            await last
+            assert not jobs[1].done()
+            slow[1].open.set()
 
 
 async def test_how_far_it_is_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
