@@ -28,8 +28,8 @@ from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.restoring import Frames, Restoring
 
 RESTORED_AT_ONCE = 2
-"""So many tasks fetch their checkpoints at a time, each some files at once: that fills the way from an object store, and
-while one syncs, another's bytes come."""
+"""So many tasks fetch their checkpoints at a time, each some files at once: that fills the way from an object store,
+and while one syncs, another's bytes come."""
 
 
 class StateHome:

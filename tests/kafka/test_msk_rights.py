@@ -151,9 +151,10 @@ async def used(
 ) -> tuple[set[Grant], set[Grant]]:
     """Feed the worker until all is out and every grant was asked for, or nothing more comes; and what was denied."""
     async with KafkaTopics(KafkaAddress.parse(f"kafka://{kafka.bootstrap}")) as topics, asyncio.timeout(60):
-        while not await topics.partitions(f"{name}-in"):
-            assert worker.poll() is None
-            await asyncio.sleep(0.1)
+        for made in (f"{name}-in", f"{name}-out"):
+            while not await topics.partitions(made):
+                assert worker.poll() is None
+                await asyncio.sleep(0.1)
         numbers = range(200)
         rows = [(b"k%d" % (n % 20), json.dumps({"key": f"k{n % 20}", "number": n}).encode(), 0) for n in numbers]
         await topics.put(f"{name}-in", rows)
