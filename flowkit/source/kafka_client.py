@@ -71,6 +71,8 @@ async def started(client: Client, address: KafkaAddress) -> Client:
 
     If waiting would not help, that is a BrokerRefused.
     """
+    if (accumulator := getattr(client, "_message_accumulator", None)) is not None:
+        _hear_failures(accumulator)
     try:
         with anyio.fail_after(address.timeout_ms / 1000):
             await client.start()
@@ -84,6 +86,21 @@ async def started(client: Client, address: KafkaAddress) -> Client:
         why = error_of(error)(_reason(error, address)) if refused else await why_not(address)
         raise type(why)(f"{address.url} cannot be used: {why}") from None
     return client
+
+
+def _hear_failures(accumulator: Any) -> None:
+    """What fails with a fenced producer is told to who sent it, and once more to who waits for room in its batch: where
+    nobody does, asyncio would complain.
+    """
+    fail_all = accumulator.fail_all
+
+    def heard(error: BaseException) -> None:
+        batches = [batch for waiting in accumulator._batches.values() for batch in waiting]  # noqa: SLF001
+        fail_all(error)
+        for batch in batches:
+            batch._drain_waiter.exception()  # noqa: SLF001
+
+    accumulator.fail_all = heard
 
 
 async def all_sent(futures: Iterable[Awaitable[Any]]) -> list[Any]:
@@ -100,6 +117,9 @@ async def stopped(client: Any) -> None:
     with anyio.CancelScope(shield=True):
         if not await _ends(client, client.stop() if hasattr(client, "stop") else client.close()):
             await _ends(client, _let_go(client))
+            await _inner(client).close()
+        if (sender := getattr(client, "_sender", None)) is not None:
+            await _end_strays(sender)
             await _inner(client).close()
         # A producer that is fenced tells it to who sends, and once more to who waits for the end of the transaction:
         # where nobody does, asyncio would complain.
@@ -142,6 +162,24 @@ async def _let_go(client: Any) -> None:
     if (heartbeats := getattr(getattr(client, "_coordinator", None), "_stop_heartbeat_task", None)) is not None:
         await heartbeats()
         await client._coordinator._maybe_leave_group()  # noqa: SLF001
+
+
+async def _end_strays(sender: Any) -> None:
+    """End the requests that a producer had under way when it was fenced, all but the one that was told so.
+
+    aiokafka forgets them (`Sender._sender_routine` waits for them only where it is cancelled): they would try for ever,
+    each time by a connection that nobody closes, or fail with nobody to hear it.
+    """
+    strays = [task for task in asyncio.all_tasks() if _is_of(task, sender)]
+    for task in strays:
+        task.cancel()
+    await asyncio.gather(*strays, return_exceptions=True)
+
+
+def _is_of(task: "asyncio.Task[Any]", owner: Any) -> bool:
+    """True if a task runs a method of `owner`."""
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    return frame is not None and frame.f_locals.get("self") is owner
 
 
 def _inner(client: Any) -> Any:

@@ -1,12 +1,17 @@
 """Clients of a real cluster are let go of whole, whatever state they are in."""
 
 import asyncio
+import gc
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import ProducerFenced
 
-from flowkit.source.kafka_client import STOP_SECONDS, stopped
+from flowkit.source.kafka_address import KafkaAddress
+from flowkit.source.kafka_client import STOP_SECONDS, started, stopped
 from tests.kafka.real import Kafka
 
 
@@ -29,4 +34,36 @@ async def test_a_producer_that_is_fenced_while_it_stops_keeps_no_connection(own_
     await stopped(late)
     assert [connection for connection in late.client._conns.values() if connection.connected()] == []
     assert late._sender.sender_task.done()
-    sent.cancel()
+    with pytest.raises(ProducerFenced):
+        await sent
+
+
+async def test_what_a_producer_had_under_way_when_it_was_fenced_ends_with_it(own_kafka: Callable[..., Kafka]) -> None:
+    kafka = own_kafka()
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic("t", 2, 1)])
+    await admin.close()
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    late, successor = (AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id="x") for _ in range(2))
+    await started(late, KafkaAddress.parse(f"kafka://{kafka.bootstrap}"))
+    await late.begin_transaction()
+    await late.send_and_wait("t", b"in time", partition=0)
+    await successor.start()  # fences it
+    await successor.stop()
+    # Of two requests one is told so first: one partition has records to send, the other is to become part of it.
+    sent = [await late.send("t", b"too late", partition=partition) for partition in (0, 1)]
+    assert {type(error) for error in await asyncio.gather(*sent, return_exceptions=True)} == {ProducerFenced}
+    assert len(requests := under_way()) == 1  # else this test is of nothing
+    await stopped(late)
+    assert under_way() == []
+    assert all(request.done() for request in requests)
+    assert [connection for connection in late.client._conns.values() if connection.connected()] == []
+    del late, sent
+    gc.collect()
+    assert complaints == []
+
+
+def under_way() -> "list[asyncio.Task[Any]]":
+    return [task for task in asyncio.all_tasks() if "Sender._" in repr(task.get_coro())]
