@@ -40,6 +40,8 @@ class Format(Protocol):
     codec: str
     suffix: str
     content_type: str
+    is_work: bool
+    """True if making the bytes takes longer than a turn of the event loop may: that is for a thread."""
 
     def check(self, where: str) -> None:
         """Raise ConfigError if records cannot be written so."""
@@ -65,6 +67,7 @@ class LineFormat:
         self.content_type = "text/csv" if name == "csv" else "application/x-ndjson"
         self.suffix = f".{name}" + ("" if compression == "none" else f".{compression}")
         self.compression, self.fields = compression, fields
+        self.is_work = compression != "none"
 
     def check(self, where: str) -> None:
         """As the protocol says."""

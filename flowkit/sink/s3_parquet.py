@@ -24,6 +24,7 @@ class Parquet:
     """Parquet objects of records of the type `element`."""
 
     codec, suffix, content_type = "json", ".parquet", "application/vnd.apache.parquet"
+    is_work = True
 
     def __init__(self, compression: str, element: Any) -> None:
         self.compression, self.element = CODECS[compression], element

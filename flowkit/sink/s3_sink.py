@@ -64,11 +64,6 @@ class Open:
     chunks: int
     opened: int
     end: int | None
-    staged: int = -1
-    """How much of `size` is in the store already."""
-
-    def __post_init__(self) -> None:
-        self.staged = self.size
 
     def saved(self) -> list[Any]:
         """As the state holds it."""
@@ -96,7 +91,7 @@ class S3Sink:
         self._drop: list[int] = []
         self._rolled: list[Open] = []
         self._lines: dict[int, list[bytes]] = {}
-        """By object: what this commit adds to it."""
+        """By object: what this commit adds to it, as pieces of whole lines."""
         self._changes: list[SpaceChange] = []
         self._store: Store
         self._space = ""
@@ -208,21 +203,22 @@ class S3Sink:
         self._high = max(self._high, latest)
         if self._task.bounded and self._soonest + self._rolling.delay <= self._high:
             self._roll_over()
-        sizes: list[int] | None = None
+        # Joined at once and cut in the bytes: 0.1 µs a line less than to add up how long the lines are.
+        data = b"\n".join([*values, b""])
+        ends: list[int] | None = None
         start = 0
-        while start < len(values):
+        while start < len(data):
             each = self._open.get(path) or self._begin(path, self._layout.end(key))
-            room = self._rolling.bytes - each.size
-            if sizes is None:
-                total = sum(map(len, values)) + len(values)
-                if total < room:
-                    each.size += total
-                    self._lines.setdefault(each.number, []).extend(values)
-                    return
-                sizes = [0, *accumulate(map((1).__add__, map(len, values)))]
-            stop = bisect_left(sizes, sizes[start] + room, start + 1, len(values))
-            each.size += sizes[stop] - sizes[start]
-            self._lines.setdefault(each.number, []).extend(values[start:stop])
+            stop = least = start + self._rolling.bytes - each.size
+            if least >= len(data):
+                stop = len(data)
+            elif self._format.codec == "json":  # has no line ends within a line
+                stop = data.index(b"\n", least - 1) + 1
+            else:
+                ends = ends or list(accumulate(map((1).__add__, map(len, values))))
+                stop = ends[bisect_left(ends, least)]
+            each.size += stop - start
+            self._lines.setdefault(each.number, []).append(data[start:stop])
             if each.size >= self._rolling.bytes:
                 self._roll(each)
             start = stop
@@ -263,11 +259,11 @@ class S3Sink:
         """What was added, as chunks."""
         by_number = {each.number: each for each in (*self._open.values(), *self._rolled)}
         changes = []
-        for number, lines in self._lines.items():
+        for number, pieces in self._lines.items():
             each = by_number[number]
-            chunks = _chunks(lines, each.size - each.staged)
+            chunks = _chunks(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             keys = [_chunk_key(each.chunks + n) for n in range(len(chunks))]
-            each.chunks, each.staged = each.chunks + len(chunks), each.size
+            each.chunks += len(chunks)
             changes.append(SpaceChange(self._space, number, keys, chunks))
         self._lines = {}
         return changes
@@ -288,16 +284,22 @@ class S3Sink:
                 raise StoreCorrupt(
                     f"task {self._task.name}: {stop - at - len(found)} chunks of lines for object {number} are missing"
                 )
-            yield await anyio.to_thread.run_sync(encoder.feed, b"".join(found))
-        yield await anyio.to_thread.run_sync(encoder.finish)
+            data = b"".join(found)
+            yield await anyio.to_thread.run_sync(encoder.feed, data) if self._format.is_work else encoder.feed(data)
+        yield await anyio.to_thread.run_sync(encoder.finish) if self._format.is_work else encoder.finish()
 
 
 def _chunk_key(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def _chunks(lines: list[bytes], size: int) -> list[bytes]:
-    """Lines of `size` bytes in all, put together to pieces of about CHUNK_BYTES. Where they are cut never shows."""
-    pieces = max(1, round(size / CHUNK_BYTES))
-    step = -(-len(lines) // pieces)
-    return [b"\n".join([*lines[at : at + step], b""]) for at in range(0, len(lines), step)]
+def _chunks(lines: bytes) -> list[bytes]:
+    """Lines as pieces of CHUNK_BYTES and a little more, each with its line ends. Where they are cut never shows."""
+    chunks, start = [], 0
+    while len(lines) - start > 2 * CHUNK_BYTES:
+        stop = lines.index(b"\n", start + CHUNK_BYTES) + 1
+        chunks.append(lines[start:stop])
+        start = stop
+    if start < len(lines):
+        chunks.append(lines[start:] if start else lines)
+    return chunks
