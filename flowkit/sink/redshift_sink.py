@@ -5,7 +5,7 @@
     deliver    the records become an object in S3, and the object rows: see redshift_sql
     next cut   they are dropped from the store
 
-    keys       number of the load u64, number of the chunk u32, big-endian; value: msgpack [[key, value, time] …]
+    keys       number of the load u64, number of the chunk u32, big-endian; value: msgpack of Rows
     state      {"name": the sink's own, random; "number" of the open load, its "chunks", "size" and "opened" (ms by the
                 clock, None: it is empty), "done": [number, chunks] that this commit hands over, or None}
     hand-off   {"number", "id": one that no other has, "chunks"}
@@ -41,6 +41,14 @@ MOST_REFUSED = 100
 """Records of one load. More, and the table does not fit: finding each takes a dozen loads."""
 
 T = TypeVar("T")
+
+
+class Rows(NamedTuple):
+    """Records by column: a list for each would be more work to make than all the rest."""
+
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    times: list[int]
 
 
 class Rolling(NamedTuple):
@@ -156,33 +164,36 @@ class RedshiftSink:
         """What a commit adds, in chunks."""
         if self._opened is None:
             self._opened = self._task.clock.now_ms()
-        keys, chunks = [], []
-        held: list[tuple[bytes | None, bytes | None, int]] = []
-        size = 0
-        for n, record in enumerate(records):
-            held.append((record.key, record.value, record.time))
-            size += len(record.key or b"") + len(record.value or b"") + 16
-            if size >= CHUNK_BYTES or n == len(records) - 1:
-                keys.append(_key(self._number, self._chunks))
-                chunks.append(msgspec.msgpack.encode(held))
-                self._chunks, self._size = self._chunks + 1, self._size + size
-                held, size = [], 0
+        rows = Rows([r.key for r in records], [r.value for r in records], [r.time for r in records])
+        size = sum(map(len, filter(None, rows.keys))) + sum(map(len, filter(None, rows.values))) + 16 * len(records)
+        step = -(-len(records) // max(1, size // CHUNK_BYTES))
+        chunks = [
+            msgspec.msgpack.encode(Rows(*(column[at : at + step] for column in rows)))  # type: ignore[arg-type]
+            for at in range(0, len(records), step)
+        ]
+        keys = [_key(self._number, self._chunks + n) for n in range(len(chunks))]
+        self._chunks, self._size = self._chunks + len(chunks), self._size + size
         self._changes.append(SpaceChange(self._space, None, keys, chunks))
 
-    def _rows(self, number: int, chunks: int) -> list[Any]:
+    def _rows(self, number: int, chunks: int) -> Rows:
         found = [value for _, value in self._store.scan((self._space, None), _key(number, 0), _key(number, chunks))]
         if len(found) != chunks:
             raise StoreCorrupt(f"task {self._task.name}: {chunks - len(found)} chunks of load {number} are missing")
-        return [row for value in found for row in msgspec.msgpack.decode(value)]
+        rows = Rows([], [], [])
+        for chunk in map(msgspec.msgpack.decode, found):
+            for column, part in zip(rows, chunk, strict=True):
+                column += part
+        return rows
 
 
 class _Delivery:
     """One hand-off on its way into the table."""
 
-    def __init__(self, table: Table, task: str, number: int, handoff: str, rows: Sequence[Any]) -> None:
+    def __init__(self, table: Table, task: str, number: int, handoff: str, rows: Rows) -> None:
         self.table, self.task, self.number, self.handoff, self.rows = table, task, number, handoff, rows
         self.lines: list[bytes | None] = []
-        """By row; None: nothing to send."""
+        """By row; None: nothing to send, which there is only if they are `gappy`."""
+        self.gappy = True
         self.gone: set[int] = set()
         self.never: dict[int, Never] = {}
         self.refused = 0
@@ -192,20 +203,15 @@ class _Delivery:
     async def run(self) -> list[Rejected]:
         self.target = await patiently(self.table.where, self.table.ready)
         self.loaded = await patiently(self.table.where, self._ask)
-        make = Lines(self.table.keys)
-        for n, (key, value, _) in enumerate(self.rows):
-            made = make.line(n, key, value)
-            if isinstance(made, Never):
-                self.never[n] = made
-            if value is None and isinstance(made, bytes):
-                self.gone.add(n)
-            self.lines.append(made if isinstance(made, bytes) else None)
-        await self._load(0, len(self.rows))
-        found = []
-        for n, why in sorted(self.never.items()):
-            key, value, at = self.rows[n]
-            found.append(Rejected(key, value, at, why.error, why.reason))
-        return found
+        keys, values, times = self.rows
+        made = Lines(self.table.keys).of(keys, values)
+        self.gappy = made is not values
+        if self.gappy:
+            self.never = {n: line for n, line in enumerate(made) if isinstance(line, Never)}
+            self.gone = {n for n, line in enumerate(made) if values[n] is None and isinstance(line, bytes)}
+        self.lines = [None if isinstance(line, Never) else line for line in made] if self.never else made  # type: ignore[assignment]
+        await self._load(0, len(values))
+        return [Rejected(keys[n], values[n], times[n], *why) for n, why in sorted(self.never.items())]
 
     async def _ask(self) -> list[tuple[int, int]]:
         """Which rows were loaded before. Raises SinkError if another has taken this one's name."""
@@ -232,7 +238,9 @@ class _Delivery:
         if any(begin <= first and stop <= end for begin, end in self.loaded):
             await self.table.stage.remove(self._object(first, stop))  # if it was killed before it did
             return
-        present = [n for n in range(first, stop) if self.lines[n] is not None]
+        present: Sequence[int] = range(first, stop)
+        if self.gappy:
+            present = [n for n in present if self.lines[n] is not None]
         if not present:
             return
         if any(begin < stop and first < end for begin, end in self.loaded):
@@ -258,7 +266,7 @@ class _Delivery:
         await self._load(middle, stop)
 
     async def _once(self, first: int, stop: int, present: Sequence[int]) -> None:
-        lines = [self.lines[n] for n in present]
+        lines = self.lines[first:stop] if len(present) == stop - first else [self.lines[n] for n in present]
         name = self._object(first, stop)
         copied = await self.table.stage.write(name, lines)  # type: ignore[arg-type]
         at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")

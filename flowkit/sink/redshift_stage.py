@@ -1,11 +1,11 @@
 """Where records lie in S3 while Redshift takes them: one object a load, removed when that is through."""
 
-import gzip
 from collections.abc import Sequence
 from typing import Any
 
 import anyio.to_thread
 import structlog
+from isal import igzip
 
 from flowkit.aws import S3Place, failures, told
 from flowkit.errors import SinkError
@@ -27,7 +27,8 @@ class Stage:
 
     async def write(self, name: str, lines: Sequence[bytes]) -> Copied:
         """Write lines as an object: again, it is the same. Raises TryAgain, SinkError."""
-        body = await anyio.to_thread.run_sync(lambda: gzip.compress(b"\n".join(lines) + b"\n", 6, mtime=0))
+        # A tenth of zlib's time for a tenth more of bytes, which are read once.
+        body = await anyio.to_thread.run_sync(lambda: igzip.compress(b"\n".join([*lines, b""]), 2, mtime=0))
         key = f"s3://{self.place.bucket}/{self.place.start}{name}"
         try:
             await called(self.where, self.client.put_object(**self._at(name), Body=body, **self.place.encryption))

@@ -9,8 +9,10 @@ and tries nothing again.
 """
 
 import asyncio
+import gzip
 import io
 import os
+import ssl
 import time
 import uuid
 import zipfile
@@ -20,15 +22,20 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import aiohttp
+import asyncpg
 import msgspec
 import pytest
 from isal import igzip
 
 from flowkit.aws import AwsOptions, open_client
 from flowkit.clock import SystemClock
-from flowkit.sink import SinkTask, destination
+from flowkit.sink import SinkTask, destination, redshift_wire
+from flowkit.sink.redshift_sink import RedshiftSink
+from flowkit.store import MemoryStore
 from flowkit.worker.outlets import Outgoing
 from tests.aws import servers
+from tests.aws.postgres import PASSWORD, USER, Postgres, postgres
+from tests.aws.redshift import AsRedshift
 from tests.benchmarks.workload import show
 
 RECORDS = int(os.environ.get("FLOWKIT_BENCH_AWS_RECORDS", "10000"))
@@ -257,10 +264,75 @@ async def test_lambda_sink(capsys: object, ministack: str) -> None:
             assert ratio > 0.5
 
 
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Postgres]:
+    with postgres() as running:
+        yield running
+
+
+class WithoutCopy(AsRedshift):
+    """What COPY does is the cluster's work: nothing, here."""
+
+    async def _copy(self, sql: str) -> None:
+        assert sql.startswith("COPY flowkit_stage")
+
+
 @pytest.mark.benchmark
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("gzip", ["yes", "no"])
-async def test_opensearch_sink(capsys: object, gzip: str) -> None:
+async def test_redshift_sink(
+    capsys: object, ministack: str, postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bare loop joins its lines, compresses them as Python does, puts the object, copies it and adds its rows."""
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    monkeypatch.setenv("PGUSER", USER)
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    trusted, rows = ssl.create_default_context(cafile=str(postgres_server.ca)), outgoing()
+    async with open_client("s3", AwsOptions(), "benchmark") as s3:
+        await s3.create_bucket(Bucket=name)
+        real = redshift_wire.connect
+
+        async def connect(address: Any) -> AsRedshift:
+            return WithoutCopy(await real(address), s3)
+
+        monkeypatch.setattr(redshift_wire, "connect", connect)
+        connection = await asyncpg.connect(
+            host="localhost", port=postgres_server.port, database="postgres", user=USER, password=PASSWORD, ssl=trusted
+        )
+        columns = "id VARCHAR(40), count BIGINT, total FLOAT8, country VARCHAR(2), until BIGINT"
+        await connection.execute(f'CREATE SCHEMA "{name}"; CREATE TABLE "{name}".out ({columns})')
+
+        async def bare() -> None:
+            body = await asyncio.to_thread(gzip.compress, b"\n".join([*VALUES, b""]), 6)
+            await s3.put_object(Bucket=name, Key="bare", Body=body)
+            async with connection.transaction():
+                await connection.execute(f'CREATE TEMPORARY TABLE new AS SELECT * FROM "{name}".out WHERE 1 = 0')
+                await connection.execute(f'INSERT INTO "{name}".out SELECT * FROM new')
+                await connection.execute("DROP TABLE new")
+            await s3.delete_object(Bucket=name, Key="bare")
+
+        role = "arn:aws:iam::123456789012:role/copy"
+        url = f"redshift://localhost:{postgres_server.port}/postgres/{name}.out?stage=s3://{name}/x&role={role}"
+        async with destination(f"{url}&tls_ca={postgres_server.ca}", list(Card.__struct_fields__)) as to:
+
+            async def send() -> None:
+                sink, store = to.sink(SinkTask("bench", "group", 0, 1, SystemClock())), MemoryStore()
+                assert isinstance(sink, RedshiftSink)
+                sink.attach(store, "sink out")
+                await sink.open(None)
+                handoff = sink.stage(rows, final=True)
+                puts = {(c.table, c.end): dict(zip(c.keys, c.values, strict=True)) for c in sink.changes()}
+                await store.commit(puts, sink.drops())
+                await sink.deliver(handoff)
+
+            ratio = await in_turn(capsys, "redshift sink", RECORDS, send, bare)
+        await connection.close()
+    assert ratio > 0.7
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("packed", ["yes", "no"])
+async def test_opensearch_sink(capsys: object, packed: str) -> None:
     """The bare loop makes its lines as clients do, without versions, and looks at no document's answer.
 
     Of the clock both are bound by the server; of the CPU there is little in either, ten microseconds a record in ours.
@@ -276,7 +348,7 @@ async def test_opensearch_sink(capsys: object, gzip: str) -> None:
                     lines += [msgspec.json.encode({"index": {"_index": name, "_id": f"card-{n}"}}), value]
                 body = b"\n".join([*lines, b""])
                 headers = {"Content-Type": "application/x-ndjson"}
-                if gzip == "yes":
+                if packed == "yes":
                     body = igzip.compress(body, 1)
                     headers["Content-Encoding"] = "gzip"
                 path = "/_bulk?filter_path=errors"
@@ -284,9 +356,9 @@ async def test_opensearch_sink(capsys: object, gzip: str) -> None:
                     assert not (await answer.json())["errors"]
 
             place = url.removeprefix("http://")
-            async with sending(f"opensearch://{place}/{name}?tls=no&auth=none&gzip={gzip}", outgoing()) as send:
+            async with sending(f"opensearch://{place}/{name}?tls=no&auth=none&gzip={packed}", outgoing()) as send:
                 ratio = await in_turn(
-                    capsys, f"opensearch sink, gzip={gzip}", RECORDS, send, lambda: bare_calls(batches, bulk, 4)
+                    capsys, f"opensearch sink, gzip={packed}", RECORDS, send, lambda: bare_calls(batches, bulk, 4)
                 )
     assert ratio > 0.1
 

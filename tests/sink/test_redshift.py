@@ -151,3 +151,23 @@ def test_what_is_no_error_of_the_driver_stays_what_it_is() -> None:
     error = RuntimeError("ours")
     assert told_apart(error, "x") is error
     assert type(told_apart(OSError("gone"), "x")) is TryAgain
+
+
+PLAIN: list[bytes | None] = [b'{"id":1}', b'{"id":"{"}', b'{"a":{"b":1}}']
+ODD = {
+    "empty": b"{}",
+    "space": b'{ "id":1}',
+    "two lines": b'{"id":\n1}',
+    "array": b'[{"id":1}]',
+    "long": b'{"id":"%b"}' % (b"x" * (4 << 20)),
+    "tombstone": None,
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("place", range(4))
+def test_values_are_lines_as_they_are_if_all_are_plainly_objects_on_a_line(odd: str, place: int) -> None:
+    assert Lines(()).of([None] * 3, PLAIN) is PLAIN
+    values = [*PLAIN[:place], ODD[odd], *PLAIN[place:]]
+    made = Lines(()).of([None] * 4, values)
+    assert made == [Lines(()).line(n, None, value) for n, value in enumerate(values)]
