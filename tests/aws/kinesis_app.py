@@ -1,6 +1,13 @@
-"""An app whose every output shows whether its state is what it should be: the running count of each key."""
+"""An app whose every output shows whether its state is what it should be: the running count of each key.
 
+By the time that event `LOADED_AT` comes, it writes down what its worker has loaded.
+"""
+
+import gc
+import json
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import flowkit
@@ -35,7 +42,22 @@ source: Any = events.map(moved).group_by("key", name="moved") if "KINESIS_APP_HO
 more = [app.topic(f"{NAME}-more", Event, key="key")] if "KINESIS_APP_MORE" in os.environ else []
 
 
+def tell_loaded(to: Path) -> None:
+    """The modules, and the services of aiobotocore's clients, which this file does not load itself."""
+
+    def is_client(found: object) -> bool:
+        return any(base.__name__ == "AioBaseClient" for base in type(found).__mro__)
+
+    services = sorted({each.meta.service_model.service_name for each in gc.get_objects() if is_client(each)})
+    to.write_text(json.dumps({"modules": list(sys.modules), "clients": services}))
+
+
+LOADED_AT = int(os.environ.get("LOADED_AT", "-1"))
+
+
 @app.each(source, *more, tables=[totals], sinks=[out])
 def count(event: Event) -> Total:
     totals[event.key] += 1
+    if event.number == LOADED_AT:
+        tell_loaded(Path(os.environ["LOADED"]))
     return Total(event.key, event.number, totals[event.key])

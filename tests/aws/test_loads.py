@@ -14,7 +14,7 @@ from flowkit.aws import AwsOptions, open_client
 from tests.aws.servers import aws_environment
 from tests.aws.workers import Fleet, check_counts
 
-APP = Path(__file__).parent / "loads_app.py"
+APP = Path(__file__).parent / "kinesis_app.py"
 
 OTHERS = {
     *("aiokafka", "asyncpg", "pyarrow", "boto3", "httpx", "rich", "opentelemetry", "prometheus_client", "sqlglot"),
