@@ -192,9 +192,17 @@ class Wiring:
         await self.refresh()
 
     async def refresh(self) -> bool:
-        """Look which tasks there are now; True if that has changed, which it does only where topics are streams."""
+        """Look which tasks there are now; True if that has changed, which it does only where topics are streams.
+
+        Raises ConfigError if a file would have several writers by now, those included that are done with it.
+        """
         if self.shards is None or not await self.shards.look():
             return False
+        shards = self.shards.all
+        if problems := self._writer_problems(
+            {group.name: len(shards.get(group.name, [1])) for group in self.plan.groups}
+        ):
+            raise ConfigError(*problems)
         self.slices = {}
         for group in self.plan.groups:
             running = self.shards.running[group.name]
