@@ -2,11 +2,13 @@
 
 import gzip
 import io
+import json
 import random
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 import cramjam
 import pytest
@@ -131,6 +133,21 @@ def test_a_path_is_made_of_fields(value: bytes, path: str) -> None:
     layout = Layout("{country}", FIELDS, "json", "x")
     [(key, *_)] = layout.runs([START], [value])
     assert layout.path(key, {}) == path
+
+
+@pytest.mark.parametrize("character", ["x", "é", "𝄞", ".", "%"])
+def test_a_field_that_is_too_long_for_a_key_is_told_from_others_all_the_same(character: str) -> None:
+    layout = Layout("{country}", FIELDS, "json", "x")
+
+    def path(country: str) -> str:
+        value = json.dumps({"country": country}).encode()
+        return layout.path(next(layout.runs([0], [value]))[0], {})
+
+    long, other = path(character * 100_000), path(character * 99_999)
+    assert long == path(character * 100_000) != other
+    assert len(long) <= 200
+    unquote(long.partition("~")[0], errors="strict")
+    assert path("x" * 200) == "x" * 200
 
 
 def test_fields_of_csv_are_found_by_their_columns() -> None:
