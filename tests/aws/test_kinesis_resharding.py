@@ -114,14 +114,18 @@ async def test_streams_of_other_shards_are_refused_at_the_start(resharding: dict
         assert "reshard them in the same way" in told
 
 
-async def test_a_file_that_several_shards_would_write_is_refused_also_once_there_are_more(
+async def test_a_file_that_several_shards_would_write_and_a_stream_that_is_deleted_end_a_worker(
     resharding: dict[str, str], tmp_path: Path
 ) -> None:
     async with Fleet(tmp_path, resharding, shards=1) as fleet:
-        fleet.start("a", "--bind", "dead-letters=dead.jsonl")
         await fleet.put(range(20))
-        await fleet.until(20)
         await split(fleet.streams, f"{fleet.name}-in", 0)
+        fleet.start("a", "--bind", "dead-letters=dead.jsonl")
+        assert await until_ended(fleet.workers["a"]) == 2
+        fleet.start("a")
+        await fleet.until(20)
+        await fleet.streams.client.delete_stream(StreamName=f"{fleet.name}-in")
         assert await until_ended(fleet.workers["a"]) == 2
         log = (tmp_path / "a.log").read_text()
         assert "dead-letters=dead.jsonl: 3 tasks write it, and a file has one writer: put {partition} into" in log
+        assert f"stream '{fleet.name}-in' was deleted: what of it was not read is lost" in log
