@@ -116,6 +116,8 @@ def _values_of(names: Sequence[str], fields: Sequence[str] | None, codec: str) -
     decode: Callable[[bytes], Any] = msgspec.json.Decoder(plain).decode
 
     def of_object(value: bytes) -> tuple[str, ...]:
+        if value[:1] != b"{":
+            return (NO_VALUE,) * len(names)  # no object has no fields
         return tuple(map(_safe, msgspec.structs.astuple(decode(value))))
 
     return of_object

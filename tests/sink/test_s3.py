@@ -121,6 +121,7 @@ VALUES = [
     (b'{"country":"a/b=c \xc3\xa9"}', "a%2Fb%3Dc %C3%A9"),
     (b'{"country":null}', NO_VALUE),
     (b'{"id":"x"}', NO_VALUE),
+    (b'"x"', NO_VALUE),
     (b'{"country":""}', NO_VALUE),
     (b'{"country":".."}', "%2E%2E"),
     (b'{"country":12}', "12"),
