@@ -12,6 +12,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ log = structlog.get_logger("flowkit.emf")
 
 ENDS_SECONDS = 1.0
 """How long the broker may take to say how long its topics are."""
+LOOK_SECONDS = 1.0
+"""So often it is looked whether the worker is up, however seldom that is told."""
 
 
 class EmfPlan(NamedTuple):
@@ -80,7 +83,7 @@ def beside_emf(word: str, shipper: Shipper | None) -> "Callable[[Worker], Abstra
             # In a thread: a pipe that nobody reads must not hold up the worker.
             await anyio.to_thread.run_sync(write, emf.lines(ends), abandon_on_cancel=True)
 
-        job = asyncio.create_task(_again_and_again(tell, plan), name="embedded metrics")
+        job = asyncio.create_task(_again_and_again(tell, emf.look, plan), name="embedded metrics")
         try:
             yield
         finally:
@@ -92,10 +95,13 @@ def beside_emf(word: str, shipper: Shipper | None) -> "Callable[[Worker], Abstra
     return beside
 
 
-async def _again_and_again(tell: Callable[[], Awaitable[None]], plan: EmfPlan) -> None:
+async def _again_and_again(tell: Callable[[], Awaitable[None]], look: Callable[[], None], plan: EmfPlan) -> None:
     failing = False
     while True:
-        await asyncio.sleep(plan.every)
+        due = time.monotonic() + plan.every
+        while (left := due - time.monotonic()) > 0:
+            await asyncio.sleep(min(LOOK_SECONDS, left))
+            look()
         try:
             await tell()
         except OSError as error:

@@ -13,6 +13,7 @@ from flowkit.cli.load import load_app, problems_of
 from flowkit.cli.outcome import EXIT_CODES, OK, out, say
 from flowkit.cli.show import iso, type_name, window_words
 from flowkit.cli.spell import aggregate_words, function_words
+from flowkit.errors import ConfigError
 from flowkit.flow import Called, Events, Path, Step, roots_of
 from flowkit.options import Start
 from flowkit.record import duration
@@ -62,6 +63,9 @@ def explain(
     app = load_app(module)
     problems = problems_of(app, rekey=True)
     groups = app.plan(rekey=not problems).groups
+    written = {app.dead_letters.name, *(outlet.name for outlet in _outlets(groups))}
+    if unknown := [f"--bind {name}: no agent writes {name!r}" for name in bound if name not in written]:
+        raise ConfigError(*unknown)
     if json:
         import msgspec
 

@@ -64,17 +64,19 @@ def list_(broker: Broker, json: Json = False) -> int:
 
     Internal ones, named APP.STREAM, are those through which a worker's group_by sends events, with marks between them
     that tell how far the senders are; on kafka:// also APP-GROUP-changelog, the tasks' frames. A topic of the app with
-    a pattern is none of these: it stands for all that match, but for internal ones.
+    a pattern is none of these: it stands for all that match, but for internal ones. The records of a stream of Kinesis
+    are not counted: null as JSON.
     """
-    from flowkit.source import is_internal
+    from flowkit.source import Sharded
 
-    async def work() -> list[tuple[str, int, int, bool]]:
+    async def work() -> list[tuple[str, int, int | None, bool]]:
         async with opened(broker) as it:
-            rows = []
+            rows: list[tuple[str, int, int | None, bool]] = []
             for name, partitions in (await it.topics()).items():
-                bounds = [await it.bounds(name, number) for number in range(partitions)]
-                internal = bool(await is_internal(it, name))
-                rows.append((name, partitions, sum(end - start for start, end in bounds), internal))
+                numbers = range(0 if isinstance(it, Sharded) else partitions)
+                bounds = [await it.bounds(name, number) for number in numbers]
+                records = sum(end - start for start, end in bounds) if bounds else None
+                rows.append((name, partitions, records, await _is_internal(it, name)))
             return rows
 
     rows = run_loop(work())
@@ -86,7 +88,10 @@ def list_(broker: Broker, json: Json = False) -> int:
             ]
         )
     else:
-        shown = [(name, partitions, f"{n} (internal)" if internal else n) for name, partitions, n, internal in rows]
+        shown = [
+            (name, partitions, f"{'-' if n is None else n}{' (internal)' if internal else ''}")
+            for name, partitions, n, internal in rows
+        ]
         out(columns(("TOPIC", "PARTITIONS", "RECORDS"), shown))
     return OK
 
@@ -133,8 +138,6 @@ def put(
     """
     if raw and (key or time):
         raise ConfigError("--raw: a line that is not looked into has no --key and no --time")
-    from flowkit.source import is_internal
-
     event_time = EventTime(time_unit)
     clock = SystemClock()
 
@@ -162,7 +165,7 @@ def put(
         done = 0
         async with opened(broker) as it:
             # Before standard input is waited for: an unknown topic is told, too.
-            if await is_internal(it, topic):
+            if await _is_internal(it, topic):
                 raise ConfigError(
                     f"topic {topic!r} is internal: flowkit alone writes it; put records into the topics of the app"
                 )
@@ -176,6 +179,13 @@ def put(
 
     run_loop(work())
     return OK
+
+
+async def _is_internal(broker: Any, topic: str) -> bool:
+    from flowkit.source import Sharded, is_internal
+
+    # The first record of a stream cannot be asked for.
+    return not isinstance(broker, Sharded) and bool(await is_internal(broker, topic))
 
 
 async def _lines(file: str, record: Any) -> AsyncIterator[list[Any]]:

@@ -27,6 +27,10 @@ COMPRESSIONS = {
 class Encoder(Protocol):
     """Makes one object's bytes of its lines (each with its line end)."""
 
+    @property
+    def refused(self) -> Sequence[tuple[bytes, str]]:
+        """Lines that can be in no such object, and why; all of them are known once it is finished."""
+
     def feed(self, lines: bytes) -> bytes:
         """Whole lines; the bytes that are ready."""
 
@@ -83,6 +87,8 @@ class LineFormat:
 class Plain:
     """Lines as they are."""
 
+    refused: Sequence[tuple[bytes, str]] = ()
+
     def __init__(self, head: bytes) -> None:
         self._head = head
 
@@ -98,6 +104,8 @@ class Plain:
 
 class Compressed:
     """Lines as one gzip member (RFC 1952, without name or time) or one Zstandard frame (RFC 8878)."""
+
+    refused: Sequence[tuple[bytes, str]] = ()
 
     def __init__(self, compression: str, head: bytes) -> None:
         self._rest = head

@@ -2,7 +2,8 @@
 
     events/dt={dt}/hour={hour}          dt=2026-03-01/hour=05
     {year}/{month}/{day}/{hour}         as Amazon Data Firehose has it
-    country={country}/dt={dt}           a field of the record; null and "" as Hive has it
+    country={country}/dt={dt}           a field of the record; null and "" as Hive has it; a value too long for a key
+                                        of S3 is its beginning and a digest
 
 Beside these there is {minute}; {app}, {group} and {partition} are the task's.
 """
@@ -12,6 +13,7 @@ import io
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -23,6 +25,11 @@ from flowkit.errors import ConfigError
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 TASK = ("app", "group", "partition")
+LONGEST, START = 200, 15
+"""A field's characters in a path, at most: S3 refuses a key of more than 1024 bytes, and its record would never leave.
+
+So many stand before the digest of one that has more, each of at most twelve when quoted.
+"""
 
 _DAY, _HOUR, _MINUTE = 86_400_000, 3_600_000, 60_000
 _TIMES = {"dt": _DAY, "year": _DAY, "month": _DAY, "day": _DAY, "hour": _HOUR, "minute": _MINUTE}
@@ -109,6 +116,8 @@ def _values_of(names: Sequence[str], fields: Sequence[str] | None, codec: str) -
     decode: Callable[[bytes], Any] = msgspec.json.Decoder(plain).decode
 
     def of_object(value: bytes) -> tuple[str, ...]:
+        if value[:1] != b"{":
+            return (NO_VALUE,) * len(names)  # no object has no fields
         return tuple(map(_safe, msgspec.structs.astuple(decode(value))))
 
     return of_object
@@ -121,4 +130,7 @@ def _safe(value: Any) -> str:
         return str(value).lower()
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     # A name of dots alone would be taken for a way up by those who copy to directories.
-    return quote(text, safe=" @+-_,") if text.strip(".") else "%2E" * len(text)
+    safe = quote(text, safe=" @+-_,") if text.strip(".") else "%2E" * len(text)
+    if len(safe) <= LONGEST:
+        return safe
+    return f"{quote(text[:START], safe=' @+-_,')}~{blake2b(text.encode(), digest_size=8).hexdigest()}"

@@ -1,11 +1,17 @@
-"""Parquet by pyarrow (the extra `parquet`): the schema from the records' type, in row groups of a fixed size."""
+"""Parquet by pyarrow (the extra `parquet`): the schema from the records' type, in row groups of a fixed size.
+
+JSON has null for what is no number: a float that must be there is NaN then. What fits no column, as an integer of more
+than 64 bits, is refused, record by record.
+"""
 
 import datetime as dt
 import decimal
 import enum
+import math
 import types
 import typing
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,6 +22,9 @@ from flowkit.errors import ConfigError
 GROUP_BYTES = 16 << 20
 """So many bytes of JSON lines make a row group. Part of the format."""
 GROUP_ROWS = 250_000
+
+UNFIT = (ValueError, TypeError, OverflowError, msgspec.ValidationError)
+"""What pyarrow, and who decodes for it, raise for a value that fits no column."""
 
 CODECS = {"snappy": "snappy", "zst": "zstd", "gz": "gzip", "none": "none"}
 
@@ -50,7 +59,10 @@ class ParquetEncoder:
 
         self._schema = schema_of(element)
         self._names = self._schema.names
+        self._element = element
         self._decode = msgspec.json.Decoder(element).decode
+        self._with_nan = _with_nan(element)
+        self.refused: list[tuple[bytes, str]] = []
         self._out = _Taken()
         self._writer = parquet.ParquetWriter(self._out, self._schema, compression=compression)
         self._lines: list[bytes] = []
@@ -73,13 +85,36 @@ class ParquetEncoder:
         return self._out.take()
 
     def _group(self) -> None:
+        try:
+            table = self._table(self._lines)
+        except UNFIT:
+            table = self._table([line for line in self._lines if self._fits(line)])
+        if len(table):
+            self._writer.write_table(table, row_group_size=len(table))
+        self._lines, self._size = [], 0
+
+    def _fits(self, line: bytes) -> bool:
+        try:
+            self._table([line])
+        except UNFIT as error:
+            self.refused.append((line, str(error)))
+            return False
+        return True
+
+    def _table(self, lines: list[bytes]) -> Any:
         import pyarrow as pa
 
-        rows = [_plain(self._decode(line)) for line in self._lines]
+        rows = [_plain(self._record(line)) for line in lines]
         arrays = [pa.array([row.get(name) for row in rows], type=self._schema.field(name).type) for name in self._names]
-        table = pa.Table.from_arrays(arrays, schema=self._schema)
-        self._writer.write_table(table, row_group_size=len(rows))
-        self._lines, self._size = [], 0
+        return pa.Table.from_arrays(arrays, schema=self._schema)
+
+    def _record(self, line: bytes) -> Any:
+        try:
+            return self._decode(line)
+        except msgspec.ValidationError:
+            if self._with_nan is None:
+                raise
+            return msgspec.convert(self._with_nan(msgspec.json.decode(line)), self._element)
 
 
 class _Taken:
@@ -114,6 +149,38 @@ def _plain(record: Any) -> dict[str, Any]:
         record, builtin_types=(dt.datetime, dt.date, dt.time, bytes), enc_hook=str
     )
     return plain
+
+
+def _with_nan(hint: Any) -> Callable[[Any], Any] | None:
+    """What puts NaN in place of null into a JSON value of this type, where that needs a float; None: nowhere."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is float:
+        return lambda value: math.nan if value is None else value
+    if hasattr(hint, "__struct_fields__"):
+        return _fields_with_nan(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = _with_nan(float if float in args else next(arm for arm in args if arm is not type(None)))
+    elif origin in (typing.Annotated, list, set, frozenset, tuple, dict):
+        inner = _with_nan(args[1] if origin is dict else args[0])
+    else:
+        return None
+    if inner is None or origin is typing.Annotated:
+        return inner
+    if origin is dict:
+        return lambda value: {name: inner(each) for name, each in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        may_be_none = type(None) in args
+        return lambda value: None if value is None and may_be_none else inner(value)
+    return lambda values: [inner(value) for value in values]
+
+
+def _fields_with_nan(record: Any) -> Callable[[Any], Any] | None:
+    hints = typing.get_type_hints(record)
+    names = zip(record.__struct_encode_fields__, record.__struct_fields__, strict=True)
+    inners = {shown: inner for shown, name in names if (inner := _with_nan(hints[name])) is not None}
+    if not inners:
+        return None
+    return lambda value: {name: inners[name](each) if name in inners else each for name, each in value.items()}
 
 
 def schema_of(element: Any) -> Any:

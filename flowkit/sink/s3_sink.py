@@ -16,7 +16,7 @@ those of an unbroken one. In a live run age (by the clock) and the watermark cou
 
 import os
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ import structlog
 
 from flowkit.errors import StoreCorrupt
 from flowkit.record import END_OF_TIME, MIN_TIME
-from flowkit.sink.s3_formats import Format
+from flowkit.sink.s3_formats import Encoder, Format
 from flowkit.sink.s3_layout import Layout
 from flowkit.sink.s3_upload import Objects, side_by_side
 from flowkit.sink.seam import Outgoing, Rejected, SinkTask
@@ -172,9 +172,13 @@ class S3Sink:
 
     async def deliver(self, handoff: Any) -> Sequence[Rejected]:
         """Write the objects of a hand-off: again, they are the same. Raises SinkError, StoreCorrupt."""
-        if handoff is not None:
-            await side_by_side([lambda row=row: self._write(*row) for row in handoff], OBJECTS_AT_ONCE)  # type: ignore[misc]
-        return ()
+        rejected: dict[int, list[Rejected]] = {}
+
+        def writing(number: int, key: str, chunks: int) -> Callable[[], Awaitable[None]]:
+            return lambda: self._write(number, key, chunks, rejected)
+
+        await side_by_side([writing(*row) for row in handoff or ()], OBJECTS_AT_ONCE)
+        return [each for number in sorted(rejected) for each in rejected[number]]
 
     async def close(self) -> None:
         """As the protocol says."""
@@ -270,12 +274,18 @@ class S3Sink:
 
     # Writing
 
-    async def _write(self, number: int, key: str, chunks: int) -> None:
-        await self._objects.write(key, self._format.content_type, lambda: self._bytes(number, chunks))
+    async def _write(self, number: int, key: str, chunks: int, rejected: dict[int, list[Rejected]]) -> None:
+        encoders: list[Encoder] = []
+
+        def anew() -> AsyncGenerator[bytes, None]:
+            encoders.append(self._format.begin())
+            return self._bytes(number, chunks, encoders[-1])
+
+        await self._objects.write(key, self._format.content_type, anew)
+        rejected[number] = [Rejected(None, line, 0, "Unfit", reason) for line, reason in encoders[-1].refused]
         log.debug("object written", task=self._task.name, key=key)
 
-    async def _bytes(self, number: int, chunks: int) -> AsyncGenerator[bytes, None]:
-        encoder = self._format.begin()
+    async def _bytes(self, number: int, chunks: int, encoder: Encoder) -> AsyncGenerator[bytes, None]:
         space: Space = (self._space, number)
         for at in range(0, chunks, CHUNKS_AT_ONCE):
             stop = min(at + CHUNKS_AT_ONCE, chunks)

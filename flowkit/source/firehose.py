@@ -11,7 +11,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from flowkit.source.feeding import Feed
 from flowkit.source.firehose_request import (
     KEY,
     MOST_BYTES,
+    ODD,
     Delivery,
     Refused,
     answer,
@@ -154,14 +155,15 @@ class Endpoint:
         records: list[KeyValueTime] = []
         odd = 0
         for value in delivery.values:
-            try:
+            found: dict[str, msgspec.Raw] = {}
+            own: bytes | None = None
+            with suppress(*ODD):
                 found = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
-            except (msgspec.MsgspecError, UnicodeError):
-                found = {}
-            own = None if key is None or key not in found else msgspec.json.decode(found[key])
+                named = None if key is None or key not in found else msgspec.json.decode(found[key])
+                own = None if named is None else encode_key(named)
             odd += not found or (key is not None and own is None)
             whole = msgspec.json.encode({**found, **more}) if found and more else value
-            records.append((None if own is None else encode_key(own), whole, delivery.time))
+            records.append((own, whole, delivery.time))
         if odd:
             what = "no JSON objects" if key is None else f"without a {key!r}: put without a key"
             log.warning("records as they are", request=delivery.id, records=odd, what=what)

@@ -29,6 +29,10 @@ PREFIX = "X-Amz-Firehose-"
 ID, KEY = f"{PREFIX}Request-Id", f"{PREFIX}Access-Key"
 
 
+ODD = (msgspec.MsgspecError, UnicodeError, RecursionError)
+"""What JSON is not taken apart for: RecursionError is that it is nested too deeply."""
+
+
 class Refused(Exception):
     """What is not taken, as `status` and a message for who looks into Firehose's error log."""
 
@@ -86,7 +90,7 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
         return {}
     try:
         found = msgspec.json.decode(headers[name], type=_Attributes).attributes
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except ODD as error:
         raise Refused(400, f"{name}: {error}") from None
     if len(found) > MOST_ATTRIBUTES:
         raise Refused(400, f"{name}: {len(found)} attributes, and {MOST_ATTRIBUTES} is the most")
@@ -101,7 +105,7 @@ def read_delivery(id_: str, body: bytes, *, gzip: bool) -> Delivery:
         raise too_large()
     try:
         found = msgspec.json.decode(body, type=_Body)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except ODD as error:
         raise Refused(400, f"the body is not as it should be: {error}") from None
     if found.request_id != id_:
         raise Refused(400, f"requestId {found.request_id!r} in the body, and {id_!r} in {ID}")

@@ -67,6 +67,8 @@ class S3Topic:
         self.where = f"s3://{rest}"
         self._aws, own = AwsOptions.take(dict(parse_qsl(query, keep_blank_values=True)), self.where)
         self.place, problems = S3Place.read(rest, own, self.where)
+        if self.place.prefix and rest.endswith("/"):  # orders/ is not what begins with orders, as orders-old/ does
+            self.place = self.place._replace(prefix=self.place.start)
         known = ", ".join((*AwsOptions._fields, *OPTIONS))
         problems += [f"{self.where}: unknown option {n!r}; there are {known}" for n in own if n not in OPTIONS]
         self._format = own.get("format")

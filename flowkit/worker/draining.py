@@ -198,6 +198,19 @@ class Savepoints:
             await self.fail(f"{request.to}: there is another savepoint already")
 
 
+async def refuse_savepoints(requests: Requests, why: str) -> None:
+    """Tell who asks for one why it cannot be, until cancelled: else they would wait for their time-out."""
+    while True:
+        try:
+            asked = await requests.last()
+            if asked is not None and asked.state == "asked":
+                log.warning("savepoint refused", app=requests.app, id=asked.id, to=asked.to, why=why)
+                await requests.end(asked, "failed", why)
+        except FlowkitError as error:
+            log.warning("cannot see whether a savepoint is asked for", error=str(error))
+        await asyncio.sleep(LOOK_SECONDS)
+
+
 class Readable(Protocol):
     """What is asked of a live task here."""
 

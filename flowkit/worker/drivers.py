@@ -93,7 +93,8 @@ def _checkable(type_: Any) -> Any:
     """What isinstance can check a value of `type_` against, or None."""
     if type_ is float:
         return (int, float)
-    return type_ if isinstance(type_, type) and not hasattr(type_, "__total__") else None
+    checks = isinstance(type_, type) and type_ is not Any and not hasattr(type_, "__total__")
+    return type_ if checks else None
 
 
 class StreamDriver(Driver):

@@ -28,6 +28,7 @@ What is not known (no event yet, no checkpoint, no such source) is left out. `re
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -97,6 +98,8 @@ class Emf:
     ) -> None:
         self.watched, self.namespace, self.level, self._now = watched, namespace, level, now
         self._tasks: dict[str, _Seen] = {}
+        self._openings: defaultdict[str, list[Tally]] = defaultdict(list)
+        """By task: the counts of each time that it was open since the line before."""
         self._began = now()
         self._since = self._began
         self._ready = False
@@ -104,15 +107,28 @@ class Emf:
     def lines(self, ends: Mapping[str, int] | None = None) -> list[str]:
         """What there is to tell now. `ends` are what `Watched.ends` gave."""
         app = self.watched.app.name
+        self.look()
         views = self.watched.tasks()
         found = [(view.name, self._task(view, ends or {})) for view in views]
-        for gone in self._tasks.keys() - {view.name for view in views}:
-            del self._tasks[gone]  # another worker tells of it now
+        gone = sorted(self._tasks.keys() - {view.name for view in views})
+        # Another worker tells of such a one from where this one let go of it, and of nothing before.
+        found += [(name, _grown(self._tasks.pop(name), self._openings.pop(name, []))[1]) for name in gone]
         whole = self._whole([values for _, values in found])
         lines = [self._line({"Application": app}, whole)]
         if self.level == "task":
             lines += [self._line({"Application": app, "Task": name}, values) for name, values in found if values]
         return lines
+
+    def look(self) -> None:
+        """See how the worker is. To be called more often than lines are made: what comes and goes in between counts."""
+        ready = not self.watched.unready()
+        if ready != self._ready:
+            self._ready, self._since = ready, self._now()
+        for view in self.watched.tasks():
+            self._tasks.setdefault(view.name, _Seen(self._began))
+            openings = self._openings[view.name]
+            if view.task is not None and view.task.counters.tally not in openings:
+                openings.append(view.task.counters.tally)
 
     def _line(self, dimensions: Mapping[str, str], values: Mapping[str, float]) -> str:
         metrics = [{"Name": name, "Unit": UNITS[name]} for name in values]
@@ -122,29 +138,27 @@ class Emf:
 
     def _whole(self, tasks: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """All tasks together, and how the worker is."""
-        now, ready = self._now(), not self.watched.unready()
-        if ready != self._ready:
-            self._ready, self._since = ready, now
         whole = {}
         for name in UNITS:
             values = [each[name] for each in tasks if name in each]
             if values:
                 whole[name] = _TOGETHER.get(name, sum)(values)
-        passed = round(1000 * (now - self._since))
-        return whole | ({"uptime": passed, "downtime": 0} if ready else {"uptime": 0, "downtime": passed})
+        passed = round(1000 * (self._now() - self._since))
+        return whole | ({"uptime": passed, "downtime": 0} if self._ready else {"uptime": 0, "downtime": passed})
 
     def _task(self, view: TaskView, ends: Mapping[str, int]) -> dict[str, float]:
         meter, now = view.meter, self._now()
-        before = self._tasks.get(view.name) or _Seen(self._began)
-        tally = None if view.task is None else view.task.counters.tally
-        counts, grown = _grown(before, tally)
+        before, openings = self._tasks[view.name], self._openings.pop(view.name)
+        counts, grown = _grown(before, openings)
         stats = meter.stats(view.store)
         done = (stats.checkpoints, stats.checkpoint_seconds, stats.checkpoint_uploaded)
         last, number = before.last, done[0] - before.checkpoints[0]
         if number > 0:  # of several since, their mean
             seconds, size = (then - was for then, was in zip(done[1:], before.checkpoints[1:], strict=True))
             last = {"lastCheckpointDuration": round(1000 * seconds / number), "lastCheckpointSize": size // number}
-        self._tasks[view.name] = _Seen(now, tally or before.tally, counts, done, meter.checkpoint_failures, last)
+        self._tasks[view.name] = _Seen(
+            now, openings[-1] if openings else before.tally, counts, done, meter.checkpoint_failures, last
+        )
         idle, busy, held = (meter.per_second()[phase] for phase in (IDLE, BUSY, BACK_PRESSURED))
         passed = now - before.at
         return {
@@ -162,7 +176,7 @@ class Emf:
         }
 
 
-def _grown(before: _Seen, tally: Tally | None) -> tuple[Mapping[str, int], dict[str, float]]:
+def _grown(before: _Seen, openings: Sequence[Tally]) -> tuple[Mapping[str, int], dict[str, float]]:
     """The counts now, and by how much they grew in this process.
 
     They are part of the state, and go on where another worker has left them: so those of each opening count from what
@@ -170,10 +184,7 @@ def _grown(before: _Seen, tally: Tally | None) -> tuple[Mapping[str, int], dict[
     """
     grown: dict[str, float] = dict.fromkeys((name for name, _ in _COUNTS), 0)
     counts = before.counts
-    openings = [before.tally] if before.tally is not None else []
-    if tally is not None and tally is not before.tally:
-        openings.append(tally)
-    for each in openings:
+    for each in dict.fromkeys([*([] if before.tally is None else [before.tally]), *openings]):
         if each is not before.tally:
             counts = _sums(each.began or {})
         sums = _sums(each.committed)

@@ -148,7 +148,14 @@ def _source(topic: Topic[Any], paths: list[str]) -> "Source":
             what = "a topic of a cluster" if places[0].startswith("kafka://") else "a prefix in S3"
             raise ConfigError(f"--input {topic.name}: {what} is all of an input; name nothing beside it")
         return bounded_topics(places[0], topic.start, topic.pattern)
-    source = FileSource(paths)
+    for path in paths:
+        if not is_file(path):
+            known = " and ".join(f"{start}…" for start in BOUNDED)
+            raise ConfigError(
+                f"--input {topic.name}={path}: what a run can read are files, {known}; other topics are for "
+                "`flowkit worker`"
+            )
+    source = FileSource([path.removeprefix("file://") for path in paths])
     source.check()
     return source
 

@@ -106,7 +106,16 @@ class Shards:
             if not group.topics:
                 self.running[group.name] = [None]
                 continue
-            common = self._common(group, {topic.name: await self.broker.shards(topic.name) for topic in group.topics})
+            shards = {topic.name: await self.broker.shards(topic.name) for topic in group.topics}
+            if gone := [name for name, found in shards.items() if not found]:
+                raise ConfigError(
+                    *(
+                        f"stream {name!r} was deleted: what of it was not read is lost, and the app's positions are of "
+                        "no other one. Start it under another name to begin anew"
+                        for name in gone
+                    )
+                )
+            common = self._common(group, shards)
             self._tell(group, common)
             self.all[group.name] = common.parts
             numbers = {shard.number for shard in common.parts}

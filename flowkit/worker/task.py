@@ -42,6 +42,7 @@ from flowkit.worker.feed import (
     Unfinished,
     Waiting,
 )
+from flowkit.worker.letters import letter_again
 from flowkit.worker.meter import BUSY, CommitWatch, Meter
 from flowkit.worker.outlets import BoundOutlet, Outgoing
 from flowkit.worker.resources import lease_all
@@ -541,6 +542,15 @@ class Task:
             self._reject(name, record)
 
     def _reject(self, name: str, record: Rejected) -> None:
+        if name == self.app.dead_letters.name:
+            again = letter_again(record, self.engines[0].step.clock.now_ms())
+            if again is None:
+                log.error("dead letter lost: its destination refuses it", error=record.error, reason=record.reason)
+                return
+            log.warning("dead letter refused: sent in another form", error=record.error, reason=record.reason)
+            self._letters.append(again)
+            self._dirty = True
+            return
         letter = DeadLetter(
             name, SENT, 0, f"sent to {name}", record.key, record.value, record.time, record.error, record.reason
         )

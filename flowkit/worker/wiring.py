@@ -5,6 +5,7 @@ Everything that is wrong is told at once, before anything is made.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -14,7 +15,7 @@ from flowkit.app import App
 from flowkit.clock import Clock
 from flowkit.codec import fields_of
 from flowkit.errors import ConfigError
-from flowkit.sink import Destination, Sink, SinkTask, destination
+from flowkit.sink import Destination, FileDestination, Sink, SinkTask, destination
 from flowkit.source import Part, TopicUse
 from flowkit.worker.finder import TopicFinder
 from flowkit.worker.live import task_name
@@ -73,6 +74,14 @@ class Wiring:
         if not self.plan.groups:
             raise ConfigError(f"app {self.app.name!r} has no agents and no declared tables: there is nothing to run")
         problems = [problem for name, url in self.binds.items() for problem in self._bind_problems(name, url)]
+        files: dict[Path, str] = {}
+        for name, found in self.destinations.items():
+            if isinstance(found, FileDestination) and found.path != "-":
+                other = files.setdefault(Path(found.path).absolute(), name)
+                if other != name:
+                    problems.append(
+                        f"--bind {name}={self.binds[name]}: {other!r} leads there, and a file has one writer"
+                    )
         for name, outlet in self._written().items():
             if not isinstance(outlet, Topic) and name not in self.binds:
                 problems.append(f"sink {name!r} leads nowhere: bind it with --bind {name}=FILE, or a URL")
@@ -192,9 +201,17 @@ class Wiring:
         await self.refresh()
 
     async def refresh(self) -> bool:
-        """Look which tasks there are now; True if that has changed, which it does only where topics are streams."""
+        """Look which tasks there are now; True if that has changed, which it does only where topics are streams.
+
+        Raises ConfigError if a file would have several writers by now, those included that are done with it.
+        """
         if self.shards is None or not await self.shards.look():
             return False
+        shards = self.shards.all
+        if problems := self._writer_problems(
+            {group.name: len(shards.get(group.name, [1])) for group in self.plan.groups}
+        ):
+            raise ConfigError(*problems)
         self.slices = {}
         for group in self.plan.groups:
             running = self.shards.running[group.name]

@@ -40,7 +40,7 @@ from flowkit.store import (
 from flowkit.worker.beginning import Beginning, begun_with
 from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.checkpointing import TaskCheckpoints
-from flowkit.worker.draining import Savepoints, TaskDrain, senders_of
+from flowkit.worker.draining import Savepoints, TaskDrain, refuse_savepoints, senders_of
 from flowkit.worker.health import NAME, Health, write_health
 from flowkit.worker.inheriting import Inheritance, opened_for_a_while
 from flowkit.worker.live import Begins, LiveTask, task_name
@@ -49,7 +49,7 @@ from flowkit.worker.ownership import Ownership
 from flowkit.worker.patience import Patience
 from flowkit.worker.resources import resources
 from flowkit.worker.restoring import Frames
-from flowkit.worker.savepoint import need_manifest
+from flowkit.worker.savepoint import Requests, need_manifest
 from flowkit.worker.shards import Streams
 from flowkit.worker.state_home import StateHome
 from flowkit.worker.tracing import Tracing, tracing_from_environment
@@ -182,6 +182,10 @@ class Worker:
             if self.savepoints is not None:
                 await self.savepoints.look()
                 beside.append(asyncio.create_task(self.savepoints.watch(lambda: self.owned), name="savepoints"))
+            elif self.storage is not None:
+                why = f"there are none on {self.broker.url} yet"
+                refusing = refuse_savepoints(Requests(self.storage, self.app.name, self.clock), why)
+                beside.append(asyncio.create_task(refusing, name="savepoints"))
             try:
                 await self._take_part()
             finally:

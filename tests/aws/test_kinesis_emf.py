@@ -8,12 +8,17 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from flowkit.clock import SystemClock
+from flowkit.source import open_storage
+from flowkit.worker import Requests
 from tests.aws.servers import aws_environment, free_port
 from tests.aws.workers import Fleet, check_counts
 from tests.jsonl import whole_lines
 
 
-async def test_lags_counts_and_checkpoints_are_told_in_lines(ministack: str, tmp_path: Path) -> None:
+async def test_lags_counts_and_checkpoints_are_told_in_lines_and_a_savepoint_is_refused(
+    ministack: str, tmp_path: Path
+) -> None:
     metrics, kept = tmp_path / "metrics.jsonl", tmp_path / "checkpoints"
 
     def lines() -> list[dict[str, Any]]:
@@ -28,6 +33,13 @@ async def test_lags_counts_and_checkpoints_are_told_in_lines(ministack: str, tmp
             wanted = ("lastCheckpointSize", "uptime")
             while not all(any(line.get(name) for line in lines()) for name in wanted):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
+        async with open_storage(str(kept)) as storage:
+            requests = Requests(storage, fleet.name, SystemClock())
+            await requests.ask(str(tmp_path / "saved"), stop=False, within=60_000)
+            async with asyncio.timeout(20):
+                while (asked := await requests.last()) is None or asked.state == "asked":  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        assert (asked.state, asked.why) == ("failed", "there are none on kinesis://us-east-1 yet")
         assert await fleet.stop("a") == 0
     whole = [line for line in lines() if "Task" not in line]
     tasks = [line for line in lines() if "Task" in line]

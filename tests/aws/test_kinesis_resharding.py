@@ -112,3 +112,20 @@ async def test_streams_of_other_shards_are_refused_at_the_start(resharding: dict
             f"reads the streams {fleet.name}-in, {fleet.name}-more together, whose open shards are not the same" in told
         )
         assert "reshard them in the same way" in told
+
+
+async def test_a_file_that_several_shards_would_write_and_a_stream_that_is_deleted_end_a_worker(
+    resharding: dict[str, str], tmp_path: Path
+) -> None:
+    async with Fleet(tmp_path, resharding, shards=1) as fleet:
+        await fleet.put(range(20))
+        await split(fleet.streams, f"{fleet.name}-in", 0)
+        fleet.start("a", "--bind", "dead-letters=dead.jsonl")
+        assert await until_ended(fleet.workers["a"]) == 2
+        fleet.start("a")
+        await fleet.until(20)
+        await fleet.streams.client.delete_stream(StreamName=f"{fleet.name}-in")
+        assert await until_ended(fleet.workers["a"]) == 2
+        log = (tmp_path / "a.log").read_text()
+        assert "dead-letters=dead.jsonl: 3 tasks write it, and a file has one writer: put {partition} into" in log
+        assert f"stream '{fleet.name}-in' was deleted: what of it was not read is lost" in log

@@ -3,12 +3,16 @@
 import asyncio
 import json
 import shutil
+import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowkit.aws import AwsOptions, open_client
+from flowkit.clock import SystemClock
+from flowkit.source.kinesis_streams import KinesisStreams
 from tests.aws.servers import aws_environment
 from tests.aws.workers import Fleet, check_counts, dead, merge, split
 
@@ -51,6 +55,25 @@ async def test_on_another_machine_it_goes_on_from_the_frames_in_s3(ministack: st
         check_counts(await fleet.until(900), 900)
         assert await fleet.stop("c") == 0
     assert dead(tmp_path) == []
+
+
+async def test_streams_are_listed_and_fed_by_hand(kinesalite: str, tmp_path: Path) -> None:
+    name = f"s-{uuid.uuid4().hex[:8]}"
+    streams = KinesisStreams(AwsOptions(), SystemClock(), "kinesis://")
+    await streams.open()
+    await streams.create(name, 2)
+    await streams.close()
+
+    async def flowkit(*words: str) -> str:
+        words = ("-m", "flowkit", "topics", *words, "--broker", f"kinesis://us-east-1?leases=file://{tmp_path}")
+        pipes: Any = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        running = await asyncio.create_subprocess_exec(sys.executable, *words, **pipes)
+        out, _ = await running.communicate(b'{"k": 1}\n')
+        assert running.returncode == 0
+        return out.decode()
+
+    listed, _ = await asyncio.gather(flowkit("list", "--json"), flowkit("put", name))
+    assert {"topic": name, "partitions": 2, "records": None, "internal": False} in map(json.loads, listed.splitlines())
 
 
 @pytest.mark.parametrize("hop", [False, True], ids=["straight", "re-keyed"])

@@ -206,6 +206,14 @@ def test_names_that_tell_no_format_are_told_all_at_once(place: Place) -> None:
     )
 
 
+def test_an_input_that_is_no_place_of_a_bounded_run_is_told_with_those_that_are(place: Place) -> None:
+    place.app()
+    done = place.call("run", "app.py", "--input", "sales=kinesis://sales")
+    is_told(done, "--input sales=kinesis://sales: what a run can read are files, kafka://… and s3://…")
+    place.lines("in.jsonl", *GOOD)
+    assert place.call("run", "app.py", "--input", f"sales=file://{place.path / 'in.jsonl'}").code == 0
+
+
 def test_a_format_that_cannot_hold_a_type_is_told_with_what_it_is_for(place: Place) -> None:
     place.app()
     place.lines("in.jsonl", *GOOD)

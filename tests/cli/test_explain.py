@@ -106,6 +106,10 @@ def test_the_guarantee_of_a_bound_output_is_told_exactly(place: Place) -> None:
     ).out
     assert shown.count("at least once: after a crash the records of the last commit may be printed again") == 2
     assert "sink reports: Report\n    exactly once: the file equals that of an unbroken run" in shown
+    wrong = place.call("explain", "app.py", "--bind", "bgi=-", "--bind", "sales=-")
+    assert wrong.code == 2
+    assert "--bind bgi: no agent writes 'bgi'" in wrong.err
+    assert "--bind sales: no agent writes 'sales'" in wrong.err
 
 
 def test_the_flow_is_drawn(place: Place) -> None:

@@ -92,6 +92,13 @@ async def test_a_topic_that_agents_read_cannot_be_bound_to_a_file(tmp_path: Path
         await refused(new_worker(app, tmp_path, binds={"second": "second.jsonl"}))
 
 
+def test_two_outputs_cannot_be_bound_to_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    worker = new_worker(adding_up(), tmp_path, binds={"out": str(file), "dead-letters": f"file://{file}"})
+    with pytest.raises(ConfigError, match=r"--bind dead-letters=.*: 'out' leads there, and a file has one writer"):
+        worker.wiring.check()
+
+
 @pytest.mark.parametrize(
     ("make", "topics", "file", "missing"),
     [

@@ -2,13 +2,16 @@
 
 import gzip
 import io
+import json
 import random
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 import cramjam
+import msgspec
 import pytest
 
 from flowkit import ConfigError, Record
@@ -119,6 +122,7 @@ VALUES = [
     (b'{"country":"a/b=c \xc3\xa9"}', "a%2Fb%3Dc %C3%A9"),
     (b'{"country":null}', NO_VALUE),
     (b'{"id":"x"}', NO_VALUE),
+    (b'"x"', NO_VALUE),
     (b'{"country":""}', NO_VALUE),
     (b'{"country":".."}', "%2E%2E"),
     (b'{"country":12}', "12"),
@@ -131,6 +135,21 @@ def test_a_path_is_made_of_fields(value: bytes, path: str) -> None:
     layout = Layout("{country}", FIELDS, "json", "x")
     [(key, *_)] = layout.runs([START], [value])
     assert layout.path(key, {}) == path
+
+
+@pytest.mark.parametrize("character", ["x", "é", "𝄞", ".", "%"])
+def test_a_field_that_is_too_long_for_a_key_is_told_from_others_all_the_same(character: str) -> None:
+    layout = Layout("{country}", FIELDS, "json", "x")
+
+    def path(country: str) -> str:
+        value = json.dumps({"country": country}).encode()
+        return layout.path(next(layout.runs([0], [value]))[0], {})
+
+    long, other = path(character * 100_000), path(character * 99_999)
+    assert long == path(character * 100_000) != other
+    assert len(long) <= 200
+    unquote(long.partition("~")[0], errors="strict")
+    assert path("x" * 200) == "x" * 200
 
 
 def test_fields_of_csv_are_found_by_their_columns() -> None:
@@ -182,7 +201,7 @@ class Desk:
         puts = {(c.table, c.end): dict(zip(c.keys, c.values, strict=True)) for c in changes}
         await self.store.commit(puts, drops)
         for number, key, chunks in handoff or ():
-            lines = [data async for data in sink._bytes(number, chunks)]
+            lines = [data async for data in sink._bytes(number, chunks, sink._format.begin())]
             self.objects[key] = b"".join(lines)
         return [key for _, key, _ in handoff or ()]
 
@@ -378,6 +397,63 @@ def test_parquet_has_the_types_of_the_record_and_row_groups() -> None:
     assert table["amount"].to_pylist() == [*range(9), 7, 0]
     assert table["at"].to_pylist()[3] == datetime(2026, 1, 1, 0, 0, 3, tzinfo=UTC)
     assert table["country"].to_pylist()[8:10] == [None, "DE"]
+
+
+class Score(Record):
+    of: str
+    value: float
+    also: float | None = None
+
+
+class Odd(Record):
+    id: int
+    mean: float
+    parts: list[float]
+    by: dict[str, float | None]
+    score: Score | None = None
+
+
+def test_parquet_has_nan_where_json_has_none_and_refuses_what_fits_no_column() -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    nan, never = float("nan"), Score("y", float("inf"), float("nan"))
+    rows = [Odd(1, 0.5, [1.0], {}), Odd(2**63, 0.5, [], {}), Odd(3, nan, [nan, 2], {"a": nan, "b": 1}, never)]
+    encoder = Parquet("none", Odd).begin()
+    lines = [msgspec.json.encode(row) + b"\n" for row in rows] + [b'{"id":"x","mean":null,"parts":[],"by":{}}\n']
+    data = encoder.feed(b"".join(lines)) + encoder.finish()
+    assert [(json.loads(line)["id"], why) for line, why in encoder.refused] == [
+        (2**63, "Python int too large to convert to C long"),
+        ("x", "Expected `int`, got `str` - at `$.id`"),
+    ]
+    found = pq.read_table(io.BytesIO(data)).to_pylist()
+    assert str(found[1]) == str(
+        {
+            "id": 3,
+            "mean": nan,
+            "parts": [nan, 2.0],
+            "by": [("a", None), ("b", 1.0)],
+            "score": {"of": "y", "value": nan, "also": None},
+        }
+    )
+    assert (len(found), found[0]["mean"]) == (2, 0.5)
+
+
+async def test_what_fits_no_column_is_rejected_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    desk = Desk()
+    sink = await desk.sink()
+    sink._format = Parquet("none", Odd)
+    rows = [Odd(2**63 * n, 0.5, [], {}) for n in (0, 1)]
+    handoff = sink.stage([Sent(b"k", msgspec.json.encode(row), START) for row in rows], True)
+    puts = {(c.table, c.end): dict(zip(c.keys, c.values, strict=True)) for c in sink.changes()}
+    await desk.store.commit(puts, sink.drops())
+
+    async def write(key: str, kind: str, begin: Any) -> None:
+        for _ in range(2):  # tried again
+            assert [piece async for piece in begin()]
+
+    monkeypatch.setattr(sink._objects, "write", write)
+    (found,) = await sink.deliver(handoff)
+    assert (found.value, found.error) == (msgspec.json.encode(rows[1]), "Unfit")
 
 
 def test_parquet_refuses_what_has_no_column_type() -> None:

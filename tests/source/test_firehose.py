@@ -103,6 +103,8 @@ async def test_a_body_may_be_gzip() -> None:
     assert topic.records == [(None, b"one", AT)]
 
 
+DEEP = b"[" * 20_000 + b"]" * 20_000
+
 WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"method": "GET"}, 405, "GET: only POST is possible here"),
     ({"method": "PUT", "data": body(b"x")}, 405, "PUT: only POST is possible here"),
@@ -111,6 +113,11 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"data": b'{"requestId":"x","timestamp":1,"records":[{"data":"?"}]}'}, 400, "Invalid base64"),
     ({"data": body(b"x").replace(b"1578090901599", b"-1")}, 400, "Expected `int` >= 0"),
     ({"data": body(b"x").replace(b"1578090901599", b"9" * 17)}, 400, "Expected `int` <="),
+    (
+        {"data": body(b"x")[:-1] + b',"x":' + DEEP + b"}"},
+        400,
+        "the body is not as it should be: maximum recursion depth",
+    ),
     ({"data": body(b"x", id_="other")}, 400, "requestId 'other' in the body, and"),
     (
         {"data": body(b"x"), "headers": {"X-Amz-Firehose-Request-Id": None}},
@@ -223,7 +230,9 @@ async def test_a_request_that_comes_again_is_put_once() -> None:
 async def test_records_have_the_key_and_the_attributes_that_are_asked_for() -> None:
     topic = Topic()
     async with served(topic, Target("t", "card", "from")) as client:
-        values = [b'{"card": "c1", "n": 1}', b'{"card": 7}', b'{"n": 2}', b"[1]", b"\xff"]
+        odd = [b"[1]", b"\xff", b'{"n":%s}' % DEEP]  # what of them is not taken apart must not hold up the others
+        never = [b'{"card":1e999}', b'{"card":%s}' % DEEP]
+        values = [b'{"card": "c1", "n": 1}', b'{"card": 7}', b'{"n": 2}', *odd, *never]
         assert (await client.ask(body(*values)))[0] == 200
         assert (
             await client.ask(
@@ -231,14 +240,16 @@ async def test_records_have_the_key_and_the_attributes_that_are_asked_for() -> N
                 headers={"X-Amz-Firehose-Request-Id": "b", "X-Amz-Firehose-Common-Attributes": None},
             )
         )[0] == 200
-    assert [key for key, _, _ in topic.records] == [b"c1", b"7", None, None, None, b"c2"]
+    assert [key for key, _, _ in topic.records] == [b"c1", b"7", *[None] * 6, b"c2"]
     common = {"deployment-context": "pre-prod", "device-types": ""}
     assert [json.loads(value or b"") for _, value, _ in topic.records[:3]] == [
         {"card": "c1", "n": 1, "from": common},
         {"card": 7, "from": common},
         {"n": 2, "from": common},
     ]
-    assert [value for _, value, _ in topic.records[3:]] == [b"[1]", b"\xff", b'{"card":"c2"}']
+    assert [value for _, value, _ in topic.records[3:6]] == odd
+    assert json.loads(topic.records[6][1] or b"")["from"] == common
+    assert [value for _, value, _ in topic.records[7:]] == [never[1], b'{"card":"c2"}']
 
 
 async def test_a_topic_of_a_broker_is_fed(tmp_path: Path) -> None:

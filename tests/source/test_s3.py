@@ -10,6 +10,7 @@ import pytest
 
 from flowkit.errors import InputError
 from flowkit.source.json_stream import JsonLines
+from flowkit.source.s3 import S3Topic
 from flowkit.source.s3_listing import Entry, arranged, check_same, is_data, period_of
 
 DAY, HOUR, MINUTE = 86_400_000, 3_600_000, 60_000
@@ -41,6 +42,13 @@ def test_markers_and_folders_are_no_data() -> None:
     assert [is_data(key) for key in ("a/x", "a/", "a/_SUCCESS", "a/.part", "_a/x", "x")] == [
         *(True, False, False, False, True, True)
     ]
+
+
+def test_a_prefix_that_ends_in_a_slash_is_a_folder() -> None:
+    for word, prefix in (("orders/", "orders/"), ("orders", "orders"), ("a%20b/c/", "a b/c/"), ("", ""), ("/", "")):
+        topic = S3Topic(f"s3://bucket/{word}")
+        assert topic.place.prefix == prefix
+        assert topic.rights()[0].resource.endswith(f":::bucket/{prefix}*")
 
 
 # Order and lanes

@@ -1,5 +1,6 @@
 """What becomes of records whose destination is a service: numbered, delivered once their commit counts, or dead."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -147,6 +148,32 @@ async def test_what_a_service_never_takes_is_a_dead_letter_once(
         ("out", "ItemTooLarge", "more than it can hold")
     ] * 2
     assert len({row.id for row in shelf.rows}) == len(ORDERS) - 2
+
+
+@pytest.mark.parametrize(("room", "kept"), [(30_000, True), (3_000, False), (0, None)])
+async def test_a_letter_that_its_own_destination_refuses_is_sent_once_more_and_never_for_ever(
+    shelf: Shelf, orders: str, tmp_path: Path, room: int, kept: bool | None
+) -> None:
+    def one(items: Sequence[Item]) -> Sequence[Outcome]:
+        reason = "x" * (20_000 if kept is False else 10)
+        return [Never("Bad", reason) if b'"amount":5' in item.body.value else None for item in items]
+
+    def two(items: Sequence[Item]) -> Sequence[Outcome]:
+        takes = [b"itself" in item.body.value and len(item.body.value) < room for item in items]
+        return [None if each else Never("TooOld", "two weeks") for each in takes]
+
+    shelf.script, letters = one, Shelf(two)
+    Shelf.shelves["two"] = letters
+    outputs = [("out", "shelf://one"), ("dead-letters", "shelf://two")]
+    async with asyncio.timeout(20):
+        summary = await run(app_of(), [("orders", orders)], outputs, state=tmp_path / "state")
+    assert summary.counters.dead == 1
+    found = [json.loads(value or b"") for _, _, value in letters.taken]
+    assert [(letter["error"], letter["value"] is not None) for letter in found] == (
+        [] if kept is None else [("Bad", kept)]
+    )
+    assert all("the letter itself was refused: TooOld (two weeks)" in letter["reason"] for letter in found)
+    assert len(shelf.rows) == len(ORDERS) - 1
 
 
 def test_an_unknown_scheme_and_credentials_in_a_url_are_refused() -> None:

@@ -94,6 +94,24 @@ async def test_what_was_done_before_is_not_told_again_when_a_task_is_opened_agai
         assert (line["numRecordsIn"], line["downtime"]) == (1, 0)
 
 
+async def test_what_was_done_since_the_last_line_is_told_of_a_task_that_is_gone_as_at_a_workers_end() -> None:
+    async with one() as watched:
+        moving = Renamed(watched, ["a"], [0])
+        emf = emf_of(moving)
+        emf.look()
+        watched.clock.advance(59_000)
+        await watched.take(event(1), event(2))
+        await watched.commit()
+        moving.names, moving.late = [], []
+        (last,) = told(emf.lines())
+        assert (last["numRecordsIn"], last["uptime"], last["downtime"]) == (2, 59_000, 0)
+        moving.names, moving.late = ["a"], [0]
+        emf.lines()
+        moving.names, moving.late = [], []
+        assert told(emf.lines())[0]["numRecordsIn"] == 0  # gone before it was looked at again
+        assert "numRecordsIn" not in told(emf.lines())[0]
+
+
 async def test_of_several_tasks_lags_are_the_largest_and_counts_the_sum_and_each_has_a_line_if_asked() -> None:
     async with one() as watched:
         both = Renamed(watched, ["a", "b"], [7, 9])

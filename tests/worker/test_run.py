@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,6 +196,19 @@ async def test_lines_of_text_go_in_and_out_of_topics_of_bytes(tmp_path: Path) ->
     (tmp_path / "in.txt").write_bytes(b"ab\n\xff\x00\n")
     await run(app, [("raw", str(tmp_path / "in.txt"))], [("out", str(tmp_path / "out.txt"))])
     assert (tmp_path / "out.txt").read_bytes() == b"ba\n\x00\xff\n"
+
+
+async def test_a_sink_may_take_anything(tmp_path: Path) -> None:
+    app = App("anything")
+    raw, out = app.topic("raw", dict[str, int]), app.sink("out", Any)
+
+    @app.each(raw, sinks=[out])
+    def turn(value: dict[str, int]) -> Any:
+        return [value, "x"][value["n"]]
+
+    (tmp_path / "in.jsonl").write_text('{"n": 0}\n{"n": 1}\n')
+    await run(app, [("raw", str(tmp_path / "in.jsonl"))], [("out", str(tmp_path / "out.jsonl"))])
+    assert (tmp_path / "out.jsonl").read_text() == '{"n":0}\n"x"\n'
 
 
 def picky_app() -> App:
