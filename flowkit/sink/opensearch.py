@@ -6,7 +6,8 @@ A record is a document, a tombstone removes it.
     ?id=FIELD           the document's id is this field of the record; default: the record's key, or, if it has none,
                         an id that no other record has
     ?auth=none          default `sigv4`: signed as Amazon OpenSearch Service asks for it, with ?region=, ?profile=, and
-                        ?service=aoss for OpenSearch Serverless; `basic`: a user and a password, from
+                        ?service=aoss for OpenSearch Serverless (region and service are taken from the host's name
+                        where it tells them); `basic`: a user and a password, from
                         ?credentials=FILE (USER:PASSWORD) or OPENSEARCH_USER and OPENSEARCH_PASSWORD
     ?version=number     default `order`: see below; `none`: the last one to write wins
     ?batch=1000         documents a request, at most
@@ -47,6 +48,10 @@ CALL_BYTES = 5 << 20
 """Before gzip. Amazon's smallest instances take 10 MiB a request ("network limits" of its developer guide); a document
 that is larger has a request of its own, and is never taken if the service says 413."""
 
+AT_AMAZON = re.compile(
+    r"\.(?P<region>[a-z]{2}(?:-[a-z]+)+-\d)\.(?:(?P<service>es|aoss)\.amazonaws\.com(?:\.cn)?|on\.aws)(?::\d+)?$"
+)
+"""The host of a domain or collection at Amazon, which says where it is."""
 PLACE = re.compile(r"(?P<host>[a-zA-Z0-9.-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5})?)/(?P<index>[^/]+)")
 BULK = "/_bulk?filter_path=errors%2Citems.%2A.status%2Citems.%2A.error"
 """Only what is read of an answer; written as it is signed."""
@@ -232,7 +237,11 @@ def open_destination(
     assert found is not None
     auth: Auth = NoAuth()
     if kind == "sigv4":
-        auth = SigV4(service, aws.region, aws.profile)
+        at_amazon = AT_AMAZON.search(found["host"])
+        region = aws.region or (at_amazon and at_amazon["region"])
+        if at_amazon and "service" not in options:
+            service = at_amazon["service"] or service
+        auth = SigV4(service, region, aws.profile)
     elif kind == "basic":
         auth = Basic(credentials)
     url = f"{'https' if tls else 'http'}://{found['host']}"

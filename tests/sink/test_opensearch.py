@@ -13,6 +13,7 @@ from flowkit.errors import SinkError
 from flowkit.sink import Rejected, SinkTask, destination
 from flowkit.sink.dispatch import Item, Never, TryAgain
 from flowkit.sink.opensearch import OpenSearchDestination
+from flowkit.sink.opensearch_auth import SigV4
 from flowkit.sink.opensearch_documents import settled
 from flowkit.sink.records import Row
 from flowkit.worker.outlets import Outgoing
@@ -260,3 +261,22 @@ async def test_what_is_wrong_with_credentials_is_told(
     with pytest.raises(ConfigError, match=told):
         async with opened(url):
             pass
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "service", "region"),
+    [
+        ("search-shop-x.eu-west-1.es.amazonaws.com", "", "es", "eu-west-1"),
+        ("search-shop-x.eu-west-1.es.amazonaws.com:443", "?region=us-east-2", "es", "us-east-2"),
+        ("abc.ap-southeast-2.aoss.amazonaws.com", "", "aoss", "ap-southeast-2"),
+        ("vpc-shop-x.cn-north-1.es.amazonaws.com.cn", "", "es", "cn-north-1"),
+        ("search-shop-x.us-gov-west-1.on.aws", "?service=aoss", "aoss", "us-gov-west-1"),
+        ("search.example.com", "", "es", None),
+    ],
+)
+def test_a_host_at_amazon_says_how_it_is_signed_for(host: str, options: str, service: str, region: str | None) -> None:
+    found = destination(f"opensearch://{host}/index{options}", None)
+    assert isinstance(found, OpenSearchDestination)
+    auth = found.http.auth
+    assert isinstance(auth, SigV4)
+    assert (auth.service, auth.region) == (service, region)
