@@ -32,6 +32,7 @@ LOOK_AGAIN_MS = 5_000
 DENIED = (
     kafka.SaslAuthenticationFailed,
     kafka.UnsupportedSaslMechanismError,
+    kafka.IllegalSaslStateError,  # a listener without SASL
     kafka.TopicAuthorizationFailedError,
     kafka.GroupAuthorizationFailedError,
     kafka.ClusterAuthorizationFailedError,
@@ -64,6 +65,9 @@ class NoSecrets(logging.Filter):
 
 
 logging.getLogger("aiokafka.conn").addFilter(NoSecrets())
+# Where a process has set up no logs, as short commands do not, Python prints these lines as they are, to stderr: there
+# our own error says it. Handlers of others still hear of them.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
 async def started(client: Client, address: KafkaAddress) -> Client:
@@ -207,7 +211,7 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
     """One error for a person, without any secret."""
     match error:
         case ssl.SSLCertVerificationError():
-            return f"its certificate is not trusted ({error.verify_message}): is ca= the authority that signed it?"
+            return f"its certificate is not trusted ({error.verify_message}): {_cure(error.verify_code)}"
         case ssl.SSLError():
             return f"TLS failed ({error.reason or error}): is security= right, and does it want cert= and key=?"
         case socket.gaierror():
@@ -216,6 +220,8 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
             return f"it refuses what sasl={address.sasl} gave: check the FLOWKIT_KAFKA_… variables and their files"
         case kafka.UnsupportedSaslMechanismError():
             return f"it does not offer sasl={address.sasl}"
+        case kafka.IllegalSaslStateError():
+            return f"it takes no sasl={address.sasl} at this port: is it the right one, and is security= right?"
         case NoToken():
             return RuntimeError.__str__(error)
         case TimeoutError() | kafka.RequestTimedOutError() | kafka.KafkaTimeoutError():
@@ -225,3 +231,18 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
         case OSError():
             return (os.strerror(error.errno) if error.errno else type(error).__name__).lower()
     return address.redact(str(error) or type(error).__name__)
+
+
+def _cure(verify_code: int) -> str:
+    """What helps against a certificate that OpenSSL does not trust, by its X509_V_ERR_… number.
+
+    >>> _cure(10), _cure(20)
+    ('it has to be renewed, or the clock here is wrong', 'is ca= the authority that signed it?')
+    """
+    match verify_code:
+        case 9 | 10:  # not yet valid, expired
+            return "it has to be renewed, or the clock here is wrong"
+        case 62 | 64:  # host name, IP address
+            return "name the broker as its certificate does; its advertised.listeners have to, too"
+        case _:
+            return "is ca= the authority that signed it?"
