@@ -155,7 +155,8 @@ class KafkaBroker:
         app = worker.partition("/")[0]
         found = await self._topics.topics()
         missing = counts.keys() - found.keys()
-        for topic in missing & await self._topics.notes(app) if missing else ():
+        notes = await self._topics.notes(app) if missing else {}
+        for topic in missing & set().union(*notes.values()):
             raise changelog_gone(topic, self.url)
         for topic, count in counts.items():
             if found.get(topic) != count:
@@ -207,6 +208,13 @@ class KafkaBroker:
     async def ran(self, tasks: str) -> int:
         """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
         return await self._topics.partitions(changelog_of(f"{tasks}0")[0])
+
+    async def left(self, app: str, groups: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """By topic, the changelogs of those who were the last to read it for `app`, but are none of its `groups`."""
+        ours = {changelog_of(f"{app}/{group}/0")[0] for group in groups}
+        there = (await self._topics.topics()).keys() - ours
+        notes = await self._topics.notes(app)
+        return {topic: sorted(noted & there) for topic, noted in notes.items() if noted & there}
 
     # --- tasks ---
 

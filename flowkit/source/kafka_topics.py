@@ -227,12 +227,14 @@ class KafkaTopics:
         if topics:
             await self._try(f"deleting topics {', '.join(topics)}", delete)
 
-    async def notes(self, group: str) -> set[str]:
-        """What the members of a consumer group have noted beside their offsets (see `KafkaGroup.tell`)."""
+    async def notes(self, group: str) -> dict[str, set[str]]:
+        """By topic, what the members of a consumer group have noted beside their offsets (see `KafkaGroup.tell`)."""
 
-        async def ask() -> set[str]:
-            found = await self._admin.list_consumer_group_offsets(group)
-            return {note for told in found.values() for note in told.metadata.split(",")}
+        async def ask() -> dict[str, set[str]]:
+            notes: dict[str, set[str]] = {}
+            for part, told in (await self._admin.list_consumer_group_offsets(group)).items():
+                notes.setdefault(part.topic, set()).update(told.metadata.split(","))
+            return notes
 
         return await self._try(f"asking for the offsets of group {group!r}", ask)
 

@@ -282,6 +282,9 @@ class PlacesByGroup(Protocol):
     async def shared_out(self) -> None:
         """Return once the tasks have been shared out anew since the last `place`."""
 
+    async def left(self, app: str, groups: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """By topic, where those keep their state who were the last to read it for `app`, and are none of `groups`."""
+
 
 @runtime_checkable
 class SendsEarly(Protocol):

@@ -107,6 +107,30 @@ async def test_an_internal_topic_that_is_deleted_stops_the_worker(
     assert all(f"{internal}[" in entry["error"] for entry in said(logs, "task failed"))
 
 
+async def test_an_app_whose_first_table_has_another_name_does_not_begin_anew_in_silence(
+    url: str, broker: KafkaBroker, traffic: Traffic, tmp_path: Path, name: str
+) -> None:
+    """A table whose name comes before the others' gives the group its name, and with it another state."""
+    changelog, _ = changelog_of(f"{name}/totals/0")
+
+    async def noted() -> bool:
+        return f"{name}-in" in await broker.left(name, [])
+
+    async with at_work(counting(name), url, tmp_path):
+        await traffic.feed(50)
+        await traffic.all_counted()
+        await until_told(noted, "it is noted where the commits are")
+    assert await broker.left(name, []) == {f"{name}-in": [changelog]}
+    assert await broker.left(name, ["totals"]) == {}
+    renamed = worker_of(counting(name, table="counts"), url, tmp_path)
+    told = await ends_with(renamed, asyncio.create_task(renamed.run()))
+    assert told.startswith(f"group 'counts' (tables: counts) has not run yet and would read {name}-in from the start")
+    assert told.endswith(f"to begin anew, delete topic '{changelog}'")
+    await delete(broker, changelog)
+    async with at_work(counting(name, table="counts"), url, tmp_path) as anew:
+        await until(lambda: anew.owned, "it begins anew")
+
+
 async def test_a_changelog_that_is_deleted_stops_the_worker_and_keeps_it_from_starting(
     url: str, broker: KafkaBroker, traffic: Traffic, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +143,7 @@ async def test_a_changelog_that_is_deleted_stops_the_worker_and_keeps_it_from_st
     changelog, _ = changelog_of(f"{name}/totals/0")
 
     async def noted() -> bool:
-        return changelog in await broker._topics.notes(name)
+        return f"{name}-in" in await broker.left(name, [])
 
     await until_told(noted, "it is noted where the commits are")
     await delete(broker, changelog)
