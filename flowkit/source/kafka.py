@@ -51,6 +51,7 @@ class KafkaBroker:
         self._readers = KafkaReaders(self._topics)
         self._group: KafkaGroup | None = None
         self._owned: dict[str, TaskProducer] = {}
+        self._most: dict[str, int] = {}
         self.writes: Mapping[str, int] = {}
         self.home: Home | None = None
 
@@ -232,7 +233,7 @@ class KafkaBroker:
                 await self._topics.create(topic, partition + 1, KEPT)
         elif await self._gone(topic):
             raise changelog_gone(topic, self.url)
-        producer = TaskProducer(self.address, task, state, self.guarantee)
+        producer = TaskProducer(self.address, task, state, self.guarantee, self._most)
         try:
             last = await producer.start(self.writes)
             self._check_ours(task)

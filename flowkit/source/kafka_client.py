@@ -222,6 +222,8 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
             return f"it does not offer sasl={address.sasl}"
         case kafka.IllegalSaslStateError():
             return f"it takes no sasl={address.sasl} at this port: is it the right one, and is security= right?"
+        case kafka.MessageSizeTooLargeError() | kafka.RecordListTooLargeError():
+            return "it takes no record as large as that: raise the topic's max.message.bytes"
         case NoToken():
             return RuntimeError.__str__(error)
         case TimeoutError() | kafka.RequestTimedOutError() | kafka.KafkaTimeoutError():
