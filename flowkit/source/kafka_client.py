@@ -32,7 +32,7 @@ LOOK_AGAIN_MS = 5_000
 DENIED = (
     kafka.SaslAuthenticationFailed,
     kafka.UnsupportedSaslMechanismError,
-    kafka.IllegalSaslStateError,  # a listener without SASL
+    kafka.IllegalSaslStateError,  # a listener without SASL; or a refused token, see RefusedToken
     kafka.TopicAuthorizationFailedError,
     kafka.GroupAuthorizationFailedError,
     kafka.ClusterAuthorizationFailedError,
@@ -220,6 +220,11 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
             return f"it refuses what sasl={address.sasl} gave: check the FLOWKIT_KAFKA_… variables and their files"
         case kafka.UnsupportedSaslMechanismError():
             return f"it does not offer sasl={address.sasl}"
+        case kafka.IllegalSaslStateError() if address.sasl in ("oauthbearer", "msk-iam"):  # see RefusedToken
+            return (
+                f"it refuses what sasl={address.sasl} gave (check the FLOWKIT_KAFKA_… variables and their files), or "
+                "takes no sasl= at this port"
+            )
         case kafka.IllegalSaslStateError():
             return f"it takes no sasl={address.sasl} at this port: is it the right one, and is security= right?"
         case kafka.MessageSizeTooLargeError() | kafka.RecordListTooLargeError():
