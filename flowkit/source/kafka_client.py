@@ -140,6 +140,7 @@ async def _let_go(client: Any) -> None:
     is under way, and would not leave, so that the others waited for it until its session had run out.
     """
     if (sender := getattr(client, "_sender", None)) is not None:
+        client._message_accumulator.fail_all(kafka.ProducerClosed())  # noqa: SLF001  # else its flush waits for ever
         await sender.close()
     if (fetcher := getattr(client, "_fetcher", None)) is not None:
         await fetcher.close()

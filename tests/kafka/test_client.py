@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from flowkit.source.kafka_client import STOP_SECONDS, stopped
@@ -30,3 +30,14 @@ async def test_a_producer_that_is_fenced_while_it_stops_keeps_no_connection(own_
     assert [connection for connection in late.client._conns.values() if connection.connected()] == []
     assert late._sender.sender_task.done()
     sent.cancel()
+
+
+async def test_a_producer_whose_broker_is_away_leaves_nothing_behind(kafka_address: str, name: str) -> None:
+    """Not what waits until all is sent, of which asyncio would complain at the end."""
+    async with AIOKafkaProducer(bootstrap_servers=kafka_address) as producer:
+        before = asyncio.all_tasks()
+        producer._sender._muted_partitions.add(TopicPartition(name, 0))  # nothing is sent
+        await producer._message_accumulator.add_message(TopicPartition(name, 0), b"k", b"v", 1)
+        await stopped(producer)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() <= before
