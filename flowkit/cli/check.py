@@ -1,6 +1,7 @@
 """`flowkit check`: what will go wrong later, told before anything starts."""
 
 import enum
+import shlex
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -281,7 +282,8 @@ def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
     read = {topic.name for group in groups for topic in group.inputs if topic.pattern is None}
     internal = {hop.topic.name for group in groups for hop in group.hops}  # which the worker makes as they must be
     for name in sorted((read | written) - known.keys() - internal):
-        yield Finding("note", f"topic {name!r}: is not at {url} yet: flowkit topics create {name} --broker {url}")
+        cure = f"flowkit topics create {name} --broker {shlex.quote(url)}"
+        yield Finding("note", f"topic {name!r}: is not at {url} yet: {cure}")
     for topic in {topic.name: topic for group in groups for topic in group.patterns}.values():
         if not any(topic.stands_for(name) for name in known):
             yield Finding("note", f"topic {topic.name!r}: nothing at {url} matches it yet: a worker waits")
