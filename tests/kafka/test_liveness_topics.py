@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import flowkit
+from flowkit.cli.check import check_broker
 from flowkit.cli.health import what_is_wrong
 from flowkit.cli.outcome import WRONG, code_of
 from flowkit.errors import ConfigError
@@ -126,6 +127,9 @@ async def test_an_app_whose_first_table_has_another_name_does_not_begin_anew_in_
     told = await ends_with(renamed, asyncio.create_task(renamed.run()))
     assert told.startswith(f"group 'counts' (tables: counts) has not run yet and would read {name}-in from the start")
     assert told.endswith(f"to begin anew, delete topic '{changelog}'")
+    groups = counting(name, table="counts").plan(rekey=True).groups
+    findings = await asyncio.to_thread(lambda: list(check_broker(name, groups, url)))  # it has a loop of its own
+    assert [finding.message for finding in findings if finding.severity == "error"] == [told]
     await delete(broker, changelog)
     async with at_work(counting(name, table="counts"), url, tmp_path) as anew:
         await until(lambda: anew.owned, "it begins anew")
