@@ -1,9 +1,10 @@
 """`flowkit check`: what will go wrong later, told before anything starts."""
 
 import enum
+import shlex
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,8 @@ HELP = """Look for what will go wrong later: state that grows for ever, variable
 without times, names that nothing uses.
 
 With --state also for stored state that the app can no longer read, with --broker for topics that are missing or whose
-partition counts do not fit. Exit code 1 if there is an error or a warning; notes are only for your eyes.
+partition counts do not fit, and on Kafka for tables whose names have changed, so that all would begin anew. Exit code
+1 if there is an error or a warning; notes are only for your eyes.
 """
 
 
@@ -52,7 +54,7 @@ def check(module: Module, state: OptionalState = None, broker: OptionalBroker = 
     if state is not None and Path(state).exists():
         findings += check_state(app, Path(state))
     if broker is not None and not problems_of(app, rekey=True):
-        findings += check_broker(app.plan(rekey=True).groups, broker)
+        findings += check_broker(app.name, app.plan(rekey=True).groups, broker)
     order: tuple[Severity, ...] = ("error", "warning", "note")
     for severity in order:
         for finding in findings:
@@ -266,22 +268,33 @@ def check_state(app: App, root: Path) -> Iterator[Finding]:
                 yield Finding("note", f"table {name!r}: will be migrated from version {schema['version']} to {new}")
 
 
-def check_broker(groups: Iterable[Group], url: str) -> Iterator[Finding]:
-    """Topics that the broker lacks, and partition counts that do not fit each other."""
+def check_broker(app: str, groups: Sequence[Group], url: str) -> Iterator[Finding]:
+    """Topics that the broker lacks, partition counts that do not fit each other, and groups that would begin anew."""
     from flowkit.cli.loop import run_loop
     from flowkit.cli.topics import opened
+    from flowkit.source import PlacesByGroup
+    from flowkit.worker import check_names
+
+    renamed: list[str] = []
 
     async def partitions() -> dict[str, int]:
         async with opened(url) as broker:
             found: dict[str, int] = await broker.topics()
+            if isinstance(broker, PlacesByGroup):
+                try:
+                    await check_names(broker, app, groups)
+                except ConfigError as error:
+                    renamed.extend(error.problems)
             return found
 
     known = run_loop(partitions())
+    yield from (Finding("error", problem) for problem in renamed)
     written = {outlet.name for group in groups for outlet in group.outlets if isinstance(outlet, Topic)}
     read = {topic.name for group in groups for topic in group.inputs if topic.pattern is None}
     internal = {hop.topic.name for group in groups for hop in group.hops}  # which the worker makes as they must be
     for name in sorted((read | written) - known.keys() - internal):
-        yield Finding("note", f"topic {name!r}: is not at {url} yet: flowkit topics create {name} --broker {url}")
+        cure = f"flowkit topics create {name} --broker {shlex.quote(url)}"
+        yield Finding("note", f"topic {name!r}: is not at {url} yet: {cure}")
     for topic in {topic.name: topic for group in groups for topic in group.patterns}.values():
         if not any(topic.stands_for(name) for name in known):
             yield Finding("note", f"topic {topic.name!r}: nothing at {url} matches it yet: a worker waits")

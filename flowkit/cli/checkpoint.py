@@ -34,7 +34,7 @@ A worker publishes the state of each of its tasks every minute (--checkpoint-int
 keeps the last two. A worker that finds no state of a task on its own disk begins with the newest and applies the frames
 that the broker has kept from after it; nothing needs to be done for that. These commands are for looking, for alarms
 (`verify` ends with 1 if anything is wrong), and for having the state of one task as a store in a directory, which
-`flowkit store` and `flowkit tables` read. All may be used while workers run; none changes anything there.
+`flowkit store` reads. All may be used while workers run; none changes anything there.
 
 Encrypted ones are opened by --key-file, or by FLOWKIT_STORE_KEY_FILE, FLOWKIT_STORE_KEY or
 FLOWKIT_STORE_KMS_KEY.

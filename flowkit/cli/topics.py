@@ -226,20 +226,38 @@ def tail(
         async with opened(broker) as it:
             ends = await it.end_offsets(topic)
             mark = await it.wait(0)
-            # Twice as many offsets, for every other one may be the mark of a transaction.
-            last = [await _read(it, topic, p, max(end - 2 * number, 0), end) for p, end in enumerate(ends)]
-            _print_rows(heapq.nlargest(number, (row for rows in last for row in rows))[::-1], json)
+            last = [await _last(it, topic, partition, end, number) for partition, end in enumerate(ends)]
+            _print_rows(heapq.nlargest(number, (row for rows, _ in last for row in rows))[::-1], json)
+            positions = [position for _, position in last]
             while stop is not None and not stop():
                 mark = await it.wait(POLL_MS, mark)
                 for partition, end in enumerate(await it.end_offsets(topic)):
-                    _print_rows(await _read(it, topic, partition, ends[partition], end), json)
-                    ends[partition] = end
+                    # What lies before the end may not be committed yet: it counts, and moves the end, when it is.
+                    if end != ends[partition]:
+                        rows, positions[partition] = await _read(it, topic, partition, positions[partition], end)
+                        _print_rows(rows, json)
+                        ends[partition] = end
 
     run_loop(work())
     return OK if stop is None or stop.signal is None else 128 + stop.signal
 
 
-async def _read(broker: Any, topic: str, partition: int, start: int, end: int) -> list[Row]:
+async def _last(broker: Any, topic: str, partition: int, end: int, number: int) -> tuple[list[Row], int]:
+    """The last `number` records before `end`, and where to go on after them."""
+    oldest, _ = await broker.bounds(topic, partition)
+    # Twice as many offsets, for every other one may be the mark of a transaction; where transactions were aborted, or
+    # records compacted, it takes more.
+    span = 2 * number
+    while True:
+        start = max(end - span, oldest)
+        rows, position = await _read(broker, topic, partition, start, end)
+        if len(rows) >= number or start == oldest:
+            return rows[max(len(rows) - number, 0) :], position
+        span *= 8
+
+
+async def _read(broker: Any, topic: str, partition: int, start: int, end: int) -> tuple[list[Row], int]:
+    """The records from `start` to `end`, as far as they are committed, and where to go on after them."""
     rows: list[Row] = []
     while start < end:
         batch = await broker.read(topic, partition, start, end - start)
@@ -248,7 +266,7 @@ async def _read(broker: Any, topic: str, partition: int, start: int, end: int) -
         offsets = map(batch.offset, range(len(batch)))  # with gaps where a cluster keeps marks of transactions
         rows += zip(batch.times, _same(partition), offsets, batch.keys, batch.values)  # noqa: B905
         start = batch.position(len(batch))
-    return rows
+    return rows, start
 
 
 def _same(number: int) -> Iterator[int]:
@@ -260,7 +278,13 @@ def _print_rows(rows: Sequence[Row], as_json: bool) -> None:
     if as_json:
         _print_json(
             [
-                {"partition": partition, "offset": offset, "key": text(key), "time": iso(at), "value": _value(value)}
+                {
+                    "partition": partition,
+                    "offset": offset,
+                    "key": None if key is None else text(key),
+                    "time": iso(at),
+                    "value": _value(value),
+                }
                 for at, partition, offset, key, value in rows
             ]
         )

@@ -51,6 +51,7 @@ class KafkaBroker:
         self._readers = KafkaReaders(self._topics)
         self._group: KafkaGroup | None = None
         self._owned: dict[str, TaskProducer] = {}
+        self._most: dict[str, int] = {}
         self.writes: Mapping[str, int] = {}
         self.home: Home | None = None
 
@@ -155,7 +156,8 @@ class KafkaBroker:
         app = worker.partition("/")[0]
         found = await self._topics.topics()
         missing = counts.keys() - found.keys()
-        for topic in missing & await self._topics.notes(app) if missing else ():
+        notes = await self._topics.notes(app) if missing else {}
+        for topic in missing & set().union(*notes.values()):
             raise changelog_gone(topic, self.url)
         for topic, count in counts.items():
             if found.get(topic) != count:
@@ -208,6 +210,13 @@ class KafkaBroker:
         """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
         return await self._topics.partitions(changelog_of(f"{tasks}0")[0])
 
+    async def left(self, app: str, groups: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """By topic, the changelogs of those who were the last to read it for `app`, but are none of its `groups`."""
+        ours = {changelog_of(f"{app}/{group}/0")[0] for group in groups}
+        there = (await self._topics.topics()).keys() - ours
+        notes = await self._topics.notes(app)
+        return {topic: sorted(noted & there) for topic, noted in notes.items() if noted & there}
+
     # --- tasks ---
 
     async def claim(self, task: str, state: str, *, worker: str | None = None, seen: int | None = None) -> Claimed:
@@ -224,7 +233,7 @@ class KafkaBroker:
                 await self._topics.create(topic, partition + 1, KEPT)
         elif await self._gone(topic):
             raise changelog_gone(topic, self.url)
-        producer = TaskProducer(self.address, task, state, self.guarantee)
+        producer = TaskProducer(self.address, task, state, self.guarantee, self._most)
         try:
             last = await producer.start(self.writes)
             self._check_ours(task)

@@ -13,6 +13,7 @@ from flowkit.source.kafka_batch import KafkaBatch
 from flowkit.source.kafka_reader import KafkaReader, KafkaReaders, KafkaSource
 from flowkit.source.kafka_rights import input_rights
 from flowkit.source.kafka_topics import KafkaTopics
+from flowkit.source.rules import listed
 
 LOOK_MS = 1_000
 
@@ -58,7 +59,7 @@ class BoundedTopics:
         matching = [name for name, count in sorted(there.items()) if count and self._pattern.fullmatch(name)]
         found = [name for name in matching if not (name.startswith("__") or await self._is_internal(name, there))]
         if not found:
-            known = ", ".join(sorted(there)) or "none yet"
+            known = listed(there)
             raise ConfigError(f"no topic at {self.address.url} matches {self._pattern.pattern!r} (topics: {known})")
         return found
 

@@ -32,6 +32,7 @@ LOOK_AGAIN_MS = 5_000
 DENIED = (
     kafka.SaslAuthenticationFailed,
     kafka.UnsupportedSaslMechanismError,
+    kafka.IllegalSaslStateError,  # a listener without SASL; or a refused token, see RefusedToken
     kafka.TopicAuthorizationFailedError,
     kafka.GroupAuthorizationFailedError,
     kafka.ClusterAuthorizationFailedError,
@@ -64,6 +65,9 @@ class NoSecrets(logging.Filter):
 
 
 logging.getLogger("aiokafka.conn").addFilter(NoSecrets())
+# Where a process has set up no logs, as short commands do not, Python prints these lines as they are, to stderr: there
+# our own error says it. Handlers of others still hear of them.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
 async def started(client: Client, address: KafkaAddress) -> Client:
@@ -156,6 +160,7 @@ async def _let_go(client: Any) -> None:
     is under way, and would not leave, so that the others waited for it until its session had run out.
     """
     if (sender := getattr(client, "_sender", None)) is not None:
+        client._message_accumulator.fail_all(kafka.ProducerClosed())  # noqa: SLF001  # else its flush waits for ever
         await sender.close()
     if (fetcher := getattr(client, "_fetcher", None)) is not None:
         await fetcher.close()
@@ -245,7 +250,7 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
     """One error for a person, without any secret."""
     match error:
         case ssl.SSLCertVerificationError():
-            return f"its certificate is not trusted ({error.verify_message}): is ca= the authority that signed it?"
+            return f"its certificate is not trusted ({error.verify_message}): {_cure(error.verify_code)}"
         case ssl.SSLError():
             return f"TLS failed ({error.reason or error}): is security= right, and does it want cert= and key=?"
         case socket.gaierror():
@@ -254,6 +259,15 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
             return f"it refuses what sasl={address.sasl} gave: check the FLOWKIT_KAFKA_… variables and their files"
         case kafka.UnsupportedSaslMechanismError():
             return f"it does not offer sasl={address.sasl}"
+        case kafka.IllegalSaslStateError() if address.sasl in ("oauthbearer", "msk-iam"):  # see RefusedToken
+            return (
+                f"it refuses what sasl={address.sasl} gave (check the FLOWKIT_KAFKA_… variables and their files), or "
+                "takes no sasl= at this port"
+            )
+        case kafka.IllegalSaslStateError():
+            return f"it takes no sasl={address.sasl} at this port: is it the right one, and is security= right?"
+        case kafka.MessageSizeTooLargeError() | kafka.RecordListTooLargeError():
+            return "it takes no record as large as that: raise the topic's max.message.bytes"
         case NoToken():
             return RuntimeError.__str__(error)
         case TimeoutError() | kafka.RequestTimedOutError() | kafka.KafkaTimeoutError():
@@ -263,3 +277,18 @@ def _reason(error: BaseException, address: KafkaAddress) -> str:
         case OSError():
             return (os.strerror(error.errno) if error.errno else type(error).__name__).lower()
     return address.redact(str(error) or type(error).__name__)
+
+
+def _cure(verify_code: int) -> str:
+    """What helps against a certificate that OpenSSL does not trust, by its X509_V_ERR_… number.
+
+    >>> _cure(10), _cure(20)
+    ('it has to be renewed, or the clock here is wrong', 'is ca= the authority that signed it?')
+    """
+    match verify_code:
+        case 9 | 10:  # not yet valid, expired
+            return "it has to be renewed, or the clock here is wrong"
+        case 62 | 64:  # host name, IP address
+            return "name the broker as its certificate does; its advertised.listeners have to, too"
+        case _:
+            return "is ca= the authority that signed it?"

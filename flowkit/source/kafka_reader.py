@@ -14,7 +14,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
 
-from flowkit.errors import BrokerError, InputError, TopicGone
+from flowkit.errors import BrokerError, ConfigError, InputError, TopicGone
 from flowkit.options import OutOfRange, Start
 from flowkit.source.kafka_arrivals import Arrivals
 from flowkit.source.kafka_batch import KafkaBatch
@@ -268,8 +268,8 @@ class KafkaReader:
     async def fetch(self, max_records: int) -> KafkaBatch | None:
         """The next records, at most `max_records`; None if there are none for now.
 
-        Raises InputError if the position is out of range and must not be, TopicGone if the topic is; BrokerError for
-        what does not pass by itself. A broker that is away is waited for.
+        Raises InputError if the position is out of range and must not be (ConfigError if it lies beyond the end),
+        TopicGone if the topic is; BrokerError for what does not pass by itself. A broker that is away is waited for.
         """
         if self.at_end:
             return None
@@ -296,10 +296,20 @@ class KafkaReader:
         self._readers.remove(self)
 
     async def out_of_range(self) -> None:
-        """Move `offset` to where the policy says. Raises InputError if it says to fail."""
+        """Move `offset` to where the policy says. Raises InputError if it says to fail.
+
+        ConfigError if it lies beyond the end then: tried again, it might pass once that many records have come, which
+        nobody would ever read.
+        """
         topic, partition = self.part
         start, end = await self._readers.topics.bounds(topic, partition)
         policy = self._source.out_of_range
+        if policy == "fail" and self.offset > end:
+            raise ConfigError(
+                f"{topic}[{partition}] at {self._readers.url} ends at offset {end}, but the reader is at "
+                f"{self.offset}: this is not the topic that the state belongs to (it was deleted and made anew, or has "
+                "lost records); to go on all the same, set out_of_range to earliest or latest"
+            )
         if policy == "fail":
             raise InputError(
                 f"{topic}[{partition}] at {self._readers.url} holds offsets {start} to {end - 1}, but the reader is at "

@@ -18,6 +18,8 @@ The traps of aiokafka that lie here, each with its way around:
 - A producer that stood still is fenced, but learns it only when it sends: then it must not begin anew before it knows
   that the task is still its own.
 - Its lz4 compresses hard: a fifth of all that a worker did. Frames are packed before; outputs go as they are.
+- A batch that is too large for its topic is given back, not split, as Java's producer does: smaller ones are made when
+  the task has been opened again.
 - `send` takes some 20 µs a record; whole batches are built here, and sent as such.
 """
 
@@ -56,8 +58,12 @@ REMEMBERED = 10_000
 class TaskProducer:
     """The producer of one task that this process owns."""
 
-    def __init__(self, address: KafkaAddress, task: str, state: str, guarantee: Guarantee) -> None:
+    def __init__(
+        self, address: KafkaAddress, task: str, state: str, guarantee: Guarantee, most: "dict[str, int] | None" = None
+    ) -> None:
         self.address, self.task, self.state, self.guarantee = address, task, state, guarantee
+        self.most = {} if most is None else most
+        """Bytes of a batch for topics that have refused larger ones; whoever opens the task next must know, too."""
         self.topic, self.partition = changelog_of(task)
         self.epoch = 0
         """Of this ownership: one more than that of the last one."""
@@ -73,6 +79,8 @@ class TaskProducer:
         """Where the changelog ended when it was read last; at least once, also after what we have written since."""
         self._early: deque[Any] = deque()
         """What was sent before its commit, and may not be there yet."""
+        self._refused = ""
+        """What was too large for its topic."""
 
     async def start(self, writes: Mapping[str, int]) -> Part | None:
         """Fence every earlier owner of the task, and end what it had begun: the last frame that counts.
@@ -151,7 +159,8 @@ class TaskProducer:
             raise Fenced(f"task {self.task}: another worker opened it; {what} only there") from error
         except (KafkaError, AssertionError, TimeoutError) as error:  # aiokafka asserts that its states follow
             await self.stop()
-            raise OutcomeUnknown(f"task {self.task}: nobody knows whether {what}: {error!r}") from error
+            why = self._refused or repr(error)
+            raise OutcomeUnknown(f"task {self.task}: nobody knows whether {what}: {why}") from error
 
     async def send_early(self, outputs: Sequence[Output]) -> None:
         """Send what the next commit will wait for. Raises OutcomeUnknown."""
@@ -227,20 +236,51 @@ class TaskProducer:
     async def _send(
         self, topic: str, partition: int, keys: list[bytes | None], values: list[bytes | None], times: list[int]
     ) -> list[Any]:
-        producer = self._open_producer()
         sent: list[Any] = []
-        batch = producer.create_batch()
-        for key, value, at in zip(keys, values, times, strict=True):
+        batch, first = self._new_batch(topic), 0
+        for n, (key, value, at) in enumerate(zip(keys, values, times, strict=True)):
             if batch.append(key=key, value=value, timestamp=max(at, 0)) is None:
                 if sent and self.guarantee == "at least once":
                     await sent[-1]
-                sent.append(await producer.send_batch(batch, topic, partition=partition))
-                batch = producer.create_batch()
+                sent.append(await self._send_batch(batch, topic, partition, keys[first:n], values[first:n]))
+                batch, first = self._new_batch(topic), n
                 batch.append(key=key, value=value, timestamp=max(at, 0))
         if sent and self.guarantee == "at least once":
             await sent[-1]
-        sent.append(await producer.send_batch(batch, topic, partition=partition))
+        sent.append(await self._send_batch(batch, topic, partition, keys[first:], values[first:]))
         return sent
+
+    def _new_batch(self, topic: str) -> Any:
+        producer = self._open_producer()
+        if topic not in self.most:
+            return producer.create_batch()
+        from aiokafka.producer.message_accumulator import BatchBuilder
+
+        return BatchBuilder(self.most[topic], 0, is_transactional=self.guarantee == "exactly once")
+
+    async def _send_batch(
+        self, batch: Any, topic: str, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes | None]
+    ) -> Any:
+        """The future of what is sent, which leaves a word behind if the topic's `max.message.bytes` is less."""
+
+        def look(sent: Any) -> None:
+            from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+
+            if sent.cancelled() or not isinstance(sent.exception(), MessageSizeTooLargeError | RecordListTooLargeError):
+                return
+            size, key = max((len(k or b"") + len(v or b""), k or b"") for k, v in zip(keys, values, strict=True))
+            if len(keys) > 1:
+                self.most[topic] = max(self.most.get(topic, BATCH_BYTES) // 8, 1)
+                self._refused = f"topic {topic!r} takes no batch of {len(keys)} records: sending smaller ones"
+            else:
+                self._refused = (
+                    f"topic {topic!r} takes no record of {size:,} bytes (key {key[:100]!r}): raise its "
+                    "max.message.bytes, and nothing is lost; or let the app send less"
+                )
+
+        future = await self._open_producer().send_batch(batch, topic, partition=partition)
+        future.add_done_callback(look)
+        return future
 
 
 def offsets_of(positions: dict[str, Any]) -> dict[Any, int]:

@@ -33,6 +33,8 @@ UNCONNECTED = (kafka.KafkaConnectionError, kafka.NodeNotReadyError, OSError)
 TRIES = 3
 """So often a question is asked before the cluster counts as away: one connection may be half open."""
 RETRY_SECONDS = 0.1
+REQUEST_BYTES = 100 * 2**20
+"""What brokers take at once unless they are told otherwise; how large a record may be is the topic's to say."""
 REFUSED = (
     kafka.InvalidPartitionsError,
     kafka.InvalidReplicationFactorError,
@@ -172,7 +174,8 @@ class KafkaTopics:
     async def _put(self, topic: str, groups: dict[int, list[KeyValueTime]]) -> None:
         if self._producer is None:
             options = {**self.address.client_options(), "acks": "all", "enable_idempotence": True}
-            self._producer = await started(AIOKafkaProducer(**options), self.address)
+            making = AIOKafkaProducer(**options, max_request_size=REQUEST_BYTES)
+            self._producer = await started(making, self.address)
         producer = self._producer
         try:
             sent = [
@@ -227,12 +230,14 @@ class KafkaTopics:
         if topics:
             await self._try(f"deleting topics {', '.join(topics)}", delete)
 
-    async def notes(self, group: str) -> set[str]:
-        """What the members of a consumer group have noted beside their offsets (see `KafkaGroup.tell`)."""
+    async def notes(self, group: str) -> dict[str, set[str]]:
+        """By topic, what the members of a consumer group have noted beside their offsets (see `KafkaGroup.tell`)."""
 
-        async def ask() -> set[str]:
-            found = await self._admin.list_consumer_group_offsets(group)
-            return {note for told in found.values() for note in told.metadata.split(",")}
+        async def ask() -> dict[str, set[str]]:
+            notes: dict[str, set[str]] = {}
+            for part, told in (await self._admin.list_consumer_group_offsets(group)).items():
+                notes.setdefault(part.topic, set()).update(told.metadata.split(","))
+            return notes
 
         return await self._try(f"asking for the offsets of group {group!r}", ask)
 

@@ -4,6 +4,7 @@ They stand here once, so that what a test shows on `memory://` holds on `embedde
 """
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -20,6 +21,9 @@ Columns = tuple[list[bytes | None], list[bytes | None], list[int]]
 
 KeyValueTime = tuple[bytes | None, bytes | None, int]
 """A record from outside; time in ms."""
+
+LISTED = 20
+"""Topics that an error names, of those that are there."""
 
 BYTES: set[type] = {bytes, type(None)}
 
@@ -70,8 +74,19 @@ def check_same_partitions(topic: str, url: str, found: int, wanted: int) -> None
 
 def unknown_topic(topic: str, url: str, topics: Iterable[str]) -> ConfigError:
     """The error that names the topics which exist and the cure."""
-    known = ", ".join(sorted(topics)) or "none yet"
-    return ConfigError(f"no topic {topic!r} at {url} (topics: {known}): flowkit topics create {topic} --broker {url}")
+    cure = f"flowkit topics create {topic} --broker {shlex.quote(url)}"
+    return ConfigError(f"no topic {topic!r} at {url} (topics: {listed(topics)}): {cure}")
+
+
+def listed(topics: Iterable[str]) -> str:
+    """Names of topics, as an error tells them: clusters may have thousands.
+
+    >>> listed(["b", "a"]), listed(f"t{n:04}" for n in range(1000))[-25:]
+    ('a, b', 't0018, t0019 and 980 more')
+    """
+    names = sorted(topics)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) or "none yet") + more
 
 
 def unknown_partition(topic: str, partition: int, url: str, topics: dict[str, int]) -> ConfigError:

@@ -282,6 +282,12 @@ class PlacesByGroup(Protocol):
     async def shared_out(self) -> None:
         """Return once the tasks have been shared out anew since the last `place`."""
 
+    async def left(self, app: str, groups: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """By topic, where those keep their state who were the last to read it for `app`, and are none of `groups`."""
+
+    async def ran(self, tasks: str) -> int:
+        """How many tasks there have been whose names begin with `tasks` (`APP/GROUP/`); 0: none yet."""
+
 
 @runtime_checkable
 class SendsEarly(Protocol):

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from flowkit.worker.beginning import check_names
 from flowkit.worker.build import random_ids
 from flowkit.worker.emf import Emf
 from flowkit.worker.feed import ClockMark, Finished, Idle, Piece, Records, Waiting
@@ -59,6 +60,7 @@ __all__ = [
     "Worker",
     "WorkerView",
     "behind",
+    "check_names",
     "check_place",
     "copy_rights_of",
     "copy_rights_of_run",

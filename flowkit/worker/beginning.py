@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import anyio
 import structlog
 
+from flowkit.agent import Group
 from flowkit.errors import CommitError, ConfigError, Fenced, StoreCorrupt
 from flowkit.sink import FileSink, Forking, Sink
 from flowkit.source import Claim, Output
@@ -47,6 +48,13 @@ class Commits(Protocol):
     ) -> None: ...
 
 
+class Remembers(Protocol):
+    """What is asked of a broker that knows who has read a topic."""
+
+    async def ran(self, tasks: str) -> int: ...
+    async def left(self, app: str, groups: Sequence[str]) -> Mapping[str, Sequence[str]]: ...
+
+
 class Ledger(Commits, Protocol):
     """What the app asks of a broker here."""
 
@@ -65,6 +73,30 @@ async def begun_with(ledger: Ledger, app: str) -> str | None:
     """The id of the savepoint with which the app has begun on this broker; None if it has begun with none, or not."""
     _, commit_id = await ledger.last_commit(marker_of(app))
     return None if commit_id is None else commit_id.hex()
+
+
+async def check_names(broker: Remembers, app: str, groups: Sequence[Group]) -> None:
+    """See that no group of tasks begins anew since it has got another name.
+
+    Raises ConfigError if one that has not run yet would read what another has read that is in the app no more: its
+    results would be sent once more, and its tables would be empty.
+    """
+    left = await broker.left(app, [group.name for group in groups])
+    problems = []
+    for group in groups:
+        read = {topic: kept for topic, kept in sorted(left.items()) if group.input_of(topic) is not None}
+        if read and not await broker.ran(f"{app}/{group.name}/"):
+            kept = " and ".join(map(repr, sorted({name for names in read.values() for name in names})))
+            tables = ", ".join(sorted(table.name for table in group.tables)) or "none"
+            problems.append(
+                f"group {group.name!r} (tables: {tables}) has not run yet and would read {', '.join(read)} from the "
+                f"start, with empty tables, and send all once more: who has read that is in the app no more, its state "
+                f"is in {kept}. A group is called after the first of its tables by name: bring back the one that "
+                f"was renamed or taken away, or call a new one so that it is not the first; or, to begin anew, delete "
+                f"topic {kept}"
+            )
+    if problems:
+        raise ConfigError(*problems)
 
 
 class Beginning:

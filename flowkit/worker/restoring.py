@@ -325,7 +325,9 @@ class Restoring:
             told += f"; checkpoint {newest.name} is of commit {newest.commit}, and {why}"
         # What cannot be reached just now may be there the next time.
         lasting = all(isinstance(error, StoreCorrupt | StoreKeyError) for error in self.problems)
+        anew = "bring the directory back, or run the app under another name to begin anew"
+        cure = anew if lasting else "it may be where nothing could be read now, which is tried again"
         return (StoreCorrupt if lasting else StoreError)(
             f"task {self.task}: its state at commit {self.claim.number} was looked for in {looked} and is not "
-            f"there{told}: bring the directory back, or run the app under another name to begin anew"
+            f"there{told}: {cure}"
         )

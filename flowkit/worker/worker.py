@@ -37,7 +37,7 @@ from flowkit.store import (
     open_directory,
     open_host,
 )
-from flowkit.worker.beginning import Beginning, begun_with
+from flowkit.worker.beginning import Beginning, begun_with, check_names
 from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.draining import Savepoints, TaskDrain, refuse_savepoints, senders_of
@@ -249,6 +249,8 @@ class Worker:
             await self.beginning.check(self.broker, tasks, internal)
         else:
             self._begun = await begun_with(self.broker, self.app.name)
+            if isinstance(self.broker, PlacesByGroup):
+                await check_names(self.broker, self.app.name, self.wiring.plan.groups)
         if self.storage is not None:
             self.savepoints = Savepoints(
                 self.app.name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from flowkit.errors import ConfigError, Fenced, OutcomeUnknown, StoreCorrupt
+from flowkit.errors import BrokerError, ConfigError, Fenced, OutcomeUnknown, StoreCorrupt
 from flowkit.source import Broker, KeepsFrames
 from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
@@ -105,6 +105,25 @@ async def test_a_new_owner_goes_on_and_fences_the_one_before(
         await commit(other, task, new.epoch, frame(2, first.commit_id), Out(name, 0, None, b"the owner's"))
         assert await other.last_commit(task) == (2, b"id2")
     assert list((await broker.read(name, 0, 0, 100)).values) == [b"the owner's"]
+
+
+async def test_outputs_that_are_too_large_for_their_topic(broker: KafkaBroker, name: str) -> None:
+    """A batch is sent again as smaller ones, with the task's next producer; of a record it is told which."""
+    task = f"{name}/g/0"
+    await broker._topics.create(name, 1, {"max.message.bytes": "2000"})
+    await broker.create(changelog_of(task)[0], 1)
+    outs = [Out(name, 0, b"k", b"%d" % n * 300) for n in range(10)]
+    claim = await broker.claim(task, "")
+    with pytest.raises(OutcomeUnknown, match=rf"commit 1 counts: topic '{name}' takes no batch of 10 records: sending"):
+        await commit(broker, task, claim.epoch, frame(1), *outs)
+    broker._most[name] = 2_000  # as after two more of these
+    claim = await broker.claim(task, "")
+    await commit(broker, task, claim.epoch, frame(1), *outs)
+    assert list((await broker.read(name, 0, 0, 100)).values) == [out.value for out in outs]
+    with pytest.raises(OutcomeUnknown, match=r"takes no record of 3,003 bytes \(key b'key'\): raise its max.message"):
+        await commit(broker, task, claim.epoch, frame(2, b"id1"), outs[0], Out(name, 0, b"key", b"x" * 3_000))
+    with pytest.raises(BrokerError, match=r"takes no record as large as that: raise the topic's max.message.bytes"):
+        await broker.put(name, [(b"key", b"x" * 3_000_000, 0)])
 
 
 async def test_a_commit_that_was_broken_off_is_not_there(kafka_address: str, name: str) -> None:

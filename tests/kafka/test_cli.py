@@ -4,6 +4,9 @@ import asyncio
 import json
 from pathlib import Path
 
+import anyio
+from aiokafka import AIOKafkaProducer
+
 from flowkit.source.internal import changelog_of
 from flowkit.source.kafka import KafkaBroker
 from flowkit.source.kafka_address import KafkaAddress
@@ -38,6 +41,36 @@ def test_topics_are_listed_and_shown(kafka_address: str, name: str, place: Place
     shown = place.call("topics", "tail", name, "-n", "3", "--broker", url, "--json")
     assert [json.loads(line)["value"]["n"] for line in shown.out.splitlines()] == [9, 10, 11]
     assert [json.loads(line)["offset"] for line in shown.out.splitlines()] == [10, 12, 13]
+
+
+def test_tail_finds_and_follows_what_transactions_commit(kafka_address: str, name: str, place: Place) -> None:
+    """Far before the end where transactions were aborted; and what lies there uncommitted is shown once it counts."""
+
+    async def work() -> bytes:
+        options = {"bootstrap_servers": kafka_address, "transactional_id": name}
+        async with KafkaBroker(KafkaAddress.parse(url)) as broker:
+            await broker.create(name, 1)
+            await broker.put(name, [(None, b"0", 0), (b"-", b"1", 1)])
+        async with AIOKafkaProducer(**options) as producer:
+            await producer.begin_transaction()
+            await asyncio.gather(*[await producer.send(name, b"aborted", timestamp_ms=2) for _ in range(20)])
+            await producer.abort_transaction()
+            await producer.begin_transaction()
+            await producer.send_and_wait(name, b"2", timestamp_ms=2)
+            tail = place.spawn("topics", "tail", name, "-n", "2", "--follow", "--broker", url, "--json")
+            assert tail.stdout is not None
+            try:
+                with anyio.fail_after(20):
+                    shown = [await asyncio.to_thread(tail.stdout.readline) for _ in range(2)]
+                    assert [json.loads(line)["key"] for line in shown] == [None, "-"]
+                    await producer.commit_transaction()
+                    return await asyncio.to_thread(tail.stdout.readline)
+            finally:
+                tail.kill()
+                await asyncio.to_thread(tail.communicate)
+
+    url = f"kafka://{kafka_address}"
+    assert json.loads(asyncio.run(work()))["value"] == 2
 
 
 def test_topics_are_made_and_filled(kafka_address: str, name: str, place: Place) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import ProducerFenced
 
@@ -70,3 +70,14 @@ async def fence_amid_requests(kafka: Kafka) -> None:
 
 def under_way() -> "list[asyncio.Task[Any]]":
     return [task for task in asyncio.all_tasks() if "Sender._" in repr(task.get_coro())]
+
+
+async def test_a_producer_whose_broker_is_away_leaves_nothing_behind(kafka_address: str, name: str) -> None:
+    """Not what waits until all is sent, of which asyncio would complain at the end."""
+    async with AIOKafkaProducer(bootstrap_servers=kafka_address) as producer:
+        before = asyncio.all_tasks()
+        producer._sender._muted_partitions.add(TopicPartition(name, 0))  # nothing is sent
+        await producer._message_accumulator.add_message(TopicPartition(name, 0), b"k", b"v", 1)
+        await stopped(producer)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() <= before

@@ -8,11 +8,12 @@
     broker comes back             all goes on by itself, exactly, within seconds, whatever time-outs have passed
     leader moves, node killed     the same; nothing is logged as an error
     input topic deleted           the worker stops: ConfigError, exit code 2. At the start a missing one is made, and
-    internal topic deleted        that is told; positions that it does not have follow `out_of_range`
+    internal topic deleted        that is told; positions that it does not have follow `out_of_range` (below)
     changelog deleted             the worker stops: ConfigError, exit code 2; at the next start too, for to make it anew
                                   would be to begin anew in silence
     offset out of range           earliest, latest: goes on there, with a warning. fail: the task is not opened, told at
-                                  each try and by health; the other tasks go on
+                                  each try and by health; the other tasks go on. If the position lies beyond the end,
+                                  so that the topic is another one, the worker stops: ConfigError, exit code 2
     rebalance during a restore    the task that is wanted elsewhere is broken off, the other worker restores it
     an agent awaits for long      no matter how long against the session: heartbeats go on. Beyond `stall_after` it is
                                   told and the task started again, each time with twice the time (up to 16 times), until

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import flowkit
+from flowkit.cli.check import check_broker
 from flowkit.cli.health import what_is_wrong
 from flowkit.cli.outcome import WRONG, code_of
 from flowkit.errors import ConfigError
@@ -99,12 +100,39 @@ async def test_an_internal_topic_that_is_deleted_stops_the_worker(
     (internal,) = [topic for topic in await broker.topics() if topic.startswith(f"{name}.")]
     await delete(broker, internal)
     assert f"no topic '{internal}' at kafka://" in await ends_with(worker, job)
-    # At the next start it is made anew, and does not have what the state goes on from.
-    with capture_logs() as logs:
-        async with at_work(counting(name, hop=True), url, tmp_path):
-            await until(lambda: said(logs, "task failed"), "told")
-            await until(lambda: f"{internal}[" in what_is_wrong(tmp_path, 10_000), "told to those who ask")
-    assert all(f"{internal}[" in entry["error"] for entry in said(logs, "task failed"))
+    # At the next start it is made anew, and does not have what the state goes on from. Whoever only tried again would
+    # go on once that much had been sent, and never see it.
+    again = worker_of(counting(name, hop=True), url, tmp_path)
+    told = await ends_with(again, asyncio.create_task(again.run()))
+    assert told.startswith(f"{internal}[")
+    assert "this is not the topic that the state belongs to" in told
+
+
+async def test_an_app_whose_first_table_has_another_name_does_not_begin_anew_in_silence(
+    url: str, broker: KafkaBroker, traffic: Traffic, tmp_path: Path, name: str
+) -> None:
+    """A table whose name comes before the others' gives the group its name, and with it another state."""
+    changelog, _ = changelog_of(f"{name}/totals/0")
+
+    async def noted() -> bool:
+        return f"{name}-in" in await broker.left(name, [])
+
+    async with at_work(counting(name), url, tmp_path):
+        await traffic.feed(50)
+        await traffic.all_counted()
+        await until_told(noted, "it is noted where the commits are")
+    assert await broker.left(name, []) == {f"{name}-in": [changelog]}
+    assert await broker.left(name, ["totals"]) == {}
+    renamed = worker_of(counting(name, table="counts"), url, tmp_path)
+    told = await ends_with(renamed, asyncio.create_task(renamed.run()))
+    assert told.startswith(f"group 'counts' (tables: counts) has not run yet and would read {name}-in from the start")
+    assert told.endswith(f"to begin anew, delete topic '{changelog}'")
+    groups = counting(name, table="counts").plan(rekey=True).groups
+    findings = await asyncio.to_thread(lambda: list(check_broker(name, groups, url)))  # it has a loop of its own
+    assert [finding.message for finding in findings if finding.severity == "error"] == [told]
+    await delete(broker, changelog)
+    async with at_work(counting(name, table="counts"), url, tmp_path) as anew:
+        await until(lambda: anew.owned, "it begins anew")
 
 
 async def test_a_changelog_that_is_deleted_stops_the_worker_and_keeps_it_from_starting(
@@ -119,7 +147,7 @@ async def test_a_changelog_that_is_deleted_stops_the_worker_and_keeps_it_from_st
     changelog, _ = changelog_of(f"{name}/totals/0")
 
     async def noted() -> bool:
-        return changelog in await broker._topics.notes(name)
+        return f"{name}-in" in await broker.left(name, [])
 
     await until_told(noted, "it is noted where the commits are")
     await delete(broker, changelog)

@@ -345,7 +345,7 @@ async def test_a_position_beyond_the_end(topics: KafkaTopics, readers: KafkaRead
     await topics.create(name, 1)
     await topics.put(name, numbered(0, 10))
     reader = await readers.source(name).open(0, 99)
-    with pytest.raises(InputError, match=r"holds offsets 0 to 9, but the reader is at 99"):
+    with pytest.raises(ConfigError, match=r"ends at offset 10, but the reader is at 99: this is not the topic"):
         await take(readers, reader, 1)
     await reader.close()
     for policy, first in (("earliest", 0), ("latest", 10)):

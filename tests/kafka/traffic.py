@@ -36,12 +36,12 @@ def moved(event: Event) -> Event:
     return event
 
 
-def counting(name: str, *, hop: bool = False, **how: Any) -> flowkit.App:
+def counting(name: str, *, hop: bool = False, table: str = "totals", **how: Any) -> flowkit.App:
     """From `NAME-in` to `NAME-out`; with a `hop` by way of an internal topic. `how` goes to the input."""
     app = flowkit.App(name)
     events = app.topic(f"{name}-in", Event, key="key", time="at", **how)
     out = app.topic(f"{name}-out", Total, key="key")
-    totals = app.table("totals", str, int)
+    totals = app.table(table, str, int)
     source: Any = events.map(moved).group_by("key", name="moved") if hop else events
 
     @app.each(source, tables=[totals], sinks=[out])
