@@ -1,5 +1,6 @@
 """Topics of a Kafka cluster: made, counted, written and read from outside, as `flowkit topics` and tests do."""
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -33,6 +34,8 @@ UNCONNECTED = (kafka.KafkaConnectionError, kafka.NodeNotReadyError, OSError)
 TRIES = 3
 """So often a question is asked before the cluster counts as away: one connection may be half open."""
 RETRY_SECONDS = 0.1
+NEWS_SECONDS = 10.0
+"""By then every node of a cluster has heard of a topic that was made."""
 REQUEST_BYTES = 100 * 2**20
 """What brokers take at once unless they are told otherwise; how large a record may be is the topic's to say."""
 REFUSED = (
@@ -60,6 +63,8 @@ class KafkaTopics:
         self._askers: dict[Isolation, _Asker] = {}
         self._lock = anyio.Lock()
         self._turn = 0
+        self._made: dict[str, float] = {}
+        """When (monotonic) topics were made here. The node that is asked may not have heard of them for a while."""
 
     async def open(self) -> None:
         """Connect. Raises BrokerError, saying why, if that fails."""
@@ -111,6 +116,7 @@ class KafkaTopics:
                 f"making topic {topic!r}",
                 lambda: _create(self._admin, self.address, topic, partitions, config, replication),
             )
+            self._made[topic] = time.monotonic()
         check_same_partitions(topic, self.url, found, partitions)
 
     async def config(self, topic: str) -> dict[str, str]:
@@ -227,6 +233,8 @@ class KafkaTopics:
                 if error not in (kafka.NoError, kafka.UnknownTopicOrPartitionError):
                     raise error(topic)
 
+        for topic in topics:
+            self._made.pop(topic, None)
         if topics:
             await self._try(f"deleting topics {', '.join(topics)}", delete)
 
@@ -244,13 +252,20 @@ class KafkaTopics:
     # --- within -------------------------------------------------------------------------------------------------------
 
     async def _partitions_of(self, topic: str) -> list[Any]:
-        topics = await self.topics()
+        topics = await self._topics_with(topic)
         if topic not in topics:
             raise unknown_topic(topic, self.url, topics)
         return [TopicPartition(topic, number) for number in range(topics[topic])]
 
+    async def _topics_with(self, topic: str) -> dict[str, int]:
+        """All topics, with this one if it has just been made here: that is waited for."""
+        until = self._made.get(topic, 0.0) + NEWS_SECONDS
+        while topic not in (topics := await self.topics()) and time.monotonic() < until:  # noqa: ASYNC110
+            await anyio.sleep(RETRY_SECONDS)
+        return topics
+
     async def _partition(self, topic: str, partition: int) -> Any:
-        topics = await self.topics()
+        topics = await self._topics_with(topic)
         if not 0 <= partition < topics.get(topic, 0):
             raise unknown_partition(topic, partition, self.url, topics)
         return TopicPartition(topic, partition)
