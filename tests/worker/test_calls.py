@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from flowkit import App, Closed, ConfigError, Count, NoEvent, Record, Retry, Stream, Tumbling
+from flowkit import App, Closed, ConfigError, Count, NoEvent, Record, Retry, Session, Stream, Tumbling
 from flowkit.clock import VirtualClock
 from flowkit.source import MemoryBroker
 from flowkit.testing import harness
@@ -441,3 +442,49 @@ async def test_a_call_that_takes_long_is_told_with_its_age_and_is_no_stall() -> 
         assert "events[0] offset 0" in told["at"]
         service.let(0, 1)
         await h.drain()
+
+
+async def test_a_failure_is_that_of_its_own_event_though_a_session_that_has_grown_seemed_to_be_due() -> None:
+    service = Service()
+    app = App("app")
+    source = app.topic("events", Event, key="key", time="at", out_of_order=100)
+    app.table("sessions", of=source, by="key", window=Session(3_000), n=Count())
+
+    @app.each(source)
+    def refuse(event: Event) -> None:
+        if event.n == 4:
+            raise ValueError("four")
+
+    @app.each(source.map_async(service))
+    def take(result: Result) -> None: ...
+
+    def rows(*events: Event) -> list[tuple[bytes | None, bytes | None, int]]:
+        return [(None, msgspec.json.encode(event), 0) for event in events]
+
+    async with MemoryBroker(clock := VirtualClock()) as broker:
+        for topic in ("events", "dead-letters"):
+            await broker.create(topic, 1)
+        live = await open_task(app, broker, clock)
+
+        async def work(*events: Event) -> None:
+            await broker.put("events", rows(*events))
+            await live.fetch(10)
+            while await live.step() or live.engine.calls.ready:
+                pass
+
+        service.let(1, 2, 3)
+        for event in (Event(1, 0), Event(2, 2_000), Event(3, 4_000, "b")):
+            await work(event)  # at the last one a's session has seemed to be over: one that begins anew thinks so again
+            await live.wait_for_calls(10)
+            await work()
+            await live.task.commit()
+        await work(Event(6, 4_001, "b"))
+        await live.task.commit()
+        service.let(6)
+        await live.wait_for_calls(10)
+        await work(Event(7, 4_002), Event(4, 4_003), Event(5, 4_004))
+        service.let(7, 5)
+        await live.finish(1)
+        await live.close()
+        letters = [msgspec.json.decode(row or b"") for row in broker.store.topics["dead-letters"][0].columns[1]]
+        assert [(letter["offset"], letter["reason"]) for letter in letters] == [(5, "four")]
