@@ -35,7 +35,7 @@ from flowkit.worker.outlets import BoundOutlet
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
 from flowkit.worker.routes import make_drivers, make_routes, make_states, wanted_of
-from flowkit.worker.step import Counters, EventFailed, StepContext
+from flowkit.worker.step import BESIDE, Counters, EventFailed, StepContext
 from flowkit.worker.subscribers import Subscribers
 from flowkit.worker.units import Units
 from flowkit.worker.ways import Ways
@@ -127,7 +127,7 @@ class Engine:
         """
         split.idle = self.splits.by_clock = False
         step = self.step
-        step.in_piece, step.unit = True, 0
+        step.in_piece, step.unit = True, 2 * BESIDE
         if step.cursor.low == MIN_TIME:  # an unusable record before the first good one has no time
             step.cursor.low = next((t for t in decoded.times[start:stop] if t > MIN_TIME), MIN_TIME)
         try:

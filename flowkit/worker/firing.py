@@ -68,11 +68,11 @@ class Firing:
         if self.unfinished:
             await self._resume(careful)
             return
+        if not step.in_piece:
+            step.new_event()  # due or not: what is due may be told too early, and otherwise after a rollback
         due = watermark >= step.next_due or step.cursor.ready
         if not due and not self._waits_for_calls():
             return
-        if not step.in_piece:
-            step.new_event()
         if due:
             await self._fire(careful)
         await self._bring_on(careful)

@@ -27,6 +27,10 @@ from flowkit.worker.tally import Tally
 STEP_SECONDS = 0.1
 """Once agents that await, or a firing, have taken so long, the task may look around before the rest."""
 
+BESIDE = 2**40
+"""What is no part of a record's step counts its units from here on: the record that follows has the same event number.
+What fires before the first record of a piece counts them from twice as many."""
+
 Send = Callable[[str, Any, int, bool, Origin | None], Awaitable[None]]
 """Gives an event of a table (stream, event, time, carefully, where a late record came from) to its subscribers."""
 
@@ -134,7 +138,7 @@ class StepContext:
 
     def new_event(self) -> None:
         """What follows is no part of a record's step: it gets its own number, by which a failure is found again."""
-        self.event_number, self.unit = self.event_number + 1, 0
+        self.event_number, self.unit = self.event_number + 1, BESIDE
 
     def now(self) -> int:
         """The clock (ms) that batches go by."""

@@ -26,7 +26,7 @@ from flowkit.worker.hops import HopDriver
 from flowkit.worker.inlet import Decoded
 from flowkit.worker.output import Output
 from flowkit.worker.recall import Recall
-from flowkit.worker.step import EventFailed, StepContext
+from flowkit.worker.step import BESIDE, EventFailed, StepContext
 from flowkit.worker.tap import Tap
 from flowkit.worker.units import Units
 
@@ -302,7 +302,7 @@ class Ways:
         It may be cut by a firing; then all of it is called again, and what is done already does nothing.
         """
         step, firing = self.step, self.firing
-        if firing.number[0] == step.event_number:
+        if firing.number[0] == step.event_number and firing.number[1] < BESIDE:
             step.unit = firing.number[1]
         now = step.event_now = max(step.event_now, t)
         step.active[split.name] = now

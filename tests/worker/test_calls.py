@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from flowkit import App, Closed, ConfigError, Count, NoEvent, Record, Retry, Stream, Tumbling
+from flowkit import App, Closed, ConfigError, Count, NoEvent, Record, Retry, Session, Stream, Tumbling
 from flowkit.clock import VirtualClock
 from flowkit.source import MemoryBroker
 from flowkit.testing import harness
+from flowkit.worker import LiveTask
 from tests.model.world import Crash, World, lines
 from tests.worker.test_live import open_task
 
@@ -441,3 +444,89 @@ async def test_a_call_that_takes_long_is_told_with_its_age_and_is_no_stall() -> 
         assert "events[0] offset 0" in told["at"]
         service.let(0, 1)
         await h.drain()
+
+
+class Alone:
+    """The only task of an app that reads `events`, driven by hand."""
+
+    def __init__(self, app: App, broker: MemoryBroker, live: LiveTask) -> None:
+        self.app, self.broker, self.live = app, broker, live
+
+    async def work(self, *events: Event) -> None:
+        """Do all that can be done once these have come too."""
+        await self.broker.put("events", [(None, msgspec.json.encode(event), 0) for event in events])
+        await self.live.fetch(10)
+        while await self.live.step() or self.live.engine.calls.ready:
+            pass
+
+    async def end_calls(self) -> None:
+        """Take what the calls have given that may end."""
+        await self.live.wait_for_calls(10)
+        await self.work()
+
+    async def letters(self) -> list[tuple[int, str]]:
+        """The dead letters, once all is done: their times and reasons."""
+        await self.live.finish(1)
+        await self.live.close()
+        rows = self.broker.store.topics["dead-letters"][0].columns[1]
+        return [(letter["time"], letter["reason"]) for letter in (msgspec.json.decode(row or b"") for row in rows)]
+
+
+@asynccontextmanager
+async def alone(app: App) -> AsyncIterator[Alone]:
+    async with MemoryBroker(clock := VirtualClock()) as broker:
+        for topic in ("events", "dead-letters"):
+            await broker.create(topic, 1)
+        yield Alone(app, broker, await open_task(app, broker, clock))
+
+
+def with_sessions(service: Service) -> tuple[App, Any]:
+    app = App("app")
+    source = app.topic("events", Event, key="key", time="at", out_of_order=100)
+    sessions = app.table("sessions", of=source, by="key", window=Session(3_000), n=Count())
+
+    @app.each(source.map_async(service))
+    def take(result: Result) -> None: ...
+
+    return app, sessions
+
+
+async def test_a_failure_is_that_of_its_own_event_though_a_session_that_has_grown_seemed_to_be_due() -> None:
+    app, _ = with_sessions(service := Service())
+
+    @app.each(app.topics["events"])
+    def refuse(event: Event) -> None:
+        if event.n == 4:
+            raise ValueError("four")
+
+    async with alone(app) as task:
+        service.let(1, 2, 3)
+        for event in (Event(1, 0), Event(2, 2_000), Event(3, 4_000, "b")):
+            await task.work(event)  # at the last one it has seemed to be over: what begins anew thinks so again
+            await task.end_calls()
+            await task.live.task.commit()
+        await task.work(Event(6, 4_001, "b"))
+        await task.live.task.commit()
+        service.let(6)
+        await task.end_calls()
+        await task.work(Event(7, 4_002), Event(4, 4_003), Event(5, 4_004))
+        service.let(7, 5)
+        assert await task.letters() == [(4_003, "four")]
+
+
+async def test_a_failure_that_a_record_brings_on_is_not_that_of_what_a_call_has_brought_on_before_it() -> None:
+    app, sessions = with_sessions(service := Service())
+
+    @app.each(sessions.closed)
+    def refuse(session: Closed[str, Any]) -> None:
+        if session.key == "b":
+            raise ValueError("b")
+
+    async with alone(app) as task:
+        await task.work(Event(1, 0, "a"), Event(2, 2_500, "b"), Event(3, 5_000, "c"))
+        await task.live.task.commit()
+        service.let(1, 2, 3)
+        await task.end_calls()  # a's session is over
+        await task.work(Event(4, 6_000, "c"))  # … and b's
+        service.let(4)
+        assert await task.letters() == [(5_499, "b")]
