@@ -1,9 +1,12 @@
 """The broker that a session of tests shares: Apache Kafka started here, or the one that FLOWKIT_TEST_KAFKA names."""
 
+import asyncio
 import os
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(autouse=True)
+async def _closes_its_connections() -> AsyncIterator[None]:
+    """A connection that fails while it signs in is closed by aiokafka, but not waited for: TLS takes some turns."""
+    yield
+    sockets: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    until = time.monotonic() + 2
+    while len(sockets.get_map()) > 1 and time.monotonic() < until:  # noqa: ASYNC110  one is the loop's own
+        await asyncio.sleep(0.001)
 
 
 @pytest.fixture(scope="session")
