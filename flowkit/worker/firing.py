@@ -68,11 +68,12 @@ class Firing:
         if self.unfinished:
             await self._resume(careful)
             return
+        if not step.in_piece:
+            # Whether or not anything is due: after a rollback states may think so too early, where nothing fires then.
+            step.new_event()
         due = watermark >= step.next_due or step.cursor.ready
         if not due and not self._waits_for_calls():
             return
-        if not step.in_piece:
-            step.new_event()
         if due:
             await self._fire(careful)
         await self._bring_on(careful)

@@ -86,6 +86,51 @@ async def test_after_going_back_positions_are_only_those_of_what_was_done_again(
         await live.close()
 
 
+async def test_after_going_back_an_event_that_is_well_is_not_taken_for_the_one_that_failed() -> None:
+    app = App("app")
+    a, b = app.topic("a", Event, time="n"), app.topic("b", Event, time="n", idle_after=100)
+    alarm = app.timers("alarm", str)
+    taken = []
+
+    @app.each(a, b, tables=[alarm])
+    def agent(event: Event) -> None:
+        alarm.set(str(event.n), event.n + 10)
+        if event.n == 32:
+            raise ValueError("always")
+        taken.append(event.n)
+
+    clock = VirtualClock()
+    async with MemoryBroker(clock) as broker:
+        for topic in ("a", "b", "dead-letters"):
+            await broker.create(topic, 1)
+        live = await open_task(app, broker, clock)
+
+        async def handle(topic: str, *numbers: int) -> None:
+            await broker.put(topic, [(None, b'{"n": %d}' % n, 0) for n in numbers])
+            while await live.fetch(10):
+                while await live.step():
+                    pass
+
+        async def commit() -> None:
+            await live.task.commit()
+            await live.task.settled()
+
+        await handle("b", 30)
+        await handle("a", 1)
+        await commit()
+        await handle("a", 30)  # the first timer goes off; its hint is kept with those of the others
+        await commit()
+        clock.advance(1_000)
+        await live.fetch(10)
+        live.look_at_clock()  # b is idle: nothing is due yet, but what was loaded again after going back asks first
+        await handle("a", 31, 32, 33)
+        await commit()
+        assert taken[-2:] == [31, 33]
+        letters = broker.store.topics["dead-letters"][0].columns[1]
+        assert [b'"offset":3,' in (letter or b"") for letter in letters] == [True]
+        await live.close()
+
+
 async def test_a_split_that_was_not_looked_at_is_not_silent() -> None:
     app = App("app")
     a, b = app.topic("a", Event, idle_after=100), app.topic("b", Event, idle_after=100)
