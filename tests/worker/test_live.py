@@ -1,11 +1,12 @@
 """A live task by itself: what it has promised to the broker is never more than it has done."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowkit import App, Record
 from flowkit.clock import VirtualClock
-from flowkit.options import WorkerOptions
-from flowkit.source import MemoryBroker, open_storage
+from flowkit.options import Guarantee, WorkerOptions
+from flowkit.source import MemoryBroker, Output, open_storage
 from flowkit.store import open_store
 from flowkit.worker import LiveTask, random_ids
 from flowkit.worker.draining import Savepoints, TaskDrain
@@ -128,6 +129,43 @@ async def test_after_going_back_an_event_that_is_well_is_not_taken_for_the_one_t
         assert taken[-2:] == [31, 33]
         letters = broker.store.topics["dead-letters"][0].columns[1]
         assert [b'"offset":3,' in (letter or b"") for letter in letters] == [True]
+        await live.close()
+
+
+class EarlyBroker(MemoryBroker):
+    """Takes what is sent before the commit."""
+
+    guarantee: Guarantee = "at least once"
+
+    async def send(self, task: str, epoch: int, outputs: Sequence[Output]) -> None:
+        for out in outputs:
+            await self.put(out.topic, [(out.key, out.value, out.time)])
+
+
+async def test_an_event_that_fails_repeats_nothing_that_was_sent_before_the_commit() -> None:
+    app = App("app", guarantee="at least once")
+    source, out = app.topic("a", Event), app.topic("out", Event)
+
+    @app.each(source, sinks=[out])
+    def agent(event: Event) -> Event:
+        if event.n in (3, 5):
+            raise ValueError("always")
+        return event
+
+    clock = VirtualClock()
+    async with EarlyBroker(clock) as broker:
+        for topic in ("a", "out", "dead-letters"):
+            await broker.create(topic, 1)
+        live = await open_task(app, broker, clock, topics={"dead-letters": 1, "out": 1})
+        for n in range(1, 7):
+            await broker.put("a", [(None, b'{"n": %d}' % n, 0)])
+            while await live.fetch(10):
+                while await live.step():
+                    pass
+        await live.task.commit()
+        await live.task.settled()
+        found = [value for value in broker.store.topics["out"][0].columns[1] if value]
+        assert found == [b'{"n":1}', b'{"n":2}', b'{"n":4}', b'{"n":6}']
         await live.close()
 
 
