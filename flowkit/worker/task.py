@@ -411,7 +411,9 @@ class Task:
             self.outlets[self.app.dead_letters.name].emit(letter, None, letter.time or 0)
         marks = self._marks()
         outs, staged = self._stage(final)
-        self._early, self._repeated = {}, {}
+        self._early = {}
+        if not self.feed.replaying:
+            self._repeated = {}
         for sink in self._staging:
             changes += sink.changes()
             drops += sink.drops()
@@ -491,7 +493,7 @@ class Task:
         Compared one by one, since an agent that has more than tables in mind may send something else this time.
         """
         sent = self._repeated.get(topic)
-        if not sent:
+        if not sent or not self.feed.replaying:
             return records
         same = 0
         while same < len(records) and sent and records[same] == sent[0]:

@@ -161,7 +161,8 @@ async def test_an_event_that_fails_repeats_nothing_that_was_sent_before_the_comm
             await broker.put("a", [(None, b'{"n": %d}' % n, 0)])
             while await live.fetch(10):
                 while await live.step():
-                    pass
+                    if live.feed.replaying:  # the rest of what comes again is still known
+                        await live.task.commit()
         await live.task.commit()
         await live.task.settled()
         found = [value for value in broker.store.topics["out"][0].columns[1] if value]
