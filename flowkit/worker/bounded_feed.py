@@ -55,6 +55,10 @@ class BoundedFeed:
         self.finished = [engine for engine in self.engines if engine.group.name in saved.get("finished", [])]
         self.finished_before = list(self.finished)
 
+    @property
+    def replaying(self) -> bool:
+        return False  # it merges anew, and nobody has seen anything of it
+
     async def next(self, limit: int) -> Piece | Waiting | None:
         while True:
             self._move_links()

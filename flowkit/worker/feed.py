@@ -121,6 +121,10 @@ Piece = Records | Marks | Ended | Drained | Finished | Idle | Found | ClockMark 
 class Feed(Protocol):
     """Where a task takes its pieces from."""
 
+    @property
+    def replaying(self) -> bool:
+        """True while what was given out before a rewind comes again as it came."""
+
     async def next(self, limit: int) -> Piece | Waiting | None:
         """The next piece, of at most `limit` records; None: nothing more (for now)."""
 

@@ -69,7 +69,8 @@ class Firing:
             await self._resume(careful)
             return
         if not step.in_piece:
-            step.new_event()  # due or not: what is due may be told too early, and otherwise after a rollback
+            # Due or not: what is due may be told too early, and otherwise after a rollback, where nothing fires then.
+            step.new_event()
         due = watermark >= step.next_due or step.cursor.ready
         if not due and not self._waits_for_calls():
             return

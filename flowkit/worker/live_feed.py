@@ -40,6 +40,10 @@ class LiveFeed:
         """Add a piece; records whole batches at a time."""
         self.journal.append(piece)
 
+    @property
+    def replaying(self) -> bool:
+        return self.at < self.fixed
+
     async def next(self, limit: int) -> Piece | None:
         if self.at == len(self.journal):
             return None

@@ -12,6 +12,7 @@
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +103,10 @@ class Task:
         """What it calls itself in marks."""
         self.counters, self.sinks, self.broker, self.topics, self.epoch = counters, sinks, broker, topics or {}, epoch
         self._staging = [sink for sink in sinks.values() if isinstance(sink, Staging)]
+        self._early: dict[str, list[Outgoing]] = {}
+        """By topic, what was sent early since the last commit."""
+        self._repeated: dict[str, deque[Outgoing]] = {}
+        """What had been sent before the task went back, and is not to be sent again."""
         # Asked once: a step may be a single event, and to ask what a broker can takes some µs.
         self._sends_early: SendsEarly | None = None
         if isinstance(broker, SendsEarly) and broker.guarantee == "at least once":
@@ -360,6 +365,9 @@ class Task:
             await engine.rollback(groups.get(engine.group.name, {}))
         for outlet in self.outlets.values():
             outlet.records.clear()
+        for name, records in self._early.items():
+            self._repeated[name] = deque([*records, *self._repeated.get(name, ())])
+        self._early = {}
         self.counters.tally.rollback()
         self.meter.rollbacks += 1
         await self.feed.rewind()
@@ -403,6 +411,9 @@ class Task:
             self.outlets[self.app.dead_letters.name].emit(letter, None, letter.time or 0)
         marks = self._marks()
         outs, staged = self._stage(final)
+        self._early = {}
+        if not self.feed.replaying:
+            self._repeated = {}
         for sink in self._staging:
             changes += sink.changes()
             drops += sink.drops()
@@ -438,8 +449,9 @@ class Task:
         staged: dict[str, Any] = {}
         for name, outlet in self.outlets.items():
             records, outlet.records = outlet.records, []
-            outlet.total += len(records)
             self.counters.tally.gave(name, records)
+            records = self._unsent(name, records)
+            outlet.total += len(records)
             if name in self.sinks:
                 handoff = self.sinks[name].stage(records, final)
                 staged[name] = (self.sinks[name].state(), handoff)
@@ -467,11 +479,29 @@ class Task:
             outlet = self.outlets.get(name)
             if outlet is not None and outlet.records:
                 records, outlet.records = outlet.records, []
-                outlet.total += len(records)
                 self.counters.tally.gave(name, records)
+                records = self._unsent(name, records)
+                self._early.setdefault(name, []).extend(records)
+                outlet.total += len(records)
                 outs += self._placed(name, records)
         if outs:
             await broker.send(self.name, self.epoch, outs)
+
+    def _unsent(self, topic: str, records: list[Outgoing]) -> list[Outgoing]:
+        """Those that were not sent early before the task went back: an event that fails repeats nothing outside.
+
+        Compared one by one, since an agent that has more than tables in mind may send something else this time.
+        """
+        sent = self._repeated.get(topic)
+        if not sent or not self.feed.replaying:
+            return records
+        same = 0
+        while same < len(records) and sent and records[same] == sent[0]:
+            self._early.setdefault(topic, []).append(sent.popleft())
+            same += 1
+        if same < len(records):
+            del self._repeated[topic]
+        return records[same:]
 
     def _marks(self) -> list[Out]:
         """How far the engines are, if that has changed, for all partitions of the internal topics that they send into.
