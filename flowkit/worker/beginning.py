@@ -24,7 +24,7 @@ import structlog
 from flowkit.agent import Group
 from flowkit.errors import CommitError, ConfigError, Fenced, StoreCorrupt
 from flowkit.sink import FileSink, Forking, Sink
-from flowkit.source import Claim, Output
+from flowkit.source import Claim, Known, Output
 from flowkit.store import Checkpoints, Frame, KeyProvider, LsmStore, OnProgress, Storage, Store, folder_of
 from flowkit.worker.savepoint import Manifest, Seal
 
@@ -73,6 +73,34 @@ async def begun_with(ledger: Ledger, app: str) -> str | None:
     """The id of the savepoint with which the app has begun on this broker; None if it has begun with none, or not."""
     _, commit_id = await ledger.last_commit(marker_of(app))
     return None if commit_id is None else commit_id.hex()
+
+
+class Leased(Protocol):
+    """What is asked of a broker that places tasks by leases."""
+
+    async def leases(self, prefix: str = "") -> Sequence[Known]: ...
+    async def positions(self, task: str) -> Any: ...
+
+
+async def tell_names(broker: Leased, app: str, groups: Sequence[Group]) -> None:
+    """As `check_names`, where tasks are placed by leases: those stay for ever, so it is no more than a warning."""
+    tasks: dict[str, list[str]] = {}
+    for lease in await broker.leases(f"{app}/"):
+        tasks.setdefault(lease.task.split("/")[1], []).append(lease.task)
+    for group in groups:
+        if group.name in tasks:
+            continue
+        for other in tasks.keys() - {each.name for each in groups}:
+            splits = [split for task in tasks[other] for split in await broker.positions(task) or ()]
+            read = {topic for split in splits if group.input_of(topic := split.rpartition("[")[0]) is not None}
+            if read:
+                log.warning(
+                    "a group of tasks begins anew, with empty tables, and reads what one that is gone has read: it is "
+                    "called after the first of its tables by name",
+                    group=group.name,
+                    reads=sorted(read),
+                    instead_of=other,
+                )
 
 
 async def check_names(broker: Remembers, app: str, groups: Sequence[Group]) -> None:

@@ -37,7 +37,7 @@ from flowkit.store import (
     open_directory,
     open_host,
 )
-from flowkit.worker.beginning import Beginning, begun_with, check_names
+from flowkit.worker.beginning import Beginning, begun_with, check_names, tell_names
 from flowkit.worker.build import random_ids, tuned_collector
 from flowkit.worker.checkpointing import TaskCheckpoints
 from flowkit.worker.draining import Savepoints, TaskDrain, refuse_savepoints, senders_of
@@ -239,6 +239,8 @@ class Worker:
 
     async def _begin(self) -> None:
         """Tasks and topics are known: see what the app begins with, and what savepoints will be of."""
+        if self.beginning is None and not isinstance(self.broker, PlacesByGroup):
+            await tell_names(self.broker, self.app.name, self.wiring.plan.groups)
         if isinstance(self.broker, Sharded):
             if self.beginning is not None:
                 raise ConfigError(f"--from: a savepoint cannot be begun with on {self.broker.url} yet")

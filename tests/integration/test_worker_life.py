@@ -382,3 +382,16 @@ async def test_a_resource_is_made_once_a_worker_and_closed_at_its_end(tmp_path: 
         *(f"{n} by the client" for n in range(3)),
         "closed",
     ]
+
+
+async def test_a_group_that_begins_anew_under_another_name_is_told(tmp_path: Path) -> None:
+    async with topics_in(tmp_path, events=1) as broker:
+        await put(broker, "events", an_event(1))
+        told = []
+        for table in ("totals", "totals", "sums"):
+            with capture_logs() as logs:
+                async with working(adding_up(table=table), tmp_path, binds=out_in(tmp_path)):
+                    await eventually(lambda: totals(tmp_path), "the event")
+            told.append([log for log in logs if log["event"].startswith("a group of tasks begins anew")])
+    assert [len(each) for each in told] == [0, 0, 1]
+    assert (told[2][0]["group"], told[2][0]["reads"], told[2][0]["instead_of"]) == ("sums", ["events"], "totals")

@@ -91,12 +91,12 @@ class Total(flowkit.Record):
     total: int
 
 
-def adding_up(name: str = "adding") -> App:
-    """Topic `events`, table `totals`, sink `out`: the running total of each key."""
+def adding_up(name: str = "adding", table: str = "totals") -> App:
+    """Topic `events`, a table, sink `out`: the running total of each key."""
     app = App(name)
     events = app.topic("events", Event, key="key", time="at")
     out = app.sink("out", Total)
-    totals = app.table("totals", str, int)
+    totals = app.table(table, str, int)
 
     @app.each(events, tables=[totals], sinks=[out])
     def add(event: Event) -> Total:
