@@ -81,7 +81,7 @@ async def started(client: Client, address: KafkaAddress) -> Client:
         with anyio.fail_after(address.timeout_ms / 1000):
             await client.start()
         if not _inner(client).cluster.brokers():
-            raise _no_brokers(address)
+            raise no_brokers(address)
     except BaseException as error:
         await stopped(client)
         if not isinstance(error, AWAY):
@@ -207,7 +207,7 @@ async def why_not(address: KafkaAddress) -> BrokerError:
             await connection.connect()
             told = await connection.send(MetadataRequest([]))
             if not told.brokers:
-                raise _no_brokers(address)
+                raise no_brokers(address)
             answers[server] = "it answers now, so try again"
             kinds.add(BrokerError)
         except (*AWAY, FlowkitError) as error:
@@ -231,7 +231,8 @@ def error_of(error: BaseException) -> type[BrokerError]:
     return BrokerRefused if isinstance(error, DENIED) else BrokerError
 
 
-def _no_brokers(address: KafkaAddress) -> BaseException:
+def no_brokers(address: KafkaAddress) -> BaseException:
+    """What an answer means that names no broker: see RefusedToken."""
     return kafka.NoBrokersAvailable() if address.sasl is None else RefusedToken()
 
 

@@ -14,7 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from flowkit.errors import BrokerError, ConfigError
 from flowkit.source.kafka_address import KafkaAddress
 from flowkit.source.kafka_batch import KafkaBatch
-from flowkit.source.kafka_client import AWAY, broker_error, started, stopped, why_not
+from flowkit.source.kafka_client import AWAY, broker_error, no_brokers, started, stopped, why_not
 from flowkit.source.rules import (
     KeyValueTime,
     check_same_partitions,
@@ -92,8 +92,11 @@ class KafkaTopics:
 
         async def ask() -> dict[str, int]:
             # All of them: a question for one topic makes brokers that make topics on their own make it.
-            found = await self._admin.describe_topics()
-            return {each["topic"]: len(each["partitions"]) for each in found if not each["is_internal"]}
+            found = await self._admin._get_cluster_metadata()  # noqa: SLF001  # `describe_topics` leaves out the brokers
+            if not found.brokers:  # not one without topics, which would be taken for deleted
+                raise no_brokers(self.address)
+            topics = found.to_object()["topics"]
+            return {each["topic"]: len(each["partitions"]) for each in topics if not each["is_internal"]}
 
         return await self._try("listing topics", ask)
 
@@ -335,10 +338,10 @@ async def _create(
         if error not in (kafka.NoError, kafka.TopicAlreadyExistsError):
             raise error(message)
     while True:  # brokers hear of the topic one after the other
-        (told,) = await admin.describe_topics([topic])
-        parts = told["partitions"]
-        if not told["error_code"] and parts and all(part["leader"] >= 0 for part in parts):
-            return len(parts)
+        for told in await admin.describe_topics([topic]):  # none at all if the connection was refused: see no_brokers
+            parts = told["partitions"]
+            if not told["error_code"] and parts and all(part["leader"] >= 0 for part in parts):
+                return len(parts)
         await anyio.sleep(0.02)
 
 

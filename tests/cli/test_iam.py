@@ -43,7 +43,7 @@ def test_streams_are_told_apart_by_what_is_done_with_them(place: Place) -> None:
     place.app()
     found = {
         statement["Resource"].rpartition("/")[2]: {action.partition(":")[2] for action in statement["Action"]}
-        for statement in statements(place, *BINDS, "--bind", "dead-letters=x.jsonl", "--broker", "kinesis://")
+        for statement in statements(place, *BINDS, "--bind", "dead-letters=dead.jsonl", "--broker", "kinesis://")
     }
     assert found["sales"] == {"ListShards", "GetShardIterator", "GetRecords"}
     assert found["big"] == {"ListShards", "DescribeStreamSummary", "PutRecords"}
@@ -53,7 +53,7 @@ def test_streams_are_told_apart_by_what_is_done_with_them(place: Place) -> None:
 
 def test_a_consumer_is_allowed_where_streams_are_pushed_and_nowhere_else(place: Place) -> None:
     place.app()
-    words = (*BINDS, "--bind", "dead-letters=x.jsonl", "--bind", "big=x.jsonl", "--broker")
+    words = (*BINDS, "--bind", "dead-letters=dead.jsonl", "--bind", "big=x.jsonl", "--broker")
 
     def found(broker: str) -> dict[str, set[str]]:
         rights: dict[str, set[str]] = {}
@@ -83,7 +83,7 @@ def test_a_consumer_is_allowed_where_streams_are_pushed_and_nowhere_else(place: 
 )
 def test_the_partition_is_that_of_the_region(place: Place, region: str, partition: str) -> None:
     place.app()
-    broker = ("--broker", f"kinesis://{region}?frames=s3://states/app", "--bind", "dead-letters=x.jsonl")
+    broker = ("--broker", f"kinesis://{region}?frames=s3://states/app", "--bind", "dead-letters=dead.jsonl")
     for words in (("--region", region), ()):  # else as the broker's URL says, which goes before what is unsaid
         done = place.call("iam", "app.py", *broker, "--bind", "reports=x.jsonl", "--account", "1" * 12, *words)
         arns = [word for word in done.out.split('"') if word.startswith("arn:")]
@@ -104,7 +104,7 @@ def test_in_china_a_service_that_uses_a_key_is_named_either_way() -> None:
 
 def test_frames_are_forgotten_only_where_there_are_checkpoints(place: Place) -> None:
     place.app()
-    words = (*BINDS, "--bind", "dead-letters=x.jsonl", "--broker", "kinesis://eu-west-1?frames=s3://states/app")
+    words = (*BINDS, "--bind", "dead-letters=dead.jsonl", "--broker", "kinesis://eu-west-1?frames=s3://states/app")
     for more, deleted in (((), False), (("--checkpoints", "checkpoints"), True)):
         (found,) = [s for s in statements(place, *words, *more) if "/app/frames/shop/*" in s["Resource"]]
         assert ("s3:DeleteObject" in found["Action"]) is deleted
