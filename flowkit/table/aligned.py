@@ -358,5 +358,6 @@ class AlignedState(State):
         else:
             self.careful_before = self.window.late_before(closed)
         if self.early is not None:
-            # Every move of the watermark may pass the early point of a window that is still to be opened.
-            self.due = self.watermark + 1
+            # Every move of the watermark may pass the early point of a window that is still to be opened; and amid a
+            # firing that is taken up again, early results of the same move may be still to come.
+            self.due = self.settled + 1

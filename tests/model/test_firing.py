@@ -163,6 +163,16 @@ def test_cut_crashed_and_failing_firings_equal_whole_ones(data: st.DataObject) -
     same(unbroken(build, inputs), broken(build, inputs, crashes, plan))
 
 
+def test_early_results_of_a_move_come_also_after_a_firing_of_it_was_taken_up_again() -> None:
+    """A result fails amid the firing; the early one for the window that follows it is still to come."""
+    inputs = inputs_of(numbered([(key, time, 0) for time in (30, 40) for key in KEYS]))
+
+    def build() -> App:
+        return busy_app(("sliding", 10, 5, 0), declared=False, early=3, trouble=Trouble(at=frozenset([0])))
+
+    same(unbroken(build, inputs), broken(build, inputs, [], [EACH]))
+
+
 @pytest.mark.parametrize("spec", matrix(SPECS, quick=lambda spec: spec[0] in ("sliding", "session")), ids=str)
 def test_a_firing_that_takes_long_lets_the_task_look_around(
     spec: flink.WindowSpec, monkeypatch: pytest.MonkeyPatch
