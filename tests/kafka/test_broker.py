@@ -304,6 +304,7 @@ async def test_guarantees_can_be_changed(kafka_address: str, name: str) -> None:
             assert claim.number == number - 1
             await commit(broker, task, claim.epoch, frame(number, b"id%d" % (number - 1) if number > 1 else b""))
             assert await broker.last_commit(task) == (number, b"id%d" % number)
+            await shown(broker, task, number)
             assert [found.number async for found in broker.frames(task, 0)] == list(range(1, number + 1))
     assert epochs == [1, 2, 3, 4]
 
