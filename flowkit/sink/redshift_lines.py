@@ -10,9 +10,8 @@ from flowkit.sink.redshift_sql import GONE, ROW
 
 LINE_BYTES = 4 << 20
 """What COPY takes of one JSON object."""
-
-
-QUICK_BYTES = LINE_BYTES - 100
+VALUE_BYTES = LINE_BYTES - 100
+"""What it takes of a value, beside the columns of our own."""
 _ROW, _GONE = ROW.encode(), GONE.encode()
 
 
@@ -37,7 +36,7 @@ class Lines:
         value = value.strip()
         if not value.startswith(b"{"):
             return Never("NoObject", "the value is no JSON object, and has no columns")
-        if len(value) > QUICK_BYTES:
+        if len(value) > VALUE_BYTES:
             return Never("RecordTooLarge", f"{len(value)} bytes, and COPY takes {LINE_BYTES} of a line")
         if self._decoder is not None:
             try:
@@ -69,4 +68,4 @@ def _are_plain(values: Sequence[bytes | None]) -> bool:
     except TypeError:  # a tombstone
         return False
     begun = joined.startswith(b'{"') + joined.count(b'\n{"')
-    return begun == len(values) == joined.count(b"\n") + 1 and max(map(len, values)) < QUICK_BYTES  # type: ignore[arg-type]
+    return begun == len(values) == joined.count(b"\n") + 1 and max(map(len, values)) <= VALUE_BYTES  # type: ignore[arg-type]

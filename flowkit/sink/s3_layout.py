@@ -31,6 +31,7 @@ LONGEST, START = 200, 15
 So many stand before the digest of one that has more, each of at most twelve when quoted.
 """
 
+_SAFE = " @+-_,"
 _DAY, _HOUR, _MINUTE = 86_400_000, 3_600_000, 60_000
 _TIMES = {"dt": _DAY, "year": _DAY, "month": _DAY, "day": _DAY, "hour": _HOUR, "minute": _MINUTE}
 _FORMATS = {"dt": "%Y-%m-%d", "year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M"}
@@ -130,7 +131,7 @@ def _safe(value: Any) -> str:
         return str(value).lower()
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     # A name of dots alone would be taken for a way up by those who copy to directories.
-    safe = quote(text, safe=" @+-_,") if text.strip(".") else "%2E" * len(text)
+    safe = quote(text, safe=_SAFE) if text.strip(".") else "%2E" * len(text)
     if len(safe) <= LONGEST:
         return safe
-    return f"{quote(text[:START], safe=' @+-_,')}~{blake2b(text.encode(), digest_size=8).hexdigest()}"
+    return f"{quote(text[:START], safe=_SAFE)}~{blake2b(text.encode(), digest_size=8).hexdigest()}"

@@ -242,12 +242,12 @@ class TaskProducer:
             if batch.append(key=key, value=value, timestamp=max(at, 0)) is None:
                 if sent and self.guarantee == "at least once":
                     await sent[-1]
-                sent.append(await self._send_batch(batch, topic, partition, keys[first:n], values[first:n]))
+                sent.append(await self._send_batch(batch, topic, partition, keys, values, range(first, n)))
                 batch, first = self._new_batch(topic), n
                 batch.append(key=key, value=value, timestamp=max(at, 0))
         if sent and self.guarantee == "at least once":
             await sent[-1]
-        sent.append(await self._send_batch(batch, topic, partition, keys[first:], values[first:]))
+        sent.append(await self._send_batch(batch, topic, partition, keys, values, range(first, len(keys))))
         return sent
 
     def _new_batch(self, topic: str) -> Any:
@@ -259,19 +259,25 @@ class TaskProducer:
         return BatchBuilder(self.most[topic], 0, is_transactional=self.guarantee == "exactly once")
 
     async def _send_batch(
-        self, batch: Any, topic: str, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes | None]
+        self,
+        batch: Any,
+        topic: str,
+        partition: int,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        part: range,
     ) -> Any:
-        """The future of what is sent, which leaves a word behind if the topic's `max.message.bytes` is less."""
+        """The future of a batch, `part` of the records, which leaves a word behind if the topic takes less."""
 
         def look(sent: Any) -> None:
             from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
             if sent.cancelled() or not isinstance(sent.exception(), MessageSizeTooLargeError | RecordListTooLargeError):
                 return
-            size, key = max((len(k or b"") + len(v or b""), k or b"") for k, v in zip(keys, values, strict=True))
-            if len(keys) > 1:
+            size, key = max((len(keys[n] or b"") + len(values[n] or b""), keys[n] or b"") for n in part)
+            if len(part) > 1:
                 self.most[topic] = max(self.most.get(topic, BATCH_BYTES) // 8, 1)
-                self._refused = f"topic {topic!r} takes no batch of {len(keys)} records: sending smaller ones"
+                self._refused = f"topic {topic!r} takes no batch of {len(part)} records: sending smaller ones"
             else:
                 self._refused = (
                     f"topic {topic!r} takes no record of {size:,} bytes (key {key[:100]!r}): raise its "

@@ -156,7 +156,6 @@ class Task:
             await sink.open(None if saved is None else saved[0])
             if saved is not None:
                 await self._deliver(name, saved[1])
-                self._would_repeat |= saved[1] is not None and sink.repeats
         await whole(self._migrate(meta))
         return meta
 
@@ -556,7 +555,6 @@ class Task:
         await self.hook("resolved")
         for name, handoff in handoffs.items():
             await self._deliver(name, handoff)
-            self._would_repeat |= self.sinks[name].repeats
             await self.hook("delivered")
 
     async def _deliver(self, name: str, handoff: Any) -> None:
@@ -568,6 +566,7 @@ class Task:
             rejected = await self.sinks[name].deliver(handoff)
         finally:
             self._delivering = ""
+        self._would_repeat |= handoff is not None and self.sinks[name].repeats
         for record in rejected:
             self._reject(name, record)
 

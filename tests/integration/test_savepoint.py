@@ -191,7 +191,11 @@ async def ended(directory: Path, request: Request) -> Request:
 
 
 async def take(directory: Path, app: str = "selling", **options: Any) -> Manifest:
-    now = await ended(directory, await ask(directory, app, **options))
+    return await taken(directory, await ask(directory, app, **options))
+
+
+async def taken(directory: Path, request: Request) -> Manifest:
+    now = await ended(directory, request)
     assert now.state == "done", now.why
     return await manifest_in(directory)
 
@@ -278,10 +282,11 @@ async def test_what_comes_before_and_after_a_savepoint_is_what_an_app_sends_that
     assert wanted == expected(kind, COUNT)
     async with topics_in(old, **TOPICS) as broker, topics_in(new, **TOPICS) as other:
         async with two_workers(kind, old):
-            load = asyncio.create_task(feed(broker, 0, COUNT))
+            await feed(broker, 0, COUNT // 2)
             await until_sent(broker, 5)
-            manifest = await take(old, stop=stop)
-            await load  # which mostly goes on meanwhile
+            request = await ask(old, stop=stop)
+            await feed(broker, COUNT // 2, COUNT)  # in the midst of it
+            manifest = await taken(old, request)
             await flush(broker)
             if not stop:
                 await until_sent(broker, len(wanted))

@@ -17,10 +17,7 @@ from tests.kafka.real import Kafka
 
 async def test_a_producer_that_is_fenced_while_it_stops_keeps_no_connection(own_kafka: Callable[..., Kafka]) -> None:
     kafka = own_kafka()
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    await admin.start()
-    await admin.create_topics([NewTopic("t", 1, 1)])
-    await admin.close()
+    await make_topic(kafka, 1)
     late, successor = (AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id="x") for _ in range(2))
     await started(late, KafkaAddress.parse(f"kafka://{kafka.bootstrap}"))
     await late.partitions_for("t")
@@ -40,15 +37,19 @@ async def test_a_producer_that_is_fenced_while_it_stops_keeps_no_connection(own_
 
 async def test_what_a_producer_had_under_way_when_it_was_fenced_ends_with_it(own_kafka: Callable[..., Kafka]) -> None:
     kafka = own_kafka()
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    await admin.start()
-    await admin.create_topics([NewTopic("t", 2, 1)])
-    await admin.close()
+    await make_topic(kafka, 2)
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     await asyncio.create_task(fence_amid_requests(kafka))
     gc.collect()
     assert complaints == [], "failures that nobody has heard"
+
+
+async def make_topic(kafka: Kafka, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic("t", partitions, 1)])
+    await admin.close()
 
 
 async def fence_amid_requests(kafka: Kafka) -> None:
